@@ -1,0 +1,1 @@
+"""The `concepts` command: words in, words out; the only room that joins the others."""

@@ -1,0 +1,1 @@
+"""Concepts into a diffusers pipeline, and out of it again, exactly."""
