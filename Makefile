@@ -1,0 +1,75 @@
+# The whole life of the project in one-word commands. `make demo` needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo-out
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+ROOMS := cli composer evaluation formats registry toybox trainer
+SOURCES := core $(ROOMS) tests docs
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Nothing is ever downloaded by a demonstration or a test.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: install demo test slow check lint types imports docs links system-packages clean
+
+install: $(INSTALLED_DEV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools torch==2.13.0
+	$(PIP) --no-build-isolation --editable '.[torch]'
+	touch $@
+
+# The two reference implementations declare dependencies that would replace the pinned torch, hence --no-deps;
+# what their arithmetic needs is part of the extra `dev`.
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) --no-build-isolation --editable '.[torch,dev]'
+	$(PIP) --no-deps lycoris-lora perfusion-pytorch
+	touch $@
+
+demo: $(INSTALLED)
+	$(OFFLINE) $(BIN)/concepts demo --out $(OUT)
+
+test: $(INSTALLED_DEV)
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+slow: $(INSTALLED_DEV)
+	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
+
+check: lint types imports docs
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED_DEV) links
+	$(BIN)/mypy
+
+imports: $(INSTALLED_DEV) links
+	PYTHONPATH=.links $(BIN)/lint-imports
+
+# Generated pages are current, and the tree, its package list and SPEC.md agree.
+docs: $(INSTALLED_DEV)
+	$(BIN)/python docs/generate.py --check
+	$(OFFLINE) $(BIN)/python -m pytest -q tests/test_layout.py
+
+# mypy and import-linter want one folder that looks like the package (docs/adr/0001).
+links:
+	@mkdir -p .links/conceptry
+	@find .links/conceptry -type l ! -exec test -e {} \; -delete
+	@for room in $(ROOMS); do ln -sfn ../../$$room .links/conceptry/$$room; done
+	@for file in core/*.py core/py.typed; do ln -sfn ../../$$file .links/conceptry/$$(basename $$file); done
+
+# Debian's packages that some tests drive; those tests say so and are skipped where the program is missing.
+system-packages:
+	@if command -v strace >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends strace || echo "system packages were not installed: strace"; \
+	else echo "system packages were not installed: strace"; fi
+
+clean:
+	rm -rf .links .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info $(OUT)
