@@ -1,0 +1,78 @@
+"""SHA-256 digests as a type, and canonical JSON, the bytes that a version's identity is taken from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from conceptry.errors import InvalidDigestError
+
+_PATTERN: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A SHA-256 digest; it can be built from well-formed text or from bytes only.
+
+    Text is ``sha256:`` and 64 lower-case hexadecimal digits, nothing before and nothing after.
+    """
+
+    hex: str
+
+    def __post_init__(self) -> None:
+        if _PATTERN.fullmatch(f"sha256:{self.hex}") is None:
+            raise InvalidDigestError(f"not a SHA-256 digest: {self.hex[:80]!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Returns the digest that ``text`` names.
+
+        Raises:
+            InvalidDigestError: if the text is anything but ``sha256:`` and 64 lower-case hexadecimal digits.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise InvalidDigestError(
+                f"not a SHA-256 digest: {text[:80]!r}",
+                hint="a digest is written sha256: and 64 lower-case hexadecimal digits",
+            )
+        return cls(match.group(1))
+
+    @classmethod
+    def of_bytes(cls, data: bytes | bytearray | memoryview) -> Digest:
+        """Returns the digest of ``data``."""
+        return cls(hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_chunks(cls, chunks: Iterable[bytes | memoryview]) -> Digest:
+        """Returns the digest of all ``chunks`` in order."""
+        hasher = hashlib.sha256()
+        for chunk in chunks:
+            hasher.update(chunk)
+        return cls(hasher.hexdigest())
+
+    @classmethod
+    def of_file(cls, path: Path) -> Digest:
+        """Returns the digest of the bytes of the file at ``path``, read once in pieces."""
+        with path.open("rb") as file:
+            return cls.of_chunks(iter(lambda: file.read(_CHUNK_BYTES), b""))
+
+    @property
+    def short(self) -> str:
+        """The first twelve hexadecimal digits, for people."""
+        return self.hex[:12]
+
+    def __str__(self) -> str:
+        return f"sha256:{self.hex}"
+
+
+def canonical_json(value: Any) -> bytes:
+    """Returns ``value`` as RFC 8785 canonical JSON; a change here would change the identity of every version."""
+    import rfc8785
+
+    return rfc8785.dumps(value)

@@ -1,0 +1,68 @@
+"""The kinds of concept, one frozen row each: what is stored, which paper, how closely the base must fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from conceptry.bases import Fit
+
+KindId = Literal["embedding", "rank_one", "lora", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One way to store what was learned."""
+
+    id: KindId
+    title: str
+    paper: str
+    edits: str
+    default_fit: Fit
+    expands_placeholder: bool
+    """The placeholder becomes new token ids while attached; otherwise it is plain text that the tokenizer splits."""
+
+    single_token_superclass: bool
+    """The superclass must be one token of the base's vocabulary."""
+
+
+KINDS: Final[tuple[Kind, ...]] = (
+    Kind(
+        id="embedding",
+        title="textual inversion embedding",
+        paper="arXiv 2208.01618; per layer: arXiv 2303.09522",
+        edits="rows of the token embedding",
+        default_fit=Fit.ARCHITECTURE,
+        expands_placeholder=True,
+        single_token_superclass=False,
+    ),
+    Kind(
+        id="rank_one",
+        title="key-locked rank-one edit",
+        paper="arXiv 2305.01644",
+        edits="cross-attention keys and values, gated",
+        default_fit=Fit.LINEAGE,
+        expands_placeholder=True,
+        single_token_superclass=True,
+    ),
+    Kind(
+        id="lora",
+        title="low-rank adapter",
+        paper="arXiv 2106.09685",
+        edits="linear and convolution weights, by low-rank deltas",
+        default_fit=Fit.ARCHITECTURE,
+        expands_placeholder=False,
+        single_token_superclass=False,
+    ),
+    Kind(
+        id="full",
+        title="full fine-tune",
+        paper="arXiv 2208.12242",
+        edits="all weights that differ from the base",
+        default_fit=Fit.LINEAGE,
+        expands_placeholder=False,
+        single_token_superclass=False,
+    ),
+)
+
+KIND_BY_ID: Final[dict[str, Kind]] = {kind.id: kind for kind in KINDS}
