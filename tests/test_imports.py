@@ -1,4 +1,4 @@
-"""The registry half works where torch and its relatives are absent, and starts quickly because it loads little."""
+"""The registry half works where torch and its relatives are absent, and loads little."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-# Behaves as an environment without these packages does, and leaves a trace that no `except ImportError` can hide.
+# Behaves as an environment without these packages, and leaves a trace that no `except ImportError` hides.
 WITHOUT_TORCH = """
 import sys
 
@@ -79,13 +79,26 @@ def write_lora(path: Path) -> Path:
     return path
 
 
-def test_registry_commands_work_without_torch(concepts: Command, tmp_path: Path) -> None:
-    file = str(write_lora(tmp_path / "imp.safetensors"))
-    assert json.loads(concepts("identify", file, "--json"))["kind"] == "lora"
+def import_lora(concepts: Command, file: Path) -> None:
     concepts(
-        *("import", file, "--name", "me/imp", "--version", "1.0.0", "--placeholder", "<imp>"),
+        *(
+            "import",
+            str(write_lora(file)),
+            "--name",
+            "me/imp",
+            "--version",
+            "1.0.0",
+            "--placeholder",
+            "<imp>",
+        ),
         *("--base", "sd1", "--license", "CC0-1.0", "--yes"),
     )
+
+
+def test_registry_commands_work_without_torch(concepts: Command, tmp_path: Path) -> None:
+    file = tmp_path / "imp.safetensors"
+    import_lora(concepts, file)
+    assert json.loads(concepts("identify", str(file), "--json"))["kind"] == "lora"
     assert "me/imp" in concepts("list", "--json")
     digest = json.loads(concepts("show", "me/imp", "--json"))["digest"]
     concepts("remote", "add", "studio", (tmp_path / "studio").as_uri())
@@ -99,11 +112,18 @@ def test_help_works_without_torch(concepts: Command) -> None:
     assert "train" in concepts("--help")
 
 
-def test_list_loads_neither_pydantic_nor_sqlite_utils() -> None:
+def test_list_loads_neither_pydantic_nor_sqlite_utils(concepts: Command, tmp_path: Path) -> None:
+    import_lora(concepts, tmp_path / "imp.safetensors")
     finished = subprocess.run(
-        [sys.executable, "-c", LOADED_BY_LIST], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LOADED_BY_LIST],
+        env={**os.environ, "CONCEPTRY_HOME": str(tmp_path / "first")},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert finished.returncode == 0, finished.stderr
+    assert "me/imp" in finished.stdout
     loaded = set(finished.stderr.split())
     assert "conceptry" in loaded
     assert loaded & {"pydantic", "sqlite_utils", "torch", "huggingface_hub"} == set()
