@@ -1,0 +1,66 @@
+"""What every patch shares: it goes in once, comes out once, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from torch.utils.hooks import RemovableHandle
+
+
+class Generation:
+    """A number that grows whenever any patch goes in or comes out; what was derived from weights is stale then."""
+
+    value: int = 0
+
+
+class Patch(ABC):
+    """One change to a pipeline. ``attach`` and ``detach`` may be called twice; the second call does nothing."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._attached = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether the change is in effect."""
+        return self._attached
+
+    def attach(self) -> Self:
+        """Puts the change in and returns this patch; after an error nothing of it is left."""
+        if self._attached:
+            return self
+        self._attached = True
+        Generation.value += 1
+        try:
+            self._put_in()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def detach(self) -> None:
+        """Takes the change out, exactly."""
+        if not self._attached:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._take_out()
+        self._attached = False
+        Generation.value += 1
+
+    @abstractmethod
+    def _put_in(self) -> None: ...
+
+    def _take_out(self) -> None:  # noqa: B027  # hooks alone are removed above; only swapped values need more
+        pass
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()

@@ -1,0 +1,320 @@
+"""Key-locked, gated rank-one edits of cross-attention (Perfusion, arXiv 2305.01644, eq. 3 and appendix B).
+
+For the text encoding e of one token, concepts j with target input i_j and I = [i_1 ... i_J]::
+
+    s_j(e) = i_j^T C^-1 e / (i_j^T C^-1 i_j)
+    h(e)   = W e - (W I) (I^T C^-1 I)^-1 I^T C^-1 e + sum_j o_j sigmoid((s_j(e) - bias_j) / temperature_j)
+
+Keys: o_j = W_K e_super, with the W_K of the moment, other patches included. Values: o_j is what was trained. Strength
+multiplies what concept j removes and what it inserts. A sample whose prompt has none of a concept's placeholder is not
+edited by that concept; a sample without any placeholder keeps its bits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from conceptry.composer.hooks import Generation, Patch
+from conceptry.composer.pipelines import (
+    UNET,
+    Pipeline,
+    encode_prompts,
+    find_last_token,
+    get_component,
+    get_device,
+    iter_cross_attention,
+)
+from conceptry.composer.presence import EncodingLog
+from conceptry.composer.templates import LOCK_TEMPLATES
+from conceptry.errors import IncompatibleError
+from conceptry.names import Placeholder
+
+# Relative, on the diagonal of I^T C^-1 I: two concepts with one target input must not divide by zero.
+GRAM_RIDGE: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RankOneEdit:
+    """One concept's edit of all cross-attention layers.
+
+    ``i_star`` and ``c_inv_i_star`` (C^-1 i*) are in the coordinates of the text encoding as the layers read it.
+    ``o_v`` is by path of the attention module. The key target is ``o_k`` where given, else W_K times
+    ``superclass_encoding``, else W_K times the encoding of ``superclass``.
+    """
+
+    i_star: Float[Tensor, " context"]
+    c_inv_i_star: Float[Tensor, " context"]
+    o_v: Mapping[str, Float[Tensor, " _"]]
+    bias: float
+    temperature: float
+    placeholder: Placeholder | None = None
+    """None: every sample is edited."""
+
+    superclass: str | None = None
+    superclass_encoding: Float[Tensor, " context"] | None = None
+    o_k: Mapping[str, Float[Tensor, " _"]] | None = None
+    strength: float = 1.0
+
+
+class RankOnePatch(Patch):
+    """Edits keys and values of every cross-attention layer while attached; weights are not touched.
+
+    Edits of several patches on one denoiser are solved jointly. Tensors of the edits are read at each call, so they
+    may be under training: gradients reach ``o_v`` and the text encoding, not ``i_star``.
+
+    Args:
+        pipeline: its denoiser is edited, its text encoders give the locked keys.
+        edits: one for each concept.
+        presence: what knows the prompts of encodings; None counts every sample as having every placeholder.
+
+    Raises:
+        IncompatibleError: at ``attach``, if layers or widths are not the base's; nothing is then changed.
+        InvalidPlaceholderError: if a superclass cannot be found among the tokens of its sentences.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, edits: Sequence[RankOneEdit], *, presence: EncodingLog | None = None
+    ) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.edits = tuple(edits)
+        self.presence = presence
+        self._denoiser = get_component(pipeline, UNET)
+
+    def _put_in(self) -> None:
+        layers = dict(iter_cross_attention(self._denoiser))
+        for edit in self.edits:
+            _check_edit(edit, layers)
+        stack = _STACKS.get(self._denoiser)
+        if stack is None:
+            stack = _STACKS[self._denoiser] = _Stack(layers)
+        stack.add(self)
+
+    def _take_out(self) -> None:
+        stack = _STACKS.get(self._denoiser)
+        if stack is not None and stack.remove(self):
+            del _STACKS[self._denoiser]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Coefficients:
+    """How much of each concept is removed and inserted at each position of the edited samples."""
+
+    samples: Tensor
+    remove: Float[Tensor, "edited positions concepts"]
+    insert: Float[Tensor, "edited positions concepts"]
+
+
+class _Stack:
+    """All rank-one patches on one denoiser, and the hooks that serve them together."""
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        self._patches: list[RankOnePatch] = []
+        self._handles = []
+        self._probing = False
+        self._context: weakref.ref[Tensor] | None = None
+        self._key: tuple[Any, ...] = ()
+        self._coefficients: _Coefficients | None = None
+        self._supers: tuple[int, list[Tensor | None]] = (-1, [])
+        for path, attention in layers.items():
+            self._handles.append(attention.to_k.register_forward_hook(self._make_hook(path, is_key=True)))
+            self._handles.append(attention.to_v.register_forward_hook(self._make_hook(path, is_key=False)))
+
+    def add(self, patch: RankOnePatch) -> None:
+        self._patches.append(patch)
+        self._forget()
+        self._encode_superclasses()
+
+    def remove(self, patch: RankOnePatch) -> bool:
+        """Returns whether no patch is left; the hooks are gone then."""
+        self._patches = [other for other in self._patches if other is not patch]
+        self._forget()
+        if not self._patches:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+        return not self._patches
+
+    @property
+    def edits(self) -> list[RankOneEdit]:
+        return [edit for patch in self._patches for edit in patch.edits]
+
+    def _forget(self) -> None:
+        self._context, self._key, self._coefficients = None, (), None
+        self._supers = (-1, [])
+
+    def _make_hook(
+        self, path: str, *, is_key: bool
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def edit_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self._probing:
+                return None
+            found = self._find_coefficients(args[0])
+            if found is None:
+                return None
+            targets, removed = self._find_targets(layer, path, is_key=is_key, like=args[0])
+            change = found.insert @ targets - found.remove @ removed
+            result = output.clone()
+            result[found.samples] = (result[found.samples].float() + change).to(output.dtype)
+            return result
+
+        return edit_output
+
+    def _find_coefficients(self, context: Tensor) -> _Coefficients | None:
+        """Returns the coefficients for this context: one tensor is read by all layers, and in all steps."""
+        edits = self.edits
+        versions = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
+        key = (context_version(context), torch.is_grad_enabled(), *versions)
+        if self._context is None or self._context() is not context or key != self._key:
+            active = self._find_active(context)
+            self._coefficients = (
+                None if not bool(active.any()) else solve_coefficients(context, edits, active)
+            )
+            self._context, self._key = weakref.ref(context), key
+        return self._coefficients
+
+    def _find_active(self, context: Tensor) -> Bool[Tensor, "batch concepts"]:
+        columns = []
+        for patch in self._patches:
+            known = patch.presence.find(context) if patch.presence is not None else [None] * len(context)
+            for edit in patch.edits:
+                always = edit.placeholder is None
+                rows = [always or names is None or edit.placeholder in names for names in known]
+                columns.append([row and edit.strength != 0 for row in rows])
+        return torch.tensor(columns, dtype=torch.bool, device=context.device).T
+
+    def _find_targets(
+        self, layer: nn.Module, path: str, *, is_key: bool, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what is inserted [concepts, out] and W I [concepts, out], with the layer as it is at this moment."""
+        edits = self.edits
+        inputs = torch.stack([edit.i_star.to(like.device, torch.float32) for edit in edits])
+        locked = [e for e in self._encode_superclasses() if e is not None] if is_key else []
+        probes = torch.cat([inputs, *(encoding.to(inputs)[None] for encoding in locked)]).to(like.dtype)
+        outputs = self._probe(layer, probes).float()
+        if not is_key:
+            return torch.stack([edit.o_v[path].to(outputs) for edit in edits]), outputs[: len(edits)]
+        from_weights = iter(outputs[len(edits) :])
+        targets = [next(from_weights) if edit.o_k is None else edit.o_k[path].to(outputs) for edit in edits]
+        return torch.stack(targets), outputs[: len(edits)]
+
+    def _probe(self, layer: nn.Module, inputs: Tensor) -> Tensor:
+        self._probing = True
+        try:
+            with torch.no_grad():
+                outputs: Tensor = layer(inputs[None])[0]
+                return outputs
+        finally:
+            self._probing = False
+
+    def _encode_superclasses(self) -> list[Tensor | None]:
+        """Returns e_super of each edit (None where its keys are given), anew after any patch came or went."""
+        made_at, encodings = self._supers
+        if made_at != Generation.value:
+            encodings = [
+                _find_superclass(patch.pipeline, edit) for patch in self._patches for edit in patch.edits
+            ]
+            self._supers = (Generation.value, encodings)
+        return encodings
+
+
+_STACKS: Final[weakref.WeakKeyDictionary[nn.Module, _Stack]] = weakref.WeakKeyDictionary()
+
+
+def context_version(context: Tensor) -> int:
+    """Returns the number of in-place changes of ``context``; inference tensors are never changed."""
+    return 0 if context.is_inference() else int(context._version)
+
+
+def solve_coefficients(
+    context: Float[Tensor, "batch positions context"],
+    edits: Sequence[RankOneEdit],
+    active: Bool[Tensor, "batch concepts"],
+) -> _Coefficients:
+    """Returns (I^T C^-1 I)^-1 I^T C^-1 e and the gates, both times strength, for the samples with an active concept.
+
+    Concepts that are not active in a sample take no part in its system of equations.
+    """
+    samples = active.any(dim=1).nonzero().flatten()
+    mask = active[samples].float()
+    inverse, energies = _invert_gram(edits, mask.double().cpu())
+    duals = torch.stack([edit.c_inv_i_star.to(context.device, torch.float32) for edit in edits])
+    similar = context[samples].float() @ duals.T
+    strengths = mask * torch.tensor([edit.strength for edit in edits], device=context.device)
+    bias = torch.tensor([edit.bias for edit in edits], device=context.device)
+    temperature = torch.tensor([edit.temperature for edit in edits], device=context.device)
+    gates = torch.sigmoid((similar / energies.to(similar) - bias) / temperature)
+    return _Coefficients(
+        samples, (similar @ inverse.to(similar)) * strengths[:, None], gates * strengths[:, None]
+    )
+
+
+@torch.no_grad()
+def _invert_gram(
+    edits: Sequence[RankOneEdit], mask: Float[Tensor, "edited concepts"]
+) -> tuple[Float[Tensor, "edited concepts concepts"], Float[Tensor, " concepts"]]:
+    """Returns the inverse of I^T C^-1 I over each sample's active concepts, and its diagonal, in float64."""
+    inputs = torch.stack([edit.i_star.detach().double().cpu() for edit in edits])
+    duals = torch.stack([edit.c_inv_i_star.detach().double().cpu() for edit in edits])
+    gram = inputs @ duals.T
+    gram = (gram + gram.T) / 2
+    energies = gram.diagonal().clone()
+    if len(edits) > 1:
+        gram = gram + GRAM_RIDGE * energies.diag()
+    both = mask[:, :, None] * mask[:, None, :]
+    inverse = torch.linalg.inv(gram * both + torch.diag_embed(1 - mask))
+    return inverse * both, energies
+
+
+def encode_superclass(pipeline: Pipeline, superclass: str) -> Float[Tensor, " context"]:
+    """Returns e_super: the mean over LOCK_TEMPLATES of the encoding at the superclass's last token.
+
+    Raises:
+        InvalidPlaceholderError: if the word is not found among the tokens.
+    """
+    prompts = [template.format(superclass) for template in LOCK_TEMPLATES]
+    with torch.no_grad():
+        encoded = encode_prompts(pipeline, prompts)
+    places = [find_last_token(pipeline, prompt, superclass) for prompt in prompts]
+    rows = torch.stack([row[place] for row, place in zip(encoded, places, strict=True)])
+    return rows.float().mean(dim=0).to(get_device(pipeline))
+
+
+def _find_superclass(pipeline: Pipeline, edit: RankOneEdit) -> Tensor | None:
+    if edit.o_k is not None:
+        return None
+    if edit.superclass_encoding is not None:
+        return edit.superclass_encoding
+    if edit.superclass is None:
+        raise IncompatibleError("a rank-one edit needs a superclass or key targets")
+    return encode_superclass(pipeline, edit.superclass)
+
+
+def _check_edit(edit: RankOneEdit, layers: Mapping[str, Any]) -> None:
+    missing = [path for path in layers if path not in edit.o_v]
+    unknown = [path for path in edit.o_v if path not in layers]
+    if missing or unknown:
+        which, path = ("lacks", missing[0]) if missing else ("names", unknown[0])
+        raise IncompatibleError(
+            f"the edit {which} the layer {path!r}, the base has {len(layers)} cross-attention layers",
+            hint="concepts show tells which base the concept was made for",
+        )
+    for path, attention in layers.items():
+        weight = getattr(attention.to_v, "base_layer", attention.to_v).weight
+        if tuple(weight.shape) != (edit.o_v[path].shape[0], edit.i_star.shape[0]):
+            raise IncompatibleError(
+                f"the edit of {path!r} maps {edit.i_star.shape[0]} to {edit.o_v[path].shape[0]} values, "
+                f"the base's layer is {list(weight.shape)}"
+            )
+        if getattr(attention, "fused_projections", False):
+            raise IncompatibleError(
+                "keys and values of this pipeline are fused into one layer",
+                hint="call pipeline.unfuse_qkv_projections() first",
+            )

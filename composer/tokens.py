@@ -1,0 +1,215 @@
+"""Placeholders as new token ids: their rows are put in on the way, the vocabulary and the table stay as they are.
+
+Textual inversion (arXiv 2208.01618) trains such rows; Perfusion (arXiv 2305.01644) has one for each concept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from conceptry.bases import ComponentName
+from conceptry.composer.hooks import Patch
+from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders, split_word
+from conceptry.composer.placeholders import make_private_copy
+from conceptry.composer.presence import EncodingLog, Present
+from conceptry.errors import IncompatibleError, InvalidPlaceholderError
+from conceptry.names import Placeholder
+
+# Above every vocabulary, below 2^31; never given twice, so that pipelines may share a text encoder.
+_NEXT_ID: Final = itertools.count(1 << 24)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """The vectors of one placeholder, [n_vectors, width] for each text encoder that has some."""
+
+    placeholder: Placeholder
+    rows: Mapping[ComponentName, Float[Tensor, "vectors _"]]
+
+
+@dataclass(slots=True, eq=False)
+class _Tokenizers:
+    """The private tokenizers of one pipeline, and the user's own, which come back when no patch is left."""
+
+    private: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    active: dict[str, int] = field(default_factory=dict)
+
+
+_TOKENIZERS: Final[weakref.WeakKeyDictionary[Any, _Tokenizers]] = weakref.WeakKeyDictionary()
+
+
+class TokenPatch(Patch):
+    """Gives each placeholder ids of its own and puts its rows where the token embedding is read, while attached.
+
+    The rows may be parameters under training: gradients reach them. ``log`` remembers which prompts had which
+    placeholders.
+
+    Args:
+        pipeline: its tokenizers are replaced by private copies while attached.
+        tokens: the placeholders and their rows.
+
+    Raises:
+        InvalidPlaceholderError: at ``attach``, if a placeholder is a word of a vocabulary.
+        IncompatibleError: at ``attach``, if it is attached already, or a width is not the encoder's.
+    """
+
+    def __init__(self, pipeline: Pipeline, tokens: Sequence[TokenRows]) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self._tokens = tuple(tokens)
+        self._encoders = list_text_encoders(pipeline)
+        self._ids: dict[ComponentName, dict[Placeholder, list[int]]] = {}
+        self._held: list[str] = []
+        self.log = EncodingLog(encoder.component for encoder in self._encoders)
+
+    def _put_in(self) -> None:
+        for encoder in self._encoders:
+            mine = [token for token in self._tokens if encoder.component in token.rows]
+            rows = {token.placeholder: token.rows[encoder.component] for token in mine}
+            for placeholder, values in rows.items():
+                check_placeholder(self._pipeline, placeholder, encoder)
+                _check_width(encoder, placeholder, values)
+            ids = {name: [next(_NEXT_ID) for _ in range(len(values))] for name, values in rows.items()}
+            self._ids[encoder.component] = ids
+            tokenizer = _borrow_tokenizer(self._pipeline, encoder.tokenizer_name)
+            self._held.append(encoder.tokenizer_name)
+            tokenizer.placeholder_ids.update(ids)
+            self._watch(encoder, _RowTable(ids, list(rows.values()), _choose_safe_id(tokenizer)))
+
+    def _watch(self, encoder: TextEncoder, table: _RowTable) -> None:
+        def hide_ids(_: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if "input_ids" in options:
+                return args, {**options, "input_ids": table.hide(options["input_ids"])}
+            return (table.hide(args[0]), *args[1:]), options
+
+        def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self.log.record(encoder.component, output, table.present)
+            table.pending = None
+
+        def put_rows(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return table.put_rows(output)
+
+        self._handles.append(encoder.inner.register_forward_pre_hook(hide_ids, with_kwargs=True))
+        self._handles.append(encoder.inner.register_forward_hook(record))
+        self._handles.append(encoder.table.register_forward_hook(put_rows))
+
+    def _take_out(self) -> None:
+        for name in self._held:
+            component = next(
+                encoder.component for encoder in self._encoders if encoder.tokenizer_name == name
+            )
+            _return_tokenizer(self._pipeline, name, self._ids.get(component, {}))
+        self._held.clear()
+        self._ids.clear()
+
+
+class _RowTable:
+    """The rows of one encoder, by consecutive ids, and the ids of the sequences that are being encoded."""
+
+    def __init__(self, ids: Mapping[Placeholder, list[int]], rows: list[Tensor], safe_id: int) -> None:
+        self._names = {number: name for name, numbers in ids.items() for number in numbers}
+        self._first = min(self._names, default=0)
+        self._rows = rows
+        self._safe_id = safe_id
+        self.pending: Int[Tensor, "batch positions"] | None = None
+        self.present: list[Present] = []
+
+    def hide(self, ids: Any) -> Any:
+        """Returns the ids with a harmless one in place of ours: CLIP finds its last position by comparing ids."""
+        if not isinstance(ids, Tensor):
+            return ids
+        flat = ids.reshape(-1, ids.shape[-1])
+        mine = self._find(flat)
+        self.present = [
+            frozenset(self._names[int(number)] for number in row[where])
+            for row, where in zip(flat, mine, strict=True)
+        ]
+        self.pending = flat if bool(mine.any()) else None
+        return ids if self.pending is None else torch.where(self._find(ids), self._safe_id, ids)
+
+    def put_rows(self, embedded: Tensor) -> Tensor | None:
+        """Returns the embedded tokens [batch, positions, width] with our rows put in; None where there are none."""
+        if self.pending is None or embedded.shape[:-1] != self.pending.shape:
+            return None
+        mine = self._find(self.pending)
+        values = torch.cat([rows.to(embedded) for rows in self._rows])
+        result = embedded.clone()
+        result[mine] = values[self.pending[mine] - self._first]
+        return result
+
+    def _find(self, ids: Tensor) -> Tensor:
+        return (ids >= self._first) & (ids < self._first + len(self._names))
+
+
+def check_placeholder(pipeline: Pipeline, placeholder: Placeholder, encoder: TextEncoder) -> None:
+    """Raises InvalidPlaceholderError for a word of the vocabulary, IncompatibleError for one attached already."""
+    tokenizer = getattr(pipeline, encoder.tokenizer_name)
+    taken = {name.casefold() for name in getattr(tokenizer, "placeholder_ids", {})}
+    if placeholder.casefold() in taken:
+        raise IncompatibleError(
+            f"the placeholder {placeholder!r} is attached to this pipeline already",
+            hint="give one of them another word: Composition(..., rename={...})",
+        )
+    if len(split_word(pipeline, placeholder, encoder.tokenizer_name)) == 1:
+        raise InvalidPlaceholderError(
+            f"{placeholder!r} is a word of the base's vocabulary ({encoder.tokenizer_name})",
+            hint=f"choose a word that it does not know, such as '<{placeholder.strip('<>')}-1>'",
+        )
+
+
+def _check_width(encoder: TextEncoder, placeholder: Placeholder, rows: Tensor) -> None:
+    width = encoder.table.embedding_dim
+    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+        raise IncompatibleError(
+            f"the rows of {placeholder!r} are {list(rows.shape)}, {encoder.component} takes [n, {width}]",
+            hint="concepts show tells which base the concept was made for",
+        )
+
+
+def _choose_safe_id(tokenizer: Any) -> int:
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return next(number for number in range(len(special) + 1) if number not in special)
+
+
+def _borrow_tokenizer(pipeline: Pipeline, name: str) -> Any:
+    state = _TOKENIZERS.setdefault(pipeline, _Tokenizers())
+    current = getattr(pipeline, name)
+    own, private = state.private.get(name, (None, None))
+    if not state.active.get(name):
+        if own is not current:
+            own, private = current, make_private_copy(current)
+            state.private[name] = (own, private)
+        # Past diffusers' __setattr__, which would write the class of the copy into the pipeline's configuration.
+        pipeline.__dict__[name] = private
+    state.active[name] = state.active.get(name, 0) + 1
+    return private
+
+
+def _return_tokenizer(pipeline: Pipeline, name: str, ids: Mapping[Placeholder, list[int]]) -> None:
+    state = _TOKENIZERS[pipeline]
+    own, private = state.private[name]
+    for placeholder, numbers in ids.items():
+        if private.placeholder_ids.get(placeholder) == numbers:
+            del private.placeholder_ids[placeholder]
+    state.active[name] -= 1
+    if not state.active[name] and getattr(pipeline, name) is private:
+        pipeline.__dict__[name] = own
+
+
+def blend_rows(
+    rows: Float[Tensor, "vectors width"], anchor: Float[Tensor, " width"] | None, strength: float
+) -> Float[Tensor, "vectors width"]:
+    """Returns ``anchor + strength * (rows - anchor)``; the anchor is the superclass's row, or zero where unknown.
+
+    At strength 0 the placeholder reads as its superclass, at 1 as trained.
+    """
+    base = torch.zeros_like(rows[0]) if anchor is None else anchor.to(rows)
+    return rows.clone() if strength == 1.0 else base + strength * (rows - base)
