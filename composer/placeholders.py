@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from conceptry.names import Placeholder
@@ -55,6 +57,40 @@ class PlaceholderMixin:
             ids += by_key[match.group().casefold()]
             position = match.end()
         return ids + _split_plain(text[position:], plain)
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """The user's own tokenizer, its private copy, and how many patches hold the copy."""
+
+    own: Tokenizer
+    private: Tokenizer
+    holders: int = 0
+
+
+_HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKeyDictionary()
+
+
+def hold_tokenizer(pipeline: Any, name: str) -> Tokenizer:
+    """Returns the private copy of ``pipeline.NAME``, made once, which stands in its place until all released it."""
+    tokenizers = _HELD.setdefault(pipeline, {})
+    current = getattr(pipeline, name)
+    held = tokenizers.get(name)
+    if held is None or (not held.holders and held.own is not current):
+        held = tokenizers[name] = _Held(current, make_private_copy(current))
+    if not held.holders:
+        # Past diffusers' __setattr__, which would write the class of the copy into the pipeline's configuration.
+        pipeline.__dict__[name] = held.private
+    held.holders += 1
+    return held.private
+
+
+def release_tokenizer(pipeline: Any, name: str) -> None:
+    """Puts the user's own tokenizer back when no patch holds the copy any longer."""
+    held = _HELD[pipeline][name]
+    held.holders -= 1
+    if not held.holders and getattr(pipeline, name) is held.private:
+        pipeline.__dict__[name] = held.own
 
 
 def make_private_copy(tokenizer: Tokenizer) -> Tokenizer:

@@ -30,7 +30,9 @@ from conceptry.composer.pipelines import (
     get_component,
     get_device,
     iter_cross_attention,
+    list_text_encoders,
 )
+from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog
 from conceptry.composer.templates import LOCK_TEMPLATES
 from conceptry.errors import IncompatibleError
@@ -87,8 +89,12 @@ class RankOnePatch(Patch):
         self.edits = tuple(edits)
         self.presence = presence
         self._denoiser = get_component(pipeline, UNET)
+        self._held: list[str] = []  # the superclass is encoded without a trace in the user's tokenizers
 
     def _put_in(self) -> None:
+        for encoder in list_text_encoders(self.pipeline):
+            hold_tokenizer(self.pipeline, encoder.tokenizer_name)
+            self._held.append(encoder.tokenizer_name)
         layers = dict(iter_cross_attention(self._denoiser))
         for edit in self.edits:
             _check_edit(edit, layers)
@@ -101,6 +107,9 @@ class RankOnePatch(Patch):
         stack = _STACKS.get(self._denoiser)
         if stack is not None and stack.remove(self):
             del _STACKS[self._denoiser]
+        for name in self._held:
+            release_tokenizer(self.pipeline, name)
+        self._held.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

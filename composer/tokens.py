@@ -6,9 +6,8 @@ Textual inversion (arXiv 2208.01618) trains such rows; Perfusion (arXiv 2305.016
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from conceptry.bases import ComponentName
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders, split_word
-from conceptry.composer.placeholders import make_private_copy
+from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog, Present
 from conceptry.errors import IncompatibleError, InvalidPlaceholderError
 from conceptry.names import Placeholder
@@ -33,17 +32,6 @@ class TokenRows:
 
     placeholder: Placeholder
     rows: Mapping[ComponentName, Float[Tensor, "vectors _"]]
-
-
-@dataclass(slots=True, eq=False)
-class _Tokenizers:
-    """The private tokenizers of one pipeline, and the user's own, which come back when no patch is left."""
-
-    private: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    active: dict[str, int] = field(default_factory=dict)
-
-
-_TOKENIZERS: Final[weakref.WeakKeyDictionary[Any, _Tokenizers]] = weakref.WeakKeyDictionary()
 
 
 class TokenPatch(Patch):
@@ -66,21 +54,21 @@ class TokenPatch(Patch):
         self._pipeline = pipeline
         self._tokens = tuple(tokens)
         self._encoders = list_text_encoders(pipeline)
-        self._ids: dict[ComponentName, dict[Placeholder, list[int]]] = {}
-        self._held: list[str] = []
+        self._ids: dict[str, dict[Placeholder, list[int]]] = {}
+        self._held: dict[str, Any] = {}
         self.log = EncodingLog(encoder.component for encoder in self._encoders)
 
     def _put_in(self) -> None:
         for encoder in self._encoders:
+            tokenizer = hold_tokenizer(self._pipeline, encoder.tokenizer_name)
+            self._held[encoder.tokenizer_name] = tokenizer
             mine = [token for token in self._tokens if encoder.component in token.rows]
             rows = {token.placeholder: token.rows[encoder.component] for token in mine}
             for placeholder, values in rows.items():
                 check_placeholder(self._pipeline, placeholder, encoder)
                 _check_width(encoder, placeholder, values)
             ids = {name: [next(_NEXT_ID) for _ in range(len(values))] for name, values in rows.items()}
-            self._ids[encoder.component] = ids
-            tokenizer = _borrow_tokenizer(self._pipeline, encoder.tokenizer_name)
-            self._held.append(encoder.tokenizer_name)
+            self._ids[encoder.tokenizer_name] = ids
             tokenizer.placeholder_ids.update(ids)
             self._watch(encoder, _RowTable(ids, list(rows.values()), _choose_safe_id(tokenizer)))
 
@@ -102,11 +90,10 @@ class TokenPatch(Patch):
         self._handles.append(encoder.table.register_forward_hook(put_rows))
 
     def _take_out(self) -> None:
-        for name in self._held:
-            component = next(
-                encoder.component for encoder in self._encoders if encoder.tokenizer_name == name
-            )
-            _return_tokenizer(self._pipeline, name, self._ids.get(component, {}))
+        for name, tokenizer in self._held.items():
+            for placeholder in self._ids.get(name, {}):
+                del tokenizer.placeholder_ids[placeholder]
+            release_tokenizer(self._pipeline, name)
         self._held.clear()
         self._ids.clear()
 
@@ -177,31 +164,6 @@ def _check_width(encoder: TextEncoder, placeholder: Placeholder, rows: Tensor) -
 def _choose_safe_id(tokenizer: Any) -> int:
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return next(number for number in range(len(special) + 1) if number not in special)
-
-
-def _borrow_tokenizer(pipeline: Pipeline, name: str) -> Any:
-    state = _TOKENIZERS.setdefault(pipeline, _Tokenizers())
-    current = getattr(pipeline, name)
-    own, private = state.private.get(name, (None, None))
-    if not state.active.get(name):
-        if own is not current:
-            own, private = current, make_private_copy(current)
-            state.private[name] = (own, private)
-        # Past diffusers' __setattr__, which would write the class of the copy into the pipeline's configuration.
-        pipeline.__dict__[name] = private
-    state.active[name] = state.active.get(name, 0) + 1
-    return private
-
-
-def _return_tokenizer(pipeline: Pipeline, name: str, ids: Mapping[Placeholder, list[int]]) -> None:
-    state = _TOKENIZERS[pipeline]
-    own, private = state.private[name]
-    for placeholder, numbers in ids.items():
-        if private.placeholder_ids.get(placeholder) == numbers:
-            del private.placeholder_ids[placeholder]
-    state.active[name] -= 1
-    if not state.active[name] and getattr(pipeline, name) is private:
-        pipeline.__dict__[name] = own
 
 
 def blend_rows(
