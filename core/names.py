@@ -34,7 +34,9 @@ from conceptry.errors import InvalidNameError
 __all__ = [
     "LATEST",
     "LOCAL_NAMESPACE",
+    "BaseName",
     "ConceptName",
+    "Namespace",
     "Placeholder",
     "Reference",
     "RemoteName",
@@ -42,6 +44,8 @@ __all__ = [
     "Tag",
     "Version",
     "VersionRange",
+    "parse_base_name",
+    "parse_namespace",
     "parse_placeholder",
     "parse_remote_name",
     "parse_tag",
@@ -51,6 +55,8 @@ __all__ = [
 
 Tag = NewType("Tag", str)
 RemoteName = NewType("RemoteName", str)
+Namespace = NewType("Namespace", str)
+BaseName = NewType("BaseName", str)
 Placeholder = NewType("Placeholder", str)
 
 LATEST: Final = Tag("latest")
@@ -81,6 +87,16 @@ def _check_segment(text: str, what: str) -> str:
 def parse_remote_name(text: str) -> RemoteName:
     """Returns the name of a remote. Raises InvalidNameError."""
     return RemoteName(_check_segment(text, "remote name"))
+
+
+def parse_namespace(text: str) -> Namespace:
+    """Returns a namespace. Raises InvalidNameError."""
+    return Namespace(_check_segment(text, "namespace"))
+
+
+def parse_base_name(text: str) -> BaseName:
+    """Returns the name that a user gives to a base. Raises InvalidNameError."""
+    return BaseName(_check_segment(text, "base name"))
 
 
 def parse_tag(text: str) -> Tag:
