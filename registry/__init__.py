@@ -1,1 +1,7 @@
 """The store of versions on this machine, its references and index, and the remotes others keep theirs on."""
+
+from conceptry.registry.listing import Filter, ListedVersion
+from conceptry.registry.refs import Resolved
+from conceptry.registry.registry import Registry
+
+__all__ = ["Filter", "ListedVersion", "Registry", "Resolved"]

@@ -1,0 +1,107 @@
+"""Bytes named by their digest, in a store or a directory remote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from conceptry.digests import Digest
+from conceptry.errors import IntegrityError
+from conceptry.registry.files import (
+    BLOB_MODE,
+    NewFile,
+    digest_file,
+    ensure_folder,
+    explain_os_errors,
+    read_chunks,
+    write_new_file,
+)
+from conceptry.registry.paths import Layout
+
+CountBytes = Callable[[int], None]
+
+
+def ignore_bytes(count: int) -> None:
+    """Takes the number of bytes that went by, for callers without a progress bar."""
+
+
+def has_blob(layout: Layout, digest: Digest, size_bytes: int) -> bool:
+    """Returns whether a file of that name and size is there; its bytes are not read."""
+    path = layout.blob(digest)
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == size_bytes
+
+
+def is_intact(layout: Layout, digest: Digest, size_bytes: int) -> bool:
+    """Returns whether the blob is there and every byte of it is right."""
+    if not has_blob(layout, digest, size_bytes):
+        return False
+    with explain_os_errors("read", layout.blob(digest)):
+        return digest_file(layout.blob(digest)) == (digest, size_bytes)
+
+
+def add_blob(
+    layout: Layout, digest: Digest, size_bytes: int, chunks: Iterable[bytes], *, on_bytes: CountBytes = ignore_bytes
+) -> None:
+    """Writes ``chunks`` as the blob called ``digest``, replacing a damaged one.
+
+    Raises:
+        IntegrityError: if the chunks are not those bytes; nothing is kept.
+        StoreError: if the disk refuses; nothing is kept.
+    """
+    with write_new_file(layout.temporary()) as file:
+        for chunk in chunks:
+            file.write(chunk)
+            on_bytes(len(chunk))
+            if file.size_bytes > size_bytes:
+                break
+        check_received(file.digest, file.size_bytes, digest=digest, size_bytes=size_bytes)
+        commit_blob(layout, file, digest, size_bytes)
+
+
+def add_blob_from_file(
+    layout: Layout, source: Path, digest: Digest, size_bytes: int, *, on_bytes: CountBytes = ignore_bytes
+) -> bool:
+    """Returns True after copying ``source`` into the blob called ``digest``, False if that is there and intact.
+
+    Raises:
+        IntegrityError: if the source does not hold those bytes.
+        StoreError: if the disk refuses.
+    """
+    if is_intact(layout, digest, size_bytes):
+        return False
+    add_blob(layout, digest, size_bytes, _read_source(source), on_bytes=on_bytes)
+    return True
+
+
+def commit_blob(layout: Layout, file: NewFile, digest: Digest, size_bytes: int) -> None:
+    """Gives a complete and checked file its name; a file of that name with other bytes goes to the trash.
+
+    Raises:
+        StoreError: if the disk refuses.
+    """
+    target = layout.blob(digest)
+    while not file.commit(target, mode=BLOB_MODE):
+        if is_intact(layout, digest, size_bytes):
+            return
+        quarantine_blob(layout, digest)
+
+
+def quarantine_blob(layout: Layout, digest: Digest) -> None:
+    """Moves a damaged blob out of the way. Raises StoreError."""
+    place = layout.quarantined(digest)
+    ensure_folder(place.parent)
+    with explain_os_errors("move away the damaged", layout.blob(digest)):
+        layout.blob(digest).replace(place)
+
+
+def check_received(found: Digest, found_bytes: int, *, digest: Digest, size_bytes: int) -> None:
+    """Raises IntegrityError unless what arrived has the declared size and digest."""
+    if found_bytes != size_bytes:
+        raise IntegrityError(f"{found_bytes} bytes arrived, {size_bytes} were declared")
+    if found != digest:
+        raise IntegrityError(f"the bytes have digest {found}, not {digest}")
+
+
+def _read_source(source: Path) -> Iterator[bytes]:
+    with explain_os_errors("read", source):
+        yield from read_chunks(source)

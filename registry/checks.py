@@ -1,0 +1,95 @@
+"""Which blobs were hashed since their files last changed, so that nothing is hashed twice for nothing.
+
+A file counts as unchanged while its inode, size, modification time and change time are those recorded when its bytes
+were hashed. A change is recorded only once it is older than the coarsest clock of any file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from types import TracebackType
+from typing import Final
+
+from conceptry.digests import Digest
+from conceptry.registry.blobs import is_intact
+from conceptry.registry.listing import BUSY_SECONDS, is_ours
+from conceptry.registry.paths import Layout
+
+_CLOCK_NS: Final = 2_000_000_000
+Look = tuple[int, int, int, int]
+
+
+class BlobChecks:
+    """Says whether blobs are intact, reading each changed file once; a store that cannot be written is read again."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._connection = _connect(layout)
+
+    def __enter__(self) -> BlobChecks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.commit()
+            self._connection.close()
+
+    def is_intact(self, digest: Digest, size_bytes: int) -> bool:
+        """Returns whether the blob is there and its bytes are right. Raises StoreError if it cannot be read."""
+        before = _look_at(self._layout, digest)
+        if before is None or before[1] != size_bytes:
+            return False
+        if self._recorded(digest) == before:
+            return True
+        intact = is_intact(self._layout, digest, size_bytes)
+        settled = time.time_ns() - max(before[2:]) > _CLOCK_NS
+        if intact and settled and _look_at(self._layout, digest) == before:
+            self._record(digest, before)
+        return intact
+
+    def _recorded(self, digest: Digest) -> Look | None:
+        if self._connection is None:
+            return None
+        sql = "SELECT inode, size_bytes, mtime_ns, ctime_ns FROM checked_blobs WHERE hex = ?"
+        try:
+            row = self._connection.execute(sql, (digest.hex,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return (row[0], row[1], row[2], row[3]) if row else None
+
+    def _record(self, digest: Digest, look: Look) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error, OverflowError):
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO checked_blobs VALUES (?, ?, ?, ?, ?)", (digest.hex, *look)
+                )
+
+
+def _look_at(layout: Layout, digest: Digest) -> Look | None:
+    try:
+        status = os.lstat(layout.blob(digest))
+    except OSError:
+        return None
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _connect(layout: Layout) -> sqlite3.Connection | None:
+    if not layout.index.is_file():
+        return None
+    try:
+        connection = sqlite3.connect(f"{layout.index.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)
+    except sqlite3.Error:
+        return None
+    try:
+        if is_ours(connection):
+            return connection
+    except sqlite3.Error:
+        pass
+    connection.close()
+    return None

@@ -1,0 +1,182 @@
+"""Where everything lies: the only module that builds paths below a store or a directory remote.
+
+Every path is made of typed values (digests, names, versions, tags) and of names drawn here at random; no text that
+came from elsewhere ever becomes part of one. ``tests/registry/test_paths.py`` holds the other modules to that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from platformdirs import user_data_path
+
+from conceptry.digests import Digest
+from conceptry.errors import InvalidNameError, UsageError
+from conceptry.names import ConceptName, Namespace, Tag, Version, parse_namespace, parse_tag, parse_version
+
+HOME_VARIABLE: Final = "CONCEPTRY_HOME"
+MANIFEST_FILE: Final = "concept.json"
+RECORD_FILE: Final = "train.json"
+_MOVE_DIGITS: Final = 8
+
+
+def choose_home() -> Path:
+    """Returns the user's store: ``CONCEPTRY_HOME``, else the platform's folder for user data."""
+    chosen = os.environ.get(HOME_VARIABLE)
+    return Path(chosen).expanduser().absolute() if chosen else user_data_path("conceptry", appauthor=False)
+
+
+def locate_file_uri(uri: str) -> Path:
+    """Returns the folder that ``file:///path`` names.
+
+    Raises:
+        UsageError: for another scheme, another host, or a path that is not absolute.
+    """
+    parts = urlsplit(uri)
+    path = Path(unquote(parts.path))
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise UsageError(f"not a folder's address: {uri!r}", hint="write file:///absolute/path")
+    return path
+
+
+def name_version_file(version: Version) -> str:
+    """Returns the file name of a version: upper-case letters escaped, so that no disk merges ``-RC`` and ``-rc``."""
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in str(version))
+
+
+def read_version_file_name(name: str) -> Version:
+    """Returns the version whose file is called ``name``. Raises InvalidNameError."""
+    head, *escaped = name.split("_")
+    version = parse_version(head + "".join(part[:1].upper() + part[1:] for part in escaped))
+    if name_version_file(version) != name:
+        raise InvalidNameError(f"not a version's file: {name[:80]!r}")
+    return version
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one store, or of one directory remote: both are laid out alike."""
+
+    root: Path
+
+    # --- what the store is -------------------------------------------------------------------------------------
+
+    @property
+    def marker(self) -> Path:
+        """The file that says which format the store has."""
+        return self.root / "store.json"
+
+    @property
+    def config(self) -> Path:
+        """The user's remotes and named bases."""
+        return self.root / "config.toml"
+
+    @property
+    def index(self) -> Path:
+        """The SQLite index, which can be deleted at any time."""
+        return self.root / "index.sqlite"
+
+    @property
+    def index_leftovers(self) -> tuple[Path, ...]:
+        """The index and what SQLite may have left beside it, in the order in which they can be deleted."""
+        return tuple(self.root / f"index.sqlite{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))
+
+    @property
+    def generation(self) -> Path:
+        """The file that is written anew before references change; the index names the one it is of."""
+        return self.root / "generation"
+
+    @property
+    def refs_lock(self) -> Path:
+        """The lock held while references and index change."""
+        return self.root / "locks" / "refs.lock"
+
+    # --- contents ----------------------------------------------------------------------------------------------
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of all blobs."""
+        return self.root / "blobs" / "sha256"
+
+    def blob(self, digest: Digest) -> Path:
+        """The bytes called ``digest``."""
+        return self.blobs / digest.hex
+
+    def manifest(self, digest: Digest) -> Path:
+        """The manifest called ``digest``."""
+        return self.root / "manifests" / "sha256" / digest.hex
+
+    def record(self, manifest: Digest) -> Path:
+        """What training left beside a version: machine, time, durations."""
+        return self.root / "records" / f"{manifest.hex}.json"
+
+    def partial(self, digest: Digest) -> Path:
+        """The bytes of a blob that have arrived so far."""
+        return self.root / "partial" / digest.hex
+
+    def temporary(self) -> Path:
+        """A new private name, on the same file system as everything else."""
+        return self.root / "tmp" / secrets.token_hex(16)
+
+    # --- references --------------------------------------------------------------------------------------------
+
+    @property
+    def refs(self) -> Path:
+        """The folder of all references."""
+        return self.root / "refs"
+
+    def namespace(self, namespace: Namespace) -> Path:
+        """The folder of a namespace."""
+        return self.refs / parse_namespace(namespace)
+
+    def concept(self, name: ConceptName) -> Path:
+        """The folder of a concept."""
+        return self.refs / name.namespace / name.name
+
+    def versions(self, name: ConceptName) -> Path:
+        """The folder of a concept's versions."""
+        return self.concept(name) / "versions"
+
+    def version(self, name: ConceptName, version: Version) -> Path:
+        """The file that says which manifest a version is."""
+        return self.versions(name) / name_version_file(version)
+
+    def tags(self, name: ConceptName) -> Path:
+        """The folder of a concept's tags."""
+        return self.concept(name) / "tags"
+
+    def tag(self, name: ConceptName, tag: Tag) -> Path:
+        """The folder of a tag's moves; the last one is where it points."""
+        return self.tags(name) / parse_tag(tag)
+
+    def tag_move(self, name: ConceptName, tag: Tag, number: int) -> Path:
+        """The file of one move of a tag."""
+        return self.tag(name, tag) / f"{number:0{_MOVE_DIGITS}d}"
+
+    # --- what was taken away -----------------------------------------------------------------------------------
+
+    def trashed_versions(self, name: ConceptName, version: Version) -> Path:
+        """The folder of what was removed under this version."""
+        return self.root / "trash" / "refs" / name.namespace / name.name / name_version_file(version)
+
+    def trashed_version(self, name: ConceptName, version: Version, time_ns: int) -> Path:
+        """A removed reference; the name sorts by time."""
+        return self.trashed_versions(name, version) / f"{time_ns:020d}-{secrets.token_hex(4)}"
+
+    def list_trashed(self, name: ConceptName, version: Version) -> tuple[Path, ...]:
+        """What was removed under this version, oldest first."""
+        folder = self.trashed_versions(name, version)
+        return tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
+
+    def quarantined(self, digest: Digest) -> Path:
+        """A new name for a file whose bytes are not ``digest`` although it was called so."""
+        return self.root / "trash" / "damaged" / f"{digest.hex}-{secrets.token_hex(8)}"
+
+    def describe(self, path: Path) -> str:
+        """Returns ``path`` as seen from the root, for messages."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

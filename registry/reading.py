@@ -1,0 +1,87 @@
+"""Versions out of the store: checked before they are handed out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conceptry.concepts import Concept
+from conceptry.digests import Digest
+from conceptry.errors import IntegrityError
+from conceptry.manifest import File, Manifest
+from conceptry.names import Reference, Tag, Version
+from conceptry.registry.blobs import has_blob
+from conceptry.registry.checks import BlobChecks
+from conceptry.registry.manifests import iter_places, read_manifest
+from conceptry.registry.refs import Origin, Resolved, list_tags, list_versions, read_tag, read_version
+from conceptry.registry.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What the store knows of one version."""
+
+    reference: Reference
+    digest: Digest
+    manifest: Manifest
+    origin: Origin
+    tags: tuple[Tag, ...]
+    """The tags that point to this version."""
+
+    versions: tuple[Version, ...]
+    """All versions of the concept here, smallest first."""
+
+    record: Path | None
+    """What training left beside the version (``train.json``)."""
+
+
+def read_concept(store: Store, version: Resolved) -> Concept:
+    """Returns the concept with the places of its blobs, each hashed since it last changed.
+
+    Raises:
+        IntegrityError: naming the concept, the file and its place in the manifest.
+    """
+    manifest = read_manifest(store.layout, version)
+    blobs: dict[Digest, Path] = {}
+    with BlobChecks(store.layout) as checks:
+        for place, file in iter_places(manifest):
+            if file.sha256 not in blobs:
+                explain_damage(store, version, place, file, checks)
+                blobs[file.sha256] = store.layout.blob(file.sha256)
+    return Concept(manifest=manifest, digest=version.digest, blobs=blobs)
+
+
+def explain_damage(store: Store, version: Resolved, place: str, file: File, checks: BlobChecks) -> None:
+    """Raises IntegrityError if a file's blob is missing or its bytes are wrong."""
+    if checks.is_intact(file.sha256, file.size):
+        return
+    path = store.layout.blob(file.sha256)
+    if not path.exists():
+        reason, part = f"the file {file.path!r} is missing", "sha256"
+    elif not has_blob(store.layout, file.sha256, file.size):
+        reason, part = f"the file {file.path!r} has {path.lstat().st_size} bytes, not {file.size}", "size"
+    else:
+        reason, part = f"the bytes of the file {file.path!r} are not {file.sha256}", "sha256"
+    raise IntegrityError(
+        f"{version.reference}: {reason}, in {store.layout.describe(path)}",
+        where=f"{place}.{part}",
+        hint=f"pull or publish {version.reference} again, which puts the right bytes back",
+    )
+
+
+def describe_version(store: Store, version: Resolved) -> Shown:
+    """Returns what the store knows of a version; blobs are not read. Raises IntegrityError, NotFoundError."""
+    layout, name = store.layout, version.reference.concept
+    manifest = read_manifest(layout, version)
+    record = layout.record(version.digest)
+    ref = read_version(layout, name, manifest.version)
+    moves = {tag: read_tag(layout, name, tag) for tag in list_tags(layout, name)}
+    return Shown(
+        reference=version.reference,
+        digest=version.digest,
+        manifest=manifest,
+        origin=ref.origin if ref else "pulled",
+        tags=tuple(tag for tag, move in moves.items() if move and move.digest == version.digest),
+        versions=list_versions(layout, name),
+        record=record if record.is_file() else None,
+    )

@@ -1,0 +1,239 @@
+"""``Registry``: the user's store as one object, for the command line and for Python programs.
+
+Light on purpose: what needs pydantic or sqlite_utils is imported by the methods that need it, so that a listing
+starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from conceptry.names import Reference, RemoteName, Tag
+from conceptry.registry import listing, refs
+from conceptry.registry.events import OnEvent, ignore_event
+from conceptry.registry.listing import Filter, ListedVersion
+from conceptry.registry.refs import Resolved
+from conceptry.registry.store import Store, open_store
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from conceptry.concepts import Concept
+    from conceptry.manifest import Manifest
+    from conceptry.registry.publish import Published
+    from conceptry.registry.remotes import Remote
+    from conceptry.registry.reading import Shown
+    from conceptry.registry.transfer import Pulled, Pushed
+    from conceptry.registry.verify import Finding
+
+T = TypeVar("T")
+ReferenceLike = Reference | str
+
+
+class Registry:
+    """The concepts on this machine, and the remotes they go to and come from.
+
+    ``root`` is the store's folder, else ``CONCEPTRY_HOME``, else the platform's folder for user data. Opening reads
+    one small file and writes nothing.
+
+    Raises:
+        StoreError: if the store was written by a newer version, or others could have changed it.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.store: Store = open_store(root)
+
+    @property
+    def root(self) -> Path:
+        """The store's folder."""
+        return self.store.root
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def resolve(self, reference: ReferenceLike) -> Resolved:
+        """Returns the version that a reference means here, and the digest of its manifest. Raises NotFoundError."""
+        return refs.resolve_reference(self.store.layout, to_local(reference))
+
+    def manifest(self, reference: ReferenceLike) -> Manifest:
+        """Returns the manifest of a version. Raises NotFoundError, IntegrityError."""
+        from conceptry.registry.manifests import read_manifest
+
+        return read_manifest(self.store.layout, self.resolve(reference))
+
+    def get(self, reference: ReferenceLike) -> Concept:
+        """Returns a concept that can be used: every byte of it was hashed since it last changed.
+
+        Raises:
+            NotFoundError: if the store has no such version.
+            IntegrityError: if a byte of it changed or is missing; the file and its place are named.
+        """
+        from conceptry.registry.reading import read_concept
+
+        return read_concept(self.store, self.resolve(reference))
+
+    def show(self, reference: ReferenceLike) -> Shown:
+        """Returns what the store knows of a version: manifest, digest, tags, other versions, training record."""
+        from conceptry.registry.reading import describe_version
+
+        return describe_version(self.store, self.resolve(reference))
+
+    def list(self, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
+        """Returns the concepts in order of name, each at its latest version unless ``wanted`` says all."""
+        chosen = wanted or Filter()
+        found = listing.read_listing(self.store.layout, chosen)
+        return found if found is not None else self._rebuilt(lambda db: listing.query_listing(db, chosen))
+
+    def search(self, words: str, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
+        """Returns the concepts whose names, titles, tags, placeholders or descriptions have all ``words``."""
+        chosen = wanted or Filter()
+        found = listing.read_search(self.store.layout, words, chosen)
+        return found if found is not None else self._rebuilt(lambda db: listing.query_search(db, words, chosen))
+
+    def verify(self, reference: ReferenceLike | None = None, *, on_event: OnEvent = ignore_event) -> tuple[Finding, ...]:
+        """Returns everything that is wrong with the store, or with one concept; nothing when every byte is right."""
+        from conceptry.registry.verify import verify_store
+
+        only = None if reference is None else self.resolve(reference).reference
+        return verify_store(self.store, only, on_event=on_event)
+
+    # --- changing ----------------------------------------------------------------------------------------------
+
+    def publish(self, folder: Path, *, on_event: OnEvent = ignore_event) -> Published:
+        """Returns the version that a folder with a ``concept.json`` became; the same contents again change nothing.
+
+        Raises:
+            NotFoundError: if there is no ``concept.json``.
+            IntegrityError: if a file is not what the manifest says.
+            ConflictError: if the version exists with other contents.
+            StoreError: if the store cannot be written.
+        """
+        from conceptry.registry.publish import publish_folder
+
+        return publish_folder(self.store, folder, on_event=on_event)
+
+    def remove(self, reference: ReferenceLike) -> Resolved:
+        """Returns the version that was taken out of the listing; ``restore`` brings it back. Raises NotFoundError."""
+        from conceptry.registry.removal import remove_version
+
+        return remove_version(self.store, self.resolve(reference))
+
+    def restore(self, reference: ReferenceLike) -> Resolved:
+        """Returns a removed version (``ns/name@1.2.0``), which is listed again. Raises NotFoundError, ConflictError."""
+        from conceptry.registry.removal import restore_version
+
+        return restore_version(self.store, to_local(reference))
+
+    def tag(self, reference: ReferenceLike, tag: Tag) -> Resolved:
+        """Returns the version that ``tag`` points to from now on. Raises NotFoundError, ConflictError."""
+        version = self.resolve(reference)
+        self.store.prepare_for_writing()
+        layout, name = self.store.layout, version.reference.concept
+        refs.move_tag(layout, name, tag, version, expected=refs.read_tag(layout, name, tag))
+        return version
+
+    # --- remotes -----------------------------------------------------------------------------------------------
+
+    def push(
+        self, reference: ReferenceLike, remote: RemoteName | str, *, on_event: OnEvent = ignore_event
+    ) -> Pushed:
+        """Returns the version as it lies on the remote now; pushing it again sends nothing.
+
+        ``remote`` is a name of the configuration or an address such as ``file:///path``. A reference by tag moves
+        that tag on the remote too.
+
+        Raises:
+            NotFoundError: for an unknown version or remote.
+            ConflictError: if the remote has the version with other contents, or its tag was moved meanwhile.
+            RemoteError: if the remote does not answer.
+        """
+        from conceptry.registry.transfer import push_version
+
+        return push_version(self.store, to_local(reference), self.open_remote(remote), on_event=on_event)
+
+    def pull(self, reference: ReferenceLike, *, on_event: OnEvent = ignore_event) -> Pulled:
+        """Returns the version that ``remote::namespace/name`` means, now complete and checked in this store.
+
+        Raises:
+            NotFoundError: for an unknown remote, concept or version.
+            IntegrityError: if the remote's bytes are not what the manifest says; nothing is listed then.
+            ConflictError: if the version is here already with other contents.
+            RemoteError: if the remote does not answer.
+        """
+        from conceptry.errors import UsageError
+        from conceptry.registry.transfer import pull_version
+
+        wanted = to_reference(reference)
+        if wanted.remote is None:
+            raise UsageError(
+                f"{wanted} names no remote",
+                hint=f"concepts pull REMOTE::{wanted}; concepts remote list shows them",
+            )
+        return pull_version(self.store, wanted, self.open_remote(wanted.remote), on_event=on_event)
+
+    def open_remote(self, remote: RemoteName | str) -> Remote:
+        """Returns the remote of that name or address. Raises NotFoundError, UsageError."""
+        from conceptry.registry.remotes import open_remote
+
+        return open_remote(remote, self.remotes())
+
+    def remotes(self) -> Mapping[RemoteName, str]:
+        """Returns the configured remotes' addresses by name. Raises UsageError if the configuration is malformed."""
+        from conceptry.registry.config import read_config
+
+        return read_config(self.store.layout).remotes
+
+    def add_remote(self, name: RemoteName, uri: str) -> None:
+        """Adds a remote to the user's configuration. Raises UsageError, ConflictError, StoreError."""
+        from conceptry.registry.config import add_remote
+
+        add_remote(self.store, name, uri)
+
+    def remove_remote(self, name: RemoteName) -> None:
+        """Takes a remote out of the user's configuration. Raises NotFoundError, StoreError."""
+        from conceptry.registry.config import remove_remote
+
+        remove_remote(self.store, name)
+
+    # --- bases -------------------------------------------------------------------------------------------------
+
+    def bases(self) -> Mapping[str, Path]:
+        """Returns the places of the bases that the user gave names. Raises UsageError."""
+        from conceptry.registry.config import read_config
+
+        return read_config(self.store.layout).bases
+
+    def add_base(self, name: str, path: Path) -> None:
+        """Gives a diffusers folder or a checkpoint a name. Raises InvalidNameError, UsageError, ConflictError."""
+        from conceptry.registry.config import add_base
+
+        add_base(self.store, name, path)
+
+    def remove_base(self, name: str) -> None:
+        """Takes a base's name away; its files stay. Raises NotFoundError, StoreError."""
+        from conceptry.registry.config import remove_base
+
+        remove_base(self.store, name)
+
+    def _rebuilt(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        from conceptry.registry.index import read_through_rebuild
+
+        return read_through_rebuild(self.store, read)
+
+
+def to_reference(reference: ReferenceLike) -> Reference:
+    """Returns the reference that text writes. Raises InvalidNameError."""
+    return Reference.parse(reference) if isinstance(reference, str) else reference
+
+
+def to_local(reference: ReferenceLike) -> Reference:
+    """Returns a reference into this store. Raises UsageError for one into a remote."""
+    from conceptry.errors import UsageError
+
+    parsed = to_reference(reference)
+    if parsed.remote is not None:
+        raise UsageError(f"{parsed} is on a remote, not in this store", hint=f"concepts pull {parsed}")
+    return parsed
+
+
