@@ -1,0 +1,80 @@
+"""What each training picture is called: its caption with the concept's word put in, or a template."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from conceptry.bases import FamilyId
+
+Subject = Literal["object", "style"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How the concept is written: what stands in the prompts, and what the base would say in its place.
+
+    ``word`` is the placeholder (embedding, rank_one) or "placeholder superclass" (lora, full).
+    """
+
+    placeholder: str
+    superclass: str
+    word: str
+    subject: Subject
+    family: FamilyId
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPair:
+    """A prompt with the concept in it, and the same with the superclass alone."""
+
+    concept: str
+    plain: str
+
+
+def write_prompts(captions: Sequence[str | None], wording: Wording) -> tuple[tuple[PromptPair, ...], ...]:
+    """Returns for each picture the prompts to train it with: one for a caption, else all templates."""
+    return tuple(
+        _write_templates(wording) if caption is None else (_write_caption(caption, wording),)
+        for caption in captions
+    )
+
+
+def write_class_prompt(wording: Wording) -> str:
+    """Returns the first template with the superclass in it: what class pictures are made with."""
+    return _write_templates(wording)[0].plain
+
+
+def _write_templates(wording: Wording) -> tuple[PromptPair, ...]:
+    rows = find_templates(wording.family, wording.subject)["templates"]
+    return tuple(PromptPair(row.format(wording.word), row.format(wording.superclass)) for row in rows)
+
+
+def _write_caption(caption: str, wording: Wording) -> PromptPair:
+    for known in (wording.word, wording.placeholder, wording.superclass):
+        pattern = re.compile(rf"(?<!\w){re.escape(known)}(?!\w)", re.IGNORECASE)
+        match = pattern.search(caption)
+        if match:
+            before, after = caption[: match.start()], caption[match.end() :]
+            return PromptPair(before + wording.word + after, before + wording.superclass + after)
+    lead = find_templates(wording.family, wording.subject)["lead"]
+    form = f"{caption} {lead}" if wording.subject == "style" else f"{lead}, {caption}"
+    return PromptPair(form.replace("{}", wording.word), form.replace("{}", wording.superclass))
+
+
+def find_templates(family: FamilyId, subject: Subject) -> Mapping[str, Any]:
+    """Returns ``lead`` and ``templates`` for a family, its own where the table has them."""
+    table = _load_templates()
+    rows: Mapping[str, Any] = table.get(family, table)[subject]
+    return rows
+
+
+@cache
+def _load_templates() -> Mapping[str, Any]:
+    text = files(__package__).joinpath("templates.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
