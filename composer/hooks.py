@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 from torch.utils.hooks import RemovableHandle
+
+# Not typing.Self, which the run-time type checks of the tests cannot read in methods.
+PatchT = TypeVar("PatchT", bound="Patch")
 
 
 class Generation:
@@ -27,7 +30,7 @@ class Patch(ABC):
         """Whether the change is in effect."""
         return self._attached
 
-    def attach(self) -> Self:
+    def attach(self: PatchT) -> PatchT:
         """Puts the change in and returns this patch; after an error nothing of it is left."""
         if self._attached:
             return self
@@ -57,7 +60,7 @@ class Patch(ABC):
     def _take_out(self) -> None:  # noqa: B027  # hooks alone are removed above; only swapped values need more
         pass
 
-    def __enter__(self) -> Self:
+    def __enter__(self: PatchT) -> PatchT:
         return self.attach()
 
     def __exit__(
