@@ -1,0 +1,240 @@
+"""Safetensors headers, read more strictly than the library reads them: names, dtypes, shapes and places, no data.
+
+Layout: 8 bytes little-endian length, a JSON object of that length, then the tensors without holes. What this reader
+accepts, the safetensors library accepts too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final
+
+from conceptry.errors import InvalidFileError, NotFoundError, StoreError
+from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
+
+MAX_HEADER_BYTES: Final = 8 << 20
+MAX_METADATA_BYTES: Final = 1 << 20
+MAX_TENSORS: Final = 65_536
+MAX_NAME_BYTES: Final = 512
+MAX_DIMENSIONS: Final = 8
+METADATA_KEY: Final = "__metadata__"
+LENGTH_BYTES: Final = 8
+
+DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "BOOL": 1,
+        "U8": 1,
+        "I8": 1,
+        "F8_E5M2": 1,
+        "F8_E4M3": 1,
+        "I16": 2,
+        "U16": 2,
+        "F16": 2,
+        "BF16": 2,
+        "I32": 4,
+        "U32": 4,
+        "F32": 4,
+        "F64": 8,
+        "I64": 8,
+        "U64": 8,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: its dtype, its shape, and the bytes it takes, counted from the start of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file holds, in the order of its data."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+    size_bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Returns the header of the file at ``path``; no tensor is read.
+
+    Raises:
+        NotFoundError: if there is no regular file.
+        InvalidFileError: if it is something else (which is named), truncated, or breaks a rule.
+        StoreError: if it cannot be read.
+    """
+    with open_binary(path) as file:
+        return parse_header(file, path.name)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Returns the regular file at ``path``, open for reading. Raises NotFoundError or StoreError."""
+    if path.is_dir():
+        raise NotFoundError(f"{str(path)!r} is a folder, not a file", hint="name one file in it")
+    if not path.is_file():
+        raise NotFoundError(f"no file {str(path)!r}")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise StoreError(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def parse_header(file: BinaryIO, name: str) -> Header:
+    """Returns the header of an open file, which is called ``name`` in messages.
+
+    Raises:
+        InvalidFileError: as ``read_header``.
+    """
+    size_bytes = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(SNIFFED_BYTES)
+    container = recognise_container(start)
+    if container.id != "safetensors":
+        raise InvalidFileError(f"{name!r} is {container.title}, not a safetensors file", hint=container.hint)
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    try:
+        if length > MAX_HEADER_BYTES:
+            raise _Refusal(f"its header of {length} bytes is longer than {MAX_HEADER_BYTES}")
+        if LENGTH_BYTES + length > size_bytes:
+            raise _Refusal(f"its header of {length} bytes is cut off: the file has {size_bytes}")
+        file.seek(LENGTH_BYTES)
+        tensors, metadata = _parse_json(file.read(length))
+        ordered = _check_layout(tensors, size_bytes - LENGTH_BYTES - length)
+    except _Refusal as refusal:
+        raise InvalidFileError(
+            f"{name!r} is no sound safetensors file: {refusal}", where=refusal.where, hint="download it again"
+        ) from refusal
+    return Header(MappingProxyType(ordered), MappingProxyType(metadata), LENGTH_BYTES + length, size_bytes)
+
+
+class _Refusal(ValueError):
+    """A broken rule; ``read_header`` adds the name of the file."""
+
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+def _parse_json(data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_collect,
+            parse_constant=_refuse_number,
+            parse_float=_refuse_number,
+        )
+    except _Refusal:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _Refusal(f"its header is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise _Refusal("a tensor's entry stands where the header belongs")
+    metadata = document.pop(METADATA_KEY, {})
+    _check_metadata(metadata)
+    if len(document) > MAX_TENSORS:
+        raise _Refusal(f"{len(document)} tensors are more than {MAX_TENSORS}")
+    for name, info in document.items():
+        _check_name(name)
+        if not isinstance(info, TensorInfo):
+            raise _Refusal("a tensor's entry is no object with dtype, shape and data_offsets", name)
+        _check_span(name, info)
+    return document, metadata
+
+
+def _collect(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorInfo:
+    """Makes a TensorInfo of an entry while the header is parsed, so that a long one never exists as dicts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Refusal(f"the name {twice[:80]!r} occurs twice")
+    if found.keys() == {"dtype", "shape", "data_offsets"}:
+        return _make_info(found["dtype"], found["shape"], found["data_offsets"])
+    return found
+
+
+def _make_info(dtype: Any, shape: Any, offsets: Any) -> TensorInfo | dict[str, Any]:
+    if all(isinstance(value, str) for value in (dtype, shape, offsets)):
+        # Metadata that uses these three words as keys.
+        return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    if dtype not in DTYPE_BYTES:
+        raise _Refusal(f"the dtype {str(dtype)[:40]!r} is unknown")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _Refusal(f"the shape {str(shape)[:80]} is no list of at most {MAX_DIMENSIONS} sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise _Refusal(f"the offsets {str(offsets)[:80]} are no pair of sizes")
+    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _refuse_number(text: str) -> Any:
+    raise _Refusal(f"{text[:40]} is no whole number")
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, dict):
+        raise _Refusal("it is no object of strings", METADATA_KEY)
+    total = 0
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise _Refusal(f"the value of {key[:80]!r} is no string", METADATA_KEY)
+        total += len(_encode(key)) + len(_encode(value))
+    if total > MAX_METADATA_BYTES:
+        raise _Refusal(f"it has {total} bytes, more than {MAX_METADATA_BYTES}", METADATA_KEY)
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Refusal("a string holds half a surrogate pair") from error
+
+
+def _check_name(name: str) -> None:
+    if not name or len(_encode(name)) > MAX_NAME_BYTES:
+        raise _Refusal(f"the name {name[:80]!r} has not 1 to {MAX_NAME_BYTES} bytes")
+    if not name.isprintable() or ".." in name.split("/"):
+        raise _Refusal(f"the name {name[:80]!r} holds control characters or climbs out of its folder")
+
+
+def _check_span(name: str, info: TensorInfo) -> None:
+    expected = DTYPE_BYTES[info.dtype]
+    for size in info.shape:
+        expected *= size
+        # The library multiplies in 64 bits and refuses what overflows on the way, even where a later size is 0.
+        if expected >= 1 << 63:
+            raise _Refusal(f"the shape {list(info.shape)} is too large", name)
+    if info.end - info.start != expected:
+        raise _Refusal(
+            f"the shape {list(info.shape)} of {info.dtype} takes {expected} bytes, not {info.end - info.start}",
+            name,
+        )
+
+
+def _check_layout(tensors: dict[str, TensorInfo], data_bytes: int) -> dict[str, TensorInfo]:
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end, item[0])))
+    position = 0
+    for name, info in ordered.items():
+        if info.start != position:
+            raise _Refusal(f"it starts at {info.start}, not at {position} where the one before ends", name)
+        position = info.end
+    if position > data_bytes:
+        raise _Refusal(
+            f"it is cut off: the tensors take {position} bytes, the file has {data_bytes} for them"
+        )
+    if position < data_bytes:
+        raise _Refusal(f"{data_bytes - position} bytes follow the last tensor")
+    return ordered

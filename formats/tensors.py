@@ -1,0 +1,276 @@
+"""Tensors as dtype, shape and raw bytes, read from and written to safetensors files; numpy is only for arithmetic.
+
+A file that is written here is the same bytes each time: tensors by falling alignment and then by name, metadata by
+key, nothing from the clock. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from conceptry.digests import Digest, canonical_json
+from conceptry.errors import InvalidFileError, StoreError
+from conceptry.formats.header import (
+    DTYPE_BYTES,
+    LENGTH_BYTES,
+    METADATA_KEY,
+    Header,
+    TensorInfo,
+    open_binary,
+    parse_header,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ALIGNMENT_BYTES: Final = 8
+DATA_HASH_KEY: Final = "modelspec.hash_sha256"
+_CHUNK_BYTES: Final = 1 << 20
+
+# dtype -> (numpy or ml_dtypes name, unsigned view, bits that are all set in a value that is not finite)
+_NUMPY: Final[dict[str, tuple[str, str, int]]] = {
+    "BOOL": ("bool", "u1", 0),
+    "U8": ("uint8", "u1", 0),
+    "I8": ("int8", "u1", 0),
+    "F8_E5M2": ("float8_e5m2", "u1", 0x7C),
+    "F8_E4M3": ("float8_e4m3fn", "u1", 0x7F),
+    "I16": ("int16", "<u2", 0),
+    "U16": ("uint16", "<u2", 0),
+    "F16": ("float16", "<u2", 0x7C00),
+    "BF16": ("bfloat16", "<u2", 0x7F80),
+    "I32": ("int32", "<u4", 0),
+    "U32": ("uint32", "<u4", 0),
+    "F32": ("float32", "<u4", 0x7F80_0000),
+    "F64": ("float64", "<u8", 0x7FF0_0000_0000_0000),
+    "I64": ("int64", "<u8", 0),
+    "U64": ("uint64", "<u8", 0),
+}
+FLOAT_DTYPES: Final = frozenset(name for name, row in _NUMPY.items() if row[2])
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor as its bytes: little-endian, row-major. Equal when dtype, shape and bytes are equal."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+    def __post_init__(self) -> None:
+        expected = count_elements(self.shape) * DTYPE_BYTES.get(self.dtype, 0)
+        if self.dtype not in DTYPE_BYTES or len(self.data) != expected:
+            raise InvalidFileError(f"{len(self.data)} bytes are no tensor of {self.dtype} {list(self.shape)}")
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray[Any, Any]) -> RawTensor:
+        """Returns the tensor with the values of ``array``, bit for bit.
+
+        Raises:
+            InvalidFileError: if safetensors has no such dtype.
+        """
+        import numpy as np
+
+        dtype = next((name for name, row in _NUMPY.items() if row[0] == array.dtype.name), None)
+        if dtype is None:
+            raise InvalidFileError(f"safetensors holds no {array.dtype.name}")
+        contiguous = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        return cls(dtype, tuple(array.shape), contiguous.tobytes())
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """Returns a read-only array over the same bytes; bf16 and fp8 as ml_dtypes has them."""
+        import ml_dtypes
+        import numpy as np
+
+        name = _NUMPY[self.dtype][0]
+        dtype = (
+            np.dtype(getattr(ml_dtypes, name)) if name.startswith(("bfloat", "float8")) else np.dtype(name)
+        )
+        array = np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
+        array.flags.writeable = False
+        return array
+
+    @property
+    def elements(self) -> int:
+        """How many values it holds."""
+        return count_elements(self.shape)
+
+    def is_finite(self) -> bool:
+        """Returns whether no value is NaN or infinite; whole numbers always are finite."""
+        import numpy as np
+
+        _, unsigned, bits = _NUMPY[self.dtype]
+        if not bits:
+            return True
+        values = np.frombuffer(self.data, dtype=unsigned)
+        step = _CHUNK_BYTES
+        mask = values.dtype.type(bits)
+        return not any(
+            bool(((values[at : at + step] & mask) == mask).any()) for at in range(0, len(values), step)
+        )
+
+
+def count_elements(shape: Iterable[int]) -> int:
+    """Returns the product of the sizes: 1 for a scalar."""
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, RawTensor]:
+    """Returns the named tensors of a safetensors file, or all of them, in the order of the file.
+
+    Raises:
+        NotFoundError: if there is no file.
+        InvalidFileError: as ``read_header``, and if a name is not there.
+    """
+    with open_binary(path) as file:
+        header = parse_header(file, path.name)
+        wanted = header.tensors if names is None else _select(header, names, path.name)
+        return {name: _read_one(file, header, name) for name in wanted}
+
+
+def _select(header: Header, names: Iterable[str], file_name: str) -> list[str]:
+    asked = set(names)
+    missing = sorted(asked - header.tensors.keys())
+    if missing:
+        raise InvalidFileError(f"{file_name!r} has no tensor {missing[0]!r}")
+    return [name for name in header.tensors if name in asked]
+
+
+def _read_one(file: BinaryIO, header: Header, name: str) -> RawTensor:
+    info = header.tensors[name]
+    file.seek(header.data_start + info.start)
+    data = file.read(info.end - info.start)
+    if len(data) != info.end - info.start:
+        raise InvalidFileError(f"the file became shorter while {name!r} was read", hint="try again")
+    return RawTensor(info.dtype, info.shape, data)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes the tensors to ``path``: whole, flushed to the disk, and the same bytes for the same input.
+
+    ``modelspec.hash_sha256``, the digest of all data bytes, is added to the metadata.
+
+    Raises:
+        InvalidFileError: if a value is not finite, or the result would not be read back; nothing is written.
+        StoreError: if the disk is full or the folder read-only; nothing is left behind.
+    """
+    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
+    for name in order:
+        if not tensors[name].is_finite():
+            raise InvalidFileError("a value is NaN or infinite", where=name)
+    digest = hashlib.sha256()
+    for name in order:
+        digest.update(tensors[name].data)
+    merged = {**(metadata or {}), DATA_HASH_KEY: f"0x{digest.hexdigest()}"}
+    head = _format_header({name: tensors[name] for name in order}, merged)
+    with replace_file(path) as file:
+        file.write(head)
+        for name in order:
+            file.write(tensors[name].data)
+        file.flush()
+        file.seek(0)
+        parse_header(file, path.name)
+
+
+def _format_header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
+    document: dict[str, Any] = {METADATA_KEY: dict(sorted(metadata.items()))}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + len(tensor.data)
+        document[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    try:
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidFileError("a name or a metadata value holds half a surrogate pair") from error
+    text += b" " * (-len(text) % ALIGNMENT_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Gives a new file beside ``path`` that takes its place, flushed to the disk, when the block ends well.
+
+    Raises:
+        StoreError: if the disk is full or the folder read-only; nothing is left behind.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with temporary.open("xb+") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- identity ------------------------------------------------------------------------------------------------------
+
+
+def digest_tensors(tensors: Mapping[str, RawTensor]) -> Digest:
+    """Returns the digest of names, dtypes, shapes and values, whatever their order and the metadata beside them."""
+    names = sorted(tensors)
+    infos = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    return Digest.of_chunks([_describe(infos), *(tensors[name].data for name in names)])
+
+
+def digest_tensor_file(path: Path) -> Digest:
+    """Returns ``digest_tensors`` of a safetensors file, read in pieces.
+
+    Raises:
+        NotFoundError, InvalidFileError: as ``read_header``.
+    """
+    with open_binary(path) as file:
+        header = parse_header(file, path.name)
+        infos = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
+        return Digest.of_chunks(_iter_chunks(file, header, _describe(infos)))
+
+
+def _describe(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    listing = canonical_json([[name, infos[name][0], list(infos[name][1])] for name in sorted(infos)])
+    return len(listing).to_bytes(LENGTH_BYTES, "little") + listing
+
+
+def _iter_chunks(file: BinaryIO, header: Header, first: bytes) -> Iterator[bytes]:
+    yield first
+    for name in sorted(header.tensors):
+        info: TensorInfo = header.tensors[name]
+        file.seek(header.data_start + info.start)
+        left = info.end - info.start
+        while left:
+            chunk = file.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise InvalidFileError(f"the file became shorter while {name!r} was read", hint="try again")
+            left -= len(chunk)
+            yield chunk
