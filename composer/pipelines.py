@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
+from conceptry.composer.loading import load_pipeline  # noqa: F401  # opening is asked for here
 from conceptry.errors import IncompatibleError, InvalidPlaceholderError
 
 Pipeline = Any
@@ -129,12 +130,17 @@ def spell_published(root: nn.Module, name: str) -> str:
     return name
 
 
-def iter_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Returns the tensors of the component's state dict under their published names, adapters of others left out."""
-    persistent = root.state_dict(keep_vars=True)
-    for name, tensor in persistent.items():
+def iter_state(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Returns the tensors of the component's state dict as they are called in memory, adapters of others left out."""
+    for name, tensor in root.state_dict(keep_vars=True).items():
         if ".lora_" not in name and isinstance(tensor, Tensor):
-            yield spell_published(root, name), tensor
+            yield name, tensor
+
+
+def iter_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Returns the same tensors under their published names."""
+    for name, tensor in iter_state(root):
+        yield spell_published(root, name), tensor
 
 
 def iter_cross_attention(denoiser: nn.Module) -> Iterator[tuple[str, Any]]:
