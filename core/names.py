@@ -235,7 +235,7 @@ def pick_latest(versions: Iterable[Version]) -> Version | None:
     """Returns the greatest version that is no pre-release, else the greatest, else None."""
     ordered = sorted(versions)
     finals = [version for version in ordered if not version.prerelease]
-    return (finals or ordered or [None])[-1]
+    return (finals or ordered)[-1] if ordered else None
 
 
 def _split_remote(text: str) -> tuple[RemoteName | None, str]:

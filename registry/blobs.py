@@ -40,7 +40,12 @@ def is_intact(layout: Layout, digest: Digest, size_bytes: int) -> bool:
 
 
 def add_blob(
-    layout: Layout, digest: Digest, size_bytes: int, chunks: Iterable[bytes], *, on_bytes: CountBytes = ignore_bytes
+    layout: Layout,
+    digest: Digest,
+    size_bytes: int,
+    chunks: Iterable[bytes],
+    *,
+    on_bytes: CountBytes = ignore_bytes,
 ) -> None:
     """Writes ``chunks`` as the blob called ``digest``, replacing a damaged one.
 

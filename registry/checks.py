@@ -71,6 +71,14 @@ class BlobChecks:
                 )
 
 
+def forget_check(layout: Layout, digest: Digest) -> None:
+    """Forgets that a blob was ever hashed; for bytes that changed without the file system noticing."""
+    connection = _connect(layout)
+    if connection is not None:
+        with contextlib.closing(connection), contextlib.suppress(sqlite3.Error), connection:
+            connection.execute("DELETE FROM checked_blobs WHERE hex = ?", (digest.hex,))
+
+
 def _look_at(layout: Layout, digest: Digest) -> Look | None:
     try:
         status = os.lstat(layout.blob(digest))

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
@@ -23,6 +23,7 @@ from conceptry.registry.listing import (
     BUSY_SECONDS,
     INDEX_FORMAT,
     IndexBehindError,
+    connect_current,
     is_ours,
     read_index_generation,
 )
@@ -33,7 +34,6 @@ from conceptry.registry.refs import Resolved, list_names, list_versions, read_ve
 from conceptry.registry.store import Change, Store, read_generation
 
 T = TypeVar("T")
-_KEY: Final = "namespace = ? AND name = ? AND version = ?"
 
 
 def record_version(store: Store, change: Change, version: Resolved, manifest: Manifest, origin: str) -> None:
@@ -60,11 +60,11 @@ def rebuild_index(store: Store) -> None:
 def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) -> T:
     """Returns what ``read`` finds in an index made anew: on disk where the store can be written, else in memory."""
     try:
-        if store.exists:
-            rebuild_index(store)
-    except StoreError:
-        pass  # a store that cannot be written still lists; the rows below come from the files all the same
-    database = Database(memory=True)
+        rebuild_index(store)
+        with contextlib.closing(connect_current(store.layout)) as connection:
+            return read(connection)
+    except (StoreError, IndexBehindError, sqlite3.Error):
+        database = Database(memory=True)  # a store that cannot be written still lists
     with contextlib.closing(database.conn):
         _fill(database, store.layout, read_generation(store.layout))
         return read(database.conn)
@@ -184,7 +184,8 @@ def _replace_row(database: Database, reference: Reference, row: dict[str, Any]) 
 
 def _delete_row(database: Database, reference: Reference) -> None:
     name = reference.concept
-    database.execute(f"DELETE FROM versions WHERE {_KEY}", (name.namespace, name.name, str(reference.version)))  # noqa: S608
+    key = (name.namespace, name.name, str(reference.version))
+    database.execute("DELETE FROM versions WHERE namespace = ? AND name = ? AND version = ?", key)
 
 
 def _write_generation(database: Database, generation: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +24,8 @@ INDEX_FORMAT: Final = 1
 BUSY_SECONDS: Final = 5.0
 
 _COLUMNS: Final = (
-    "namespace, name, version, digest, title, kinds, families, placeholders, tags, license, size_bytes, origin"
+    "namespace, name, version, digest, title, kinds, families, placeholders, tags, license, "
+    "size_bytes, origin"
 )
 _WORD: Final = re.compile(r"[^\s\"]+")
 _MAX_QUERY_CHARS: Final = 200
@@ -59,20 +60,13 @@ class Filter:
     """Every version instead of the latest one of each concept."""
 
 
-def read_listing(layout: Layout, wanted: Filter) -> tuple[ListedVersion, ...] | None:
-    """Returns the versions in order of name and precedence; None if the index is absent, damaged or behind."""
+def read_index(
+    layout: Layout, read: Callable[[sqlite3.Connection], tuple[ListedVersion, ...]]
+) -> tuple[ListedVersion, ...] | None:
+    """Returns what ``read`` finds in the index; None if the index is absent, damaged or behind."""
     try:
         with closing(connect_current(layout)) as connection:
-            return query_listing(connection, wanted)
-    except IndexBehindError:
-        return None
-
-
-def read_search(layout: Layout, words: str, wanted: Filter) -> tuple[ListedVersion, ...] | None:
-    """Returns the versions that have all ``words``, best first; None if the index is absent, damaged or behind."""
-    try:
-        with closing(connect_current(layout)) as connection:
-            return query_search(connection, words, wanted)
+            return read(connection)
     except IndexBehindError:
         return None
 

@@ -59,7 +59,7 @@ def hold_lock(path: Path, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -
 
 
 def try_lock(descriptor: int) -> bool:
-    """Returns False if another process holds the lock of this open file, else True, now holding it if there are locks."""
+    """Returns False if another process holds the lock of this open file, else True; where there are no locks, True."""
     if fcntl is None:
         return True
     try:

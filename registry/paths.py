@@ -10,7 +10,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
@@ -18,6 +18,9 @@ from platformdirs import user_data_path
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, UsageError
 from conceptry.names import ConceptName, Namespace, Tag, Version, parse_namespace, parse_tag, parse_version
+
+if TYPE_CHECKING:
+    from conceptry.manifest import File
 
 HOME_VARIABLE: Final = "CONCEPTRY_HOME"
 MANIFEST_FILE: Final = "concept.json"
@@ -42,6 +45,26 @@ def locate_file_uri(uri: str) -> Path:
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
         raise UsageError(f"not a folder's address: {uri!r}", hint="write file:///absolute/path")
     return path
+
+
+def locate_base(text: str) -> Path:
+    """Returns the place of a base as the user's configuration writes it."""
+    return Path(text)
+
+
+def locate_manifest(folder: Path) -> Path:
+    """Returns where a published folder has its manifest."""
+    return folder / MANIFEST_FILE
+
+
+def locate_record(folder: Path) -> Path:
+    """Returns where a published folder has its training record."""
+    return folder / RECORD_FILE
+
+
+def locate_member(folder: Path, file: File) -> Path:
+    """Returns where a published folder has a file of its manifest; the manifest has checked the name."""
+    return folder.joinpath(*file.path.split("/"))
 
 
 def name_version_file(version: Version) -> str:

@@ -21,7 +21,6 @@ from conceptry.names import (
     Reference,
     Tag,
     Version,
-    Namespace,
     parse_namespace,
     parse_tag,
     parse_version,
@@ -100,12 +99,19 @@ def write_version(layout: Layout, name: ConceptName, version: Version, ref: Vers
         return True
     found = read_version(layout, name, version)
     if found is None or found.digest != ref.digest:
-        there = found.digest if found else "gone again"
-        raise ConflictError(
-            f"{name}@{version} exists already with other contents ({there}, not {ref.digest})",
-            hint="give the new contents a new version; a published version never changes",
+        raise describe_conflict(
+            Resolved(Reference(name, version), ref.digest), found.digest if found else None
         )
     return False
+
+
+def describe_conflict(version: Resolved, found: Digest | None) -> ConflictError:
+    """Returns the error for a version that exists with other contents."""
+    there = f"{found}, not {version.digest}" if found else "and was removed meanwhile"
+    return ConflictError(
+        f"{version.reference} exists already with other contents ({there})",
+        hint="give the new contents a new version; a published version never changes",
+    )
 
 
 def list_versions(layout: Layout, name: ConceptName) -> tuple[Version, ...]:
@@ -147,7 +153,9 @@ def restore_version(layout: Layout, name: ConceptName, version: Version) -> Vers
         ConflictError: if the version was published anew with other contents.
     """
     for trashed in reversed(layout.list_trashed(name, version)):
-        line = _VERSION_LINE.fullmatch((read_small_file(trashed, _LIMIT_BYTES) or b"").decode("ascii", "replace"))
+        line = _VERSION_LINE.fullmatch(
+            (read_small_file(trashed, _LIMIT_BYTES) or b"").decode("ascii", "replace")
+        )
         if line is None:
             continue
         ref = VersionRef(Digest.parse(line[1]), "pulled" if line[2] == "pulled" else "published")
@@ -245,7 +253,9 @@ def _resolve_digest(layout: Layout, name: ConceptName, digest: Digest) -> Resolv
 
 def _missing_concept(layout: Layout, name: ConceptName) -> NotFoundError:
     hint = suggest_nearest(str(name), [str(known) for known in list_names(layout)])
-    return NotFoundError(f"no concept is called {str(name)!r}", hint=hint or "concepts list shows what is here")
+    return NotFoundError(
+        f"no concept is called {str(name)!r}", hint=hint or "concepts list shows what is here"
+    )
 
 
 def _missing_version(layout: Layout, name: ConceptName, selector: str) -> NotFoundError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from conceptry.names import Reference, RemoteName, Tag
 from conceptry.registry import listing, refs
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from conceptry.concepts import Concept
     from conceptry.manifest import Manifest
     from conceptry.registry.publish import Published
-    from conceptry.registry.remotes import Remote
     from conceptry.registry.reading import Shown
+    from conceptry.registry.remotes import Remote
     from conceptry.registry.transfer import Pulled, Pushed
     from conceptry.registry.verify import Finding
 
-T = TypeVar("T")
+Rows = tuple[ListedVersion, ...]
 ReferenceLike = Reference | str
 
 
@@ -82,16 +82,16 @@ class Registry:
     def list(self, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
         """Returns the concepts in order of name, each at its latest version unless ``wanted`` says all."""
         chosen = wanted or Filter()
-        found = listing.read_listing(self.store.layout, chosen)
-        return found if found is not None else self._rebuilt(lambda db: listing.query_listing(db, chosen))
+        return self._read(lambda index: listing.query_listing(index, chosen))
 
     def search(self, words: str, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
         """Returns the concepts whose names, titles, tags, placeholders or descriptions have all ``words``."""
         chosen = wanted or Filter()
-        found = listing.read_search(self.store.layout, words, chosen)
-        return found if found is not None else self._rebuilt(lambda db: listing.query_search(db, words, chosen))
+        return self._read(lambda index: listing.query_search(index, words, chosen))
 
-    def verify(self, reference: ReferenceLike | None = None, *, on_event: OnEvent = ignore_event) -> tuple[Finding, ...]:
+    def verify(
+        self, reference: ReferenceLike | None = None, *, on_event: OnEvent = ignore_event
+    ) -> tuple[Finding, ...]:
         """Returns everything that is wrong with the store, or with one concept; nothing when every byte is right."""
         from conceptry.registry.verify import verify_store
 
@@ -216,7 +216,12 @@ class Registry:
 
         remove_base(self.store, name)
 
-    def _rebuilt(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    def _read(self, read: Callable[[sqlite3.Connection], Rows]) -> Rows:
+        if not self.store.layout.refs.is_dir():
+            return ()
+        found = listing.read_index(self.store.layout, read)
+        if found is not None:
+            return found
         from conceptry.registry.index import read_through_rebuild
 
         return read_through_rebuild(self.store, read)
@@ -235,5 +240,3 @@ def to_local(reference: ReferenceLike) -> Reference:
     if parsed.remote is not None:
         raise UsageError(f"{parsed} is on a remote, not in this store", hint=f"concepts pull {parsed}")
     return parsed
-
-

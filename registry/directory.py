@@ -1,0 +1,158 @@
+"""A folder as a remote: laid out like a store, without an index, shared by anything that shares folders.
+
+It needs no locks. Blobs and manifests are named by their digests; a version and each move of a tag is the creation of
+a name, which succeeds for exactly one of several writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from conceptry.digests import Digest
+from conceptry.documents import MAX_DOCUMENT_BYTES
+from conceptry.errors import IntegrityError, NotFoundError, RemoteError
+from conceptry.names import ConceptName, Reference, Tag, Version
+from conceptry.registry import refs
+from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
+from conceptry.registry.files import (
+    ensure_folder,
+    explain_os_errors,
+    open_regular,
+    read_small_file,
+    write_file,
+)
+from conceptry.registry.manifests import add_manifest
+from conceptry.registry.paths import Layout, locate_file_uri
+from conceptry.registry.refs import Resolved, TagMove, VersionRef
+
+FORMAT: Final = 1
+_LIMIT_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryRemote:
+    """The remote at ``file:///path``; the folder is made by the first push."""
+
+    uri: str
+    layout: Layout
+
+    @classmethod
+    def open(cls, uri: str) -> DirectoryRemote:
+        """Returns the remote at an address. Raises UsageError, RemoteError."""
+        layout = Layout(locate_file_uri(uri))
+        _check_format(uri, layout)
+        return cls(uri, layout)
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """Returns what a reference means there now. Raises NotFoundError, RemoteError."""
+        self._check_present()
+        local = Reference(reference.concept, reference.selector)
+        try:
+            return refs.resolve_reference(self.layout, local)
+        except NotFoundError as error:
+            raise NotFoundError(f"{error.message} on {self.uri}", hint=error.hint) from error
+
+    def read_version(self, name: ConceptName, version: Version) -> Digest | None:
+        """Returns the digest of a version there, None if there is none. Raises IntegrityError."""
+        ref = refs.read_version(self.layout, name, version)
+        return ref.digest if ref else None
+
+    def list(self, name: ConceptName | None = None) -> Iterator[Resolved]:
+        """Returns the versions there, in order of name and precedence. Raises RemoteError."""
+        self._check_present()
+        for concept in [name] if name else refs.list_names(self.layout):
+            for version in refs.list_versions(self.layout, concept):
+                ref = refs.read_version(self.layout, concept, version)
+                if ref is not None:
+                    yield Resolved(Reference(concept, version), ref.digest)
+
+    def has(self, digest: Digest, size_bytes: int) -> bool:
+        """Returns whether a blob is there and every byte of it is right. Raises StoreError."""
+        return is_intact(self.layout, digest, size_bytes)
+
+    @contextmanager
+    def get(self, digest: Digest, *, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
+        """Opens a blob's bytes from an offset on. Raises NotFoundError, StoreError."""
+        path = self.layout.blob(digest)
+        with explain_os_errors("read", path), contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open_regular(path))
+            except FileNotFoundError:
+                raise NotFoundError(f"the blob {digest} is missing on {self.uri}") from None
+            yield file.iter_chunks(offset_bytes)
+
+    def get_manifest(self, version: Resolved) -> bytes:
+        """Returns a manifest's bytes, unchecked, at most one more than the limit. Raises NotFoundError."""
+        data = read_small_file(self.layout.manifest(version.digest), MAX_DOCUMENT_BYTES)
+        if data is None:
+            raise NotFoundError(f"the manifest of {version.reference} is missing on {self.uri}")
+        return data
+
+    def put(self, digest: Digest, size_bytes: int, source: Path, *, on_bytes: CountBytes) -> None:
+        """Copies a blob there unless it is there and intact. Raises IntegrityError, StoreError."""
+        self._prepare()
+        add_blob_from_file(self.layout, source, digest, size_bytes, on_bytes=on_bytes)
+
+    def put_manifest(self, version: Resolved, data: bytes) -> bool:
+        """Returns True if the version is new there, False if it was there already. Raises ConflictError, StoreError."""
+        number = _require_version(version)
+        self._prepare()
+        if Digest.of_bytes(data) != version.digest:
+            raise IntegrityError(f"the manifest of {version.reference} does not have digest {version.digest}")
+        found = refs.read_version(self.layout, version.reference.concept, number)
+        if found is not None and found.digest != version.digest:
+            raise refs.describe_conflict(version, found.digest)
+        add_manifest(self.layout, data)
+        ref = VersionRef(version.digest, "published")
+        return refs.write_version(self.layout, version.reference.concept, number, ref)
+
+    def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
+        """Returns where a tag points there. Raises IntegrityError."""
+        return refs.read_tag(self.layout, name, tag)
+
+    def move_tag(self, name: ConceptName, tag: Tag, to: Resolved, *, expected: TagMove | None) -> TagMove:
+        """Moves a tag if it still is where it was seen. Raises ConflictError, StoreError."""
+        self._prepare()
+        return refs.move_tag(self.layout, name, tag, to, expected=expected)
+
+    def _check_present(self) -> None:
+        if not self.layout.root.is_dir():
+            raise RemoteError(
+                f"the remote {self.uri} has no folder at {str(self.layout.root)!r}",
+                hint="is the disk or share mounted? the first concepts push makes the folder",
+            )
+
+    def _prepare(self) -> None:
+        if self.layout.marker.is_file():
+            return
+        ensure_folder(self.layout.root)
+        document = json.dumps({"format": FORMAT, "program": "conceptry"}, sort_keys=True) + "\n"
+        write_file(self.layout.marker, document.encode("ascii"), temporary=self.layout.temporary())
+
+
+def _check_format(uri: str, layout: Layout) -> None:
+    data = read_small_file(layout.marker, _LIMIT_BYTES)
+    if data is None:
+        return
+    try:
+        found = json.loads(data)["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RemoteError(f"{str(layout.marker)!r} does not say which format the remote has") from error
+    if found != FORMAT:
+        raise RemoteError(
+            f"the remote {uri} has format {found!r}, this version knows {FORMAT}",
+            hint="update conceptry: python -m pip install --upgrade conceptry",
+        )
+
+
+def _require_version(version: Resolved) -> Version:
+    number = version.reference.version
+    if number is None:
+        raise IntegrityError(f"{version.reference} names no version")
+    return number

@@ -1,0 +1,160 @@
+"""Versions to and from remotes, in the order that leaves nothing visible half there: blobs, manifest, reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from conceptry.digests import Digest
+from conceptry.errors import IntegrityError, NotFoundError, RemoteError
+from conceptry.manifest import File, Manifest
+from conceptry.names import LATEST, Reference, Tag, Version
+from conceptry.registry.checks import BlobChecks
+from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
+from conceptry.registry.manifests import check_manifest, iter_places, read_manifest_bytes
+from conceptry.registry.partials import receive_blob
+from conceptry.registry.publish import commit_version, refuse_other_contents
+from conceptry.registry.reading import explain_damage
+from conceptry.registry.refs import Resolved, describe_conflict, move_tag, read_tag, resolve_reference
+from conceptry.registry.remotes import Remote
+from conceptry.registry.store import Store
+
+Member = tuple[str, File]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """A version as it lies on a remote; ``created`` is False where it was there already."""
+
+    reference: Reference
+    digest: Digest
+    remote: str
+    created: bool
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """A version as it came from a remote; ``created`` is False where it was here already."""
+
+    reference: Reference
+    digest: Digest
+    remote: str
+    created: bool
+    received_bytes: int
+
+
+def push_version(
+    store: Store, reference: Reference, remote: Remote, *, on_event: OnEvent = ignore_event
+) -> Pushed:
+    """Returns the version as it lies on the remote now; see ``Registry.push``."""
+    version = resolve_reference(store.layout, reference)
+    data = read_manifest_bytes(store.layout, version)
+    manifest = check_manifest(data, version)
+    there = remote.read_version(version.reference.concept, manifest.version)
+    if there not in (None, version.digest):
+        raise describe_conflict(version, there).inside(remote.uri)
+    members = _list_distinct(manifest)
+    _check_here(store, version, members, on_event)
+    sent_bytes = _send(store, remote, members, on_event)
+    on_event(Progress(step="manifest", item=str(version.reference), done_bytes=0, total_bytes=len(data)))
+    created = remote.put_manifest(version, data)
+    on_event(Progress(step="ref", item=str(version.reference), done_bytes=len(data), total_bytes=len(data)))
+    tag = _explicit_tag(reference)
+    if tag is not None:
+        name = reference.concept
+        remote.move_tag(name, tag, version, expected=remote.read_tag(name, tag))
+    return Pushed(
+        reference=version.reference,
+        digest=version.digest,
+        remote=remote.uri,
+        created=created,
+        sent_bytes=sent_bytes,
+    )
+
+
+def pull_version(
+    store: Store, reference: Reference, remote: Remote, *, on_event: OnEvent = ignore_event
+) -> Pulled:
+    """Returns the version that came from the remote; see ``Registry.pull``."""
+    version = remote.resolve(reference)
+    data = remote.get_manifest(version)
+    manifest = check_manifest(data, version)
+    refuse_other_contents(store, version)
+    store.prepare_for_writing()
+    with BlobChecks(store.layout) as checks:
+        missing = [
+            row for row in _list_distinct(manifest) if not checks.is_intact(row[1].sha256, row[1].size)
+        ]
+    meter = Meter("blob", sum(file.size for _, file in missing), on_event)
+    for place, file in missing:
+        _receive(store, remote, version, place=place, file=file, meter=meter)
+    published = commit_version(store, version, manifest, data=data, origin="pulled")
+    tag = _explicit_tag(reference)
+    if tag is not None:
+        _follow_tag(store, reference, tag, version)
+    return Pulled(
+        reference=version.reference,
+        digest=version.digest,
+        remote=remote.uri,
+        created=published.created,
+        received_bytes=sum(file.size for _, file in missing),
+    )
+
+
+def _check_here(store: Store, version: Resolved, members: Iterable[Member], on_event: OnEvent) -> None:
+    """Nothing is sent of a version that is damaged here."""
+    with BlobChecks(store.layout) as checks:
+        for place, file in members:
+            on_event(Progress(step="check", item=file.path, done_bytes=0, total_bytes=file.size))
+            explain_damage(store, version, place, file, checks)
+
+
+def _send(store: Store, remote: Remote, members: list[Member], on_event: OnEvent) -> int:
+    missing = [file for _, file in members if not remote.has(file.sha256, file.size)]
+    meter = Meter("blob", sum(file.size for file in missing), on_event)
+    for file in missing:
+        remote.put(file.sha256, file.size, store.layout.blob(file.sha256), on_bytes=meter.start(file.path))
+    for file in missing:
+        if not remote.has(file.sha256, file.size):
+            raise RemoteError(
+                f"{remote.uri} took the file {file.path!r} but does not have it",
+                hint="run the same command again; nothing was made visible there",
+            )
+    return sum(file.size for file in missing)
+
+
+def _receive(
+    store: Store, remote: Remote, version: Resolved, *, place: str, file: File, meter: Meter
+) -> None:
+    try:
+        receive_blob(store.layout, remote, file.sha256, file.size, on_bytes=meter.start(file.path))
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{version.reference}: the file {file.path!r} on {remote.uri} is wrong: {error.message}",
+            where=f"{place}.sha256",
+            hint="who pushed it can push it again, which puts the right bytes back; nothing was listed here",
+        ) from error
+    except NotFoundError as error:
+        raise IntegrityError(
+            f"{version.reference}: the file {file.path!r} is missing on {remote.uri}",
+            where=f"{place}.sha256",
+            hint="who pushed it can push it again, which puts it back; nothing was listed here",
+        ) from error
+
+
+def _list_distinct(manifest: Manifest) -> list[Member]:
+    distinct: dict[Digest, Member] = {}
+    for place, file in iter_places(manifest):
+        distinct.setdefault(file.sha256, (place, file))
+    return list(distinct.values())
+
+
+def _explicit_tag(reference: Reference) -> Tag | None:
+    selector = reference.selector
+    return None if isinstance(selector, Version | Digest) or selector == LATEST else selector
+
+
+def _follow_tag(store: Store, reference: Reference, tag: Tag, version: Resolved) -> None:
+    layout, name = store.layout, reference.concept
+    move_tag(layout, name, tag, version, expected=read_tag(layout, name, tag))
