@@ -66,11 +66,11 @@ def load_covariance(
     id = _make_id(identity, lines)
     widths = [encoder.table.embedding_dim for encoder in list_text_encoders(pipeline)]
     path = cache_folder / "covariance" / f"{id.hex}.safetensors"
-    moment = _read_cached(path)
+    moment = _read_cached(path, width=sum(widths))
     if moment is None:
         moment = compute_second_moment(pipeline, lines)
         _write_cached(path, moment)
-    return _factorise(id, moment, _block_widths(moment, widths))
+    return _factorise(id, moment, widths)
 
 
 def read_captions(family: str, path: Path | None) -> tuple[str, ...]:
@@ -143,18 +143,18 @@ def _iter_encodings(pipeline: Any, lines: Sequence[str]) -> Iterator[Tensor]:
                 batch, padding="longest", truncation=True, max_length=limit, return_tensors="pt"
             )
             device = next(encoder.module.parameters()).device
-            output = encoder.module(tokens.input_ids.to(device), output_hidden_states=True)
-            # Two encoders are SDXL's, which reads the layer before the last of both, before its final norm.
-            state = output.hidden_states[-2] if len(encoders) > 1 else output.last_hidden_state
-            blocks.append(state)
+            blocks.append(_encode(encoder.module, tokens.input_ids.to(device), of_several=len(encoders) > 1))
             kept = tokens.attention_mask.bool().to(device)
             kept[:, 0] = False
         if kept is not None:
             yield torch.cat(blocks, dim=-1)[kept]
 
 
-def _block_widths(moment: Tensor, widths: Sequence[int]) -> list[int]:
-    return list(widths) if sum(widths) == len(moment) else [len(moment)]
+def _encode(module: Any, ids: Tensor, *, of_several: bool) -> Tensor:
+    # Several encoders are SDXL's, which reads the layer before the last of each, without the final norm.
+    output = module(ids, output_hidden_states=True) if of_several else module(ids)
+    states: Tensor = output.hidden_states[-2] if of_several else output.last_hidden_state
+    return states
 
 
 def _factorise(id: Digest, moment: Float64[Tensor, "context context"], widths: Sequence[int]) -> Covariance:
@@ -168,14 +168,14 @@ def _factorise(id: Digest, moment: Float64[Tensor, "context context"], widths: S
 # --- the cache -----------------------------------------------------------------------------------------------------
 
 
-def _read_cached(path: Path) -> Tensor | None:
+def _read_cached(path: Path, *, width: int) -> Tensor | None:
     try:
         moment = load_file(path).get(_TENSOR)
     except (OSError, SafetensorError):
         return None  # missing or half written by something else: computed anew, then replaced
-    if moment is None or moment.dtype != torch.float64 or not bool(torch.isfinite(moment).all()):
+    if moment is None or moment.dtype != torch.float64 or moment.shape != (width, width):
         return None
-    return moment
+    return moment if bool(torch.isfinite(moment).all()) else None
 
 
 def _write_cached(path: Path, moment: Tensor) -> None:

@@ -20,6 +20,7 @@ from conceptry.composer.compositions import Composition
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.digests import Digest
 from conceptry.errors import StoreError, TrainingError
+from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
 from conceptry.manifest import (
     Base,
@@ -141,20 +142,18 @@ def write_concept(
 
 def _fill(context: TrainingContext, outcome: Outcome, folder: Path, record: Mapping[str, Any]) -> None:
     draft, job = outcome.draft, context.job.job
-    family = find_family(context.job.family)
-    metadata = {
-        "modelspec.architecture": f"{family.architecture}/{draft.kind}",
-        "modelspec.title": job.title or str(job.name),
-        "modelspec.trigger_phrase": context.job.word,
-        "conceptry.kind": draft.kind,
-        "conceptry.schema": "1",
-    }
-    if job.license:
-        metadata["modelspec.license"] = job.license
+    metadata = make_metadata(
+        draft.kind,
+        family=context.job.family,
+        title=job.title or str(job.name),
+        triggers=(context.job.word,),
+        license_text=job.license,
+        description=job.description or None,
+    )
     described = []
     for name, write in sorted(draft.files.items()):
         write(folder / name, metadata)
-        described.append(describe_file(folder / name, name))
+        described.append(describe_file(folder / name, name=name))
     manifest = make_manifest(context, outcome, tuple(described))
     (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")

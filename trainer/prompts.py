@@ -63,8 +63,10 @@ def _write_caption(caption: str, wording: Wording) -> PromptPair:
             before, after = caption[: match.start()], caption[match.end() :]
             return PromptPair(before + wording.word + after, before + wording.superclass + after)
     lead = find_templates(wording.family, wording.subject)["lead"]
-    form = f"{caption} {lead}" if wording.subject == "style" else f"{lead}, {caption}"
-    return PromptPair(form.replace("{}", wording.word), form.replace("{}", wording.superclass))
+    concept, plain = lead.format(wording.word), lead.format(wording.superclass)
+    if wording.subject == "style":
+        return PromptPair(f"{caption} {concept}", f"{caption} {plain}")
+    return PromptPair(f"{concept}, {caption}", f"{plain}, {caption}")
 
 
 def find_templates(family: FamilyId, subject: Subject) -> Mapping[str, Any]:

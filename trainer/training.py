@@ -16,7 +16,8 @@ import torch
 from conceptry.base_locations import BaseLocation, resolve_base
 from conceptry.bases import BaseIdentity, FamilyId
 from conceptry.composer.fingerprints import identify_pipeline
-from conceptry.composer.pipelines import load_pipeline
+from conceptry.composer.pipelines import list_text_encoders, load_pipeline
+from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.trainer.checkpoints import CheckpointFolder
@@ -83,7 +84,7 @@ def train(
     pictures = _read_pictures(job, on_event)
     opened, family = _open_base(job, base)
     resolved = resolve(job, family)
-    with _prepared(opened, resolved), deterministic(_device_of(opened)):
+    with prepared(opened), deterministic(_device_of(opened)):
         context = _make_context(resolved, opened, pictures, cache_folder or home / "cache", on_event)
         checkpoints = CheckpointFolder(
             folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
@@ -139,22 +140,27 @@ def _open_base(job: TrainJob, base: Any) -> tuple[Any, FamilyId]:
 
 
 @contextmanager
-def _prepared(pipeline: Any, resolved: ResolvedJob) -> Iterator[None]:
-    """Freezes all weights while the block runs and puts their flags back after it."""
+def prepared(pipeline: Any) -> Iterator[None]:
+    """Freezes all weights and works on private tokenizers while the block runs; all is as it was afterwards."""
     modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
     flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    modes = [(module, module.training) for module in modules]
+    modes = [(module, module.training) for whole in modules for module in whole.modules()]
+    names = [encoder.tokenizer_name for encoder in list_text_encoders(pipeline)]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
     for module in modules:
         module.eval()
+    for name in names:
+        hold_tokenizer(pipeline, name)
     try:
         yield
     finally:
+        for name in names:
+            release_tokenizer(pipeline, name)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:
-            module.train(mode)
+            module.training = mode
 
 
 def _device_of(pipeline: Any) -> torch.device:
