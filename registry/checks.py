@@ -28,6 +28,7 @@ class BlobChecks:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._connection = _connect(layout)
+        self._fresh: dict[str, Look] = {}
 
     def __enter__(self) -> BlobChecks:
         return self
@@ -36,9 +37,8 @@ class BlobChecks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.commit()
-            self._connection.close()
+            with contextlib.closing(self._connection) as connection:
+                _record(connection, self._fresh)
 
     def is_intact(self, digest: Digest, size_bytes: int) -> bool:
         """Returns whether the blob is there and its bytes are right. Raises StoreError if it cannot be read."""
@@ -50,7 +50,7 @@ class BlobChecks:
         intact = is_intact(self._layout, digest, size_bytes)
         settled = time.time_ns() - max(before[2:]) > _CLOCK_NS
         if intact and settled and _look_at(self._layout, digest) == before:
-            self._record(digest, before)
+            self._fresh[digest.hex] = before
         return intact
 
     def _recorded(self, digest: Digest) -> Look | None:
@@ -63,13 +63,6 @@ class BlobChecks:
             return None
         return (row[0], row[1], row[2], row[3]) if row else None
 
-    def _record(self, digest: Digest, look: Look) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error, OverflowError):
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO checked_blobs VALUES (?, ?, ?, ?, ?)", (digest.hex, *look)
-                )
-
 
 def forget_check(layout: Layout, digest: Digest) -> None:
     """Forgets that a blob was ever hashed; for bytes that changed without the file system noticing."""
@@ -77,6 +70,13 @@ def forget_check(layout: Layout, digest: Digest) -> None:
     if connection is not None:
         with contextlib.closing(connection), contextlib.suppress(sqlite3.Error), connection:
             connection.execute("DELETE FROM checked_blobs WHERE hex = ?", (digest.hex,))
+
+
+def _record(connection: sqlite3.Connection, looks: dict[str, Look]) -> None:
+    """At the end and at once, so that no other command waits while bytes are hashed."""
+    with contextlib.suppress(sqlite3.Error, OverflowError), connection:
+        rows = [(name, *look) for name, look in looks.items()]
+        connection.executemany("INSERT OR REPLACE INTO checked_blobs VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _look_at(layout: Layout, digest: Digest) -> Look | None:

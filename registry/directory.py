@@ -18,7 +18,7 @@ from conceptry.digests import Digest
 from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import IntegrityError, NotFoundError, RemoteError
 from conceptry.names import ConceptName, Reference, Tag, Version
-from conceptry.registry import refs
+from conceptry.registry import refs, tags
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
 from conceptry.registry.files import (
     ensure_folder,
@@ -29,7 +29,9 @@ from conceptry.registry.files import (
 )
 from conceptry.registry.manifests import add_manifest
 from conceptry.registry.paths import Layout, locate_file_uri
-from conceptry.registry.refs import Resolved, TagMove, VersionRef
+from conceptry.registry.refs import Resolved, VersionRef
+from conceptry.registry.resolution import resolve_reference
+from conceptry.registry.tags import TagMove
 
 FORMAT: Final = 1
 _LIMIT_BYTES: Final = 4096
@@ -54,7 +56,7 @@ class DirectoryRemote:
         self._check_present()
         local = Reference(reference.concept, reference.selector)
         try:
-            return refs.resolve_reference(self.layout, local)
+            return resolve_reference(self.layout, local)
         except NotFoundError as error:
             raise NotFoundError(f"{error.message} on {self.uri}", hint=error.hint) from error
 
@@ -114,12 +116,12 @@ class DirectoryRemote:
 
     def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
         """Returns where a tag points there. Raises IntegrityError."""
-        return refs.read_tag(self.layout, name, tag)
+        return tags.read_tag(self.layout, name, tag)
 
     def move_tag(self, name: ConceptName, tag: Tag, to: Resolved, *, expected: TagMove | None) -> TagMove:
         """Moves a tag if it still is where it was seen. Raises ConflictError, StoreError."""
         self._prepare()
-        return refs.move_tag(self.layout, name, tag, to, expected=expected)
+        return tags.move_tag(self.layout, name, tag, to, expected=expected)
 
     def _check_present(self) -> None:
         if not self.layout.root.is_dir():

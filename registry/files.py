@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def explain_os_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        reason = (error.strerror or str(error)).lower()
         hint = _HINTS.get(error.errno or 0, "check the folder, then run the same command again")
         raise StoreError(f"cannot {doing} {str(path)!r}: {reason}", hint=hint) from error
 
@@ -146,15 +147,7 @@ def read_small_file(path: Path, limit_bytes: int) -> bytes | None:
             return None
 
 
-@contextmanager
-def open_regular(path: Path) -> Iterator[_Reader]:
-    """Yields ``path`` opened for reading; a symbolic link in its place is not followed. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        yield _Reader(file.fileno())
-
-
-class _Reader:
+class OpenFile:
     """An open file, read in full pieces."""
 
     def __init__(self, descriptor: int) -> None:
@@ -173,6 +166,18 @@ class _Reader:
         os.lseek(self.descriptor, offset, os.SEEK_SET)
         while piece := os.read(self.descriptor, CHUNK_BYTES):
             yield piece
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[OpenFile]:
+    """Yields ``path`` opened for reading. Raises OSError, also for anything but a regular file, such as a link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        yield OpenFile(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:

@@ -54,7 +54,10 @@ def rebuild_index(store: Store) -> None:
         StoreError: if the store cannot be written.
     """
     with store.change_refs() as change:
-        _build_anew(store, change)
+        try:
+            _build_anew(store, change)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write {str(store.layout.index)!r}: {error}") from error
 
 
 def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -64,7 +67,7 @@ def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) 
         with contextlib.closing(connect_current(store.layout)) as connection:
             return read(connection)
     except (StoreError, IndexBehindError, sqlite3.Error):
-        database = Database(memory=True)  # a store that cannot be written still lists
+        database = Database(memory=True, execute_plugins=False)  # a store that cannot be written still lists
     with contextlib.closing(database.conn):
         _fill(database, store.layout, read_generation(store.layout))
         return read(database.conn)
@@ -95,7 +98,7 @@ def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]
     """The files are right already: an index that cannot follow only stays behind, and says so by its generation."""
     try:
         with contextlib.closing(_open_for_writing(store.layout).conn) as connection:
-            database = Database(connection)
+            database = Database(connection, execute_plugins=False)
             if read_index_generation(connection) not in (change.previous, change.generation):
                 raise IndexBehindError
             with database.atomic():
@@ -118,7 +121,7 @@ def _build_anew(store: Store, change: Change) -> None:
     except sqlite3.DatabaseError:
         _delete_index(store.layout)
         with contextlib.closing(_create(store.layout).conn) as connection:
-            _fill(Database(connection), store.layout, change.generation)
+            _fill(Database(connection, execute_plugins=False), store.layout, change.generation)
 
 
 def _open_for_writing(layout: Layout) -> Database:
@@ -134,11 +137,11 @@ def _open_for_writing(layout: Layout) -> Database:
     if not usable:
         connection.close()
         raise IndexBehindError
-    return Database(connection)
+    return Database(connection, execute_plugins=False)
 
 
 def _create(layout: Layout) -> Database:
-    return Database(sqlite3.connect(layout.index, timeout=BUSY_SECONDS))
+    return Database(sqlite3.connect(layout.index, timeout=BUSY_SECONDS), execute_plugins=False)
 
 
 def _delete_index(layout: Layout) -> None:

@@ -27,7 +27,7 @@ _COLUMNS: Final = (
     "namespace, name, version, digest, title, kinds, families, placeholders, tags, license, "
     "size_bytes, origin"
 )
-_WORD: Final = re.compile(r"[^\s\"]+")
+_WORD: Final = re.compile(r"\w+")
 _MAX_QUERY_CHARS: Final = 200
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conceptry.concepts import MANIFEST_NAME
 from conceptry.digests import Digest
 from conceptry.documents import MAX_DOCUMENT_BYTES
-from conceptry.errors import ConceptryError, IntegrityError, InvalidManifestError
+from conceptry.errors import IntegrityError, InvalidManifestError
 from conceptry.manifest import File, Manifest, parse_manifest
-from conceptry.names import Reference
 from conceptry.registry.files import BLOB_MODE, ensure_folder, explain_os_errors, read_small_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
@@ -52,12 +50,15 @@ def check_manifest(data: bytes, version: Resolved) -> Manifest:
         raise IntegrityError(f"the manifest of {version.reference} does not have digest {version.digest}")
     try:
         manifest = parse_manifest(data)
-    except ConceptryError as error:
-        raise error.inside(MANIFEST_NAME) from error
-    if Reference(manifest.name, manifest.version) != version.reference:
+    except InvalidManifestError as error:
         raise InvalidManifestError(
-            f"the manifest is of {manifest.name}@{manifest.version}, not of {version.reference}", where="name"
-        )
+            f"the manifest of {version.reference} is not valid: {error.message}",
+            where=error.where,
+            hint=error.hint,
+        ) from error
+    found = f"{manifest.name}@{manifest.version}"
+    if found != str(version.reference):
+        raise InvalidManifestError(f"the manifest is of {found}, not of {version.reference}", where="name")
     return manifest
 
 

@@ -70,11 +70,8 @@ def read_folder_manifest(folder: Path) -> tuple[bytes, Manifest]:
     data = read_small_file(locate_manifest(folder), MAX_DOCUMENT_BYTES)
     if data is None:
         raise NotFoundError(f"no {MANIFEST_NAME} in {str(folder)!r}", hint="name a folder that holds one")
-    try:
-        manifest = parse_manifest(data)
-        canonical = canonical_json(load_strict_json(data))
-    except ConceptryError as error:
-        raise error.inside(MANIFEST_NAME) from error
+    manifest = parse_manifest(data)
+    canonical = canonical_json(load_strict_json(data))
     if len(canonical) > MAX_DOCUMENT_BYTES:
         raise InvalidManifestError(
             f"the manifest has {len(canonical)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed"
@@ -127,7 +124,7 @@ def _add_member(store: Store, folder: Path, file: File, *, place: str, on_bytes:
             raise
         raise InvalidFileError(
             f"{file.path!r}: {error.message}",
-            where=f"{MANIFEST_NAME}: {place}.sha256",
+            where=f"{place}.sha256",
             hint="the file was changed after concept.json was written: write both again",
         ) from error
 
@@ -135,13 +132,11 @@ def _add_member(store: Store, folder: Path, file: File, *, place: str, on_bytes:
 def _check_member(folder: Path, file: File, place: str) -> None:
     path = locate_member(folder, file)
     if path.is_symlink() or not path.is_file():
-        raise InvalidFileError(
-            f"{file.path!r} is missing or no regular file", where=f"{MANIFEST_NAME}: {place}.path"
-        )
+        raise InvalidFileError(f"{file.path!r} is missing or no regular file", where=f"{place}.path")
     size_bytes = path.stat().st_size
     if size_bytes != file.size:
         raise InvalidFileError(
             f"{file.path!r} has {size_bytes} bytes, not {file.size}",
-            where=f"{MANIFEST_NAME}: {place}.size",
+            where=f"{place}.size",
             hint="the file was changed after concept.json was written: write both again",
         )

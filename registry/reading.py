@@ -13,8 +13,9 @@ from conceptry.names import Reference, Tag, Version
 from conceptry.registry.blobs import has_blob
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.manifests import iter_places, read_manifest
-from conceptry.registry.refs import Origin, Resolved, list_tags, list_versions, read_tag, read_version
+from conceptry.registry.refs import Origin, Resolved, list_versions, read_version
 from conceptry.registry.store import Store
+from conceptry.registry.tags import list_tags, read_tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptry.names import Reference, RemoteName, Tag
-from conceptry.registry import listing, refs
+from conceptry.registry import listing, resolution, tags
 from conceptry.registry.events import OnEvent, ignore_event
 from conceptry.registry.listing import Filter, ListedVersion
 from conceptry.registry.refs import Resolved
@@ -54,7 +54,7 @@ class Registry:
 
     def resolve(self, reference: ReferenceLike) -> Resolved:
         """Returns the version that a reference means here, and the digest of its manifest. Raises NotFoundError."""
-        return refs.resolve_reference(self.store.layout, to_local(reference))
+        return resolution.resolve_reference(self.store.layout, to_local(reference))
 
     def manifest(self, reference: ReferenceLike) -> Manifest:
         """Returns the manifest of a version. Raises NotFoundError, IntegrityError."""
@@ -114,10 +114,15 @@ class Registry:
         return publish_folder(self.store, folder, on_event=on_event)
 
     def remove(self, reference: ReferenceLike) -> Resolved:
-        """Returns the version that was taken out of the listing; ``restore`` brings it back. Raises NotFoundError."""
+        """Returns the version that was taken out of the listing; ``restore`` brings it back.
+
+        Raises:
+            NotFoundError: if the store has no such version.
+            UsageError: if the concept has several versions and the reference does not say which.
+        """
         from conceptry.registry.removal import remove_version
 
-        return remove_version(self.store, self.resolve(reference))
+        return remove_version(self.store, to_local(reference))
 
     def restore(self, reference: ReferenceLike) -> Resolved:
         """Returns a removed version (``ns/name@1.2.0``), which is listed again. Raises NotFoundError, ConflictError."""
@@ -130,7 +135,7 @@ class Registry:
         version = self.resolve(reference)
         self.store.prepare_for_writing()
         layout, name = self.store.layout, version.reference.concept
-        refs.move_tag(layout, name, tag, version, expected=refs.read_tag(layout, name, tag))
+        tags.move_tag(layout, name, tag, version, expected=tags.read_tag(layout, name, tag))
         return version
 
     # --- remotes -----------------------------------------------------------------------------------------------

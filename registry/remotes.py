@@ -15,7 +15,8 @@ from conceptry.names import ConceptName, Reference, RemoteName, Tag, Version
 from conceptry.registry.blobs import CountBytes
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.paths import locate_file_uri
-from conceptry.registry.refs import Resolved, TagMove
+from conceptry.registry.refs import Resolved
+from conceptry.registry.tags import TagMove
 
 
 class Remote(Protocol):

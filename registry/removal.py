@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 
+from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, UsageError
-from conceptry.names import Reference
+from conceptry.names import Reference, Version
 from conceptry.registry import refs
 from conceptry.registry.index import forget_version, record_version
 from conceptry.registry.manifests import read_manifest
 from conceptry.registry.refs import Resolved
+from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
 
 
-def remove_version(store: Store, version: Resolved) -> Resolved:
-    """Returns the version whose reference is in the trash now. Raises NotFoundError, StoreError."""
+def remove_version(store: Store, reference: Reference) -> Resolved:
+    """Returns the version whose reference is in the trash now.
+
+    Raises:
+        NotFoundError: if there is no such version.
+        UsageError: if the reference names none (``ns/name``, ``ns/name:tag``) although there are several.
+        StoreError: if the store cannot be written.
+    """
+    version = resolve_reference(store.layout, reference)
     name, number = version.reference.concept, version.reference.version
-    if number is None:
-        raise UsageError(f"{version.reference} names no version", hint="write namespace/name@1.2.3")
+    others = len(refs.list_versions(store.layout, name)) - 1
+    if number is None or (others and not isinstance(reference.selector, Version | Digest)):
+        raise UsageError(
+            f"{name} has {others + 1} versions, and {reference} does not say which",
+            hint=f"concepts remove {version.reference}",
+        )
     with store.change_refs() as change:
         refs.remove_version(store.layout, name, number, time_ns=time.time_ns())
         forget_version(store, change, version.reference)

@@ -15,9 +15,11 @@ from conceptry.registry.manifests import check_manifest, iter_places, read_manif
 from conceptry.registry.partials import receive_blob
 from conceptry.registry.publish import commit_version, refuse_other_contents
 from conceptry.registry.reading import explain_damage
-from conceptry.registry.refs import Resolved, describe_conflict, move_tag, read_tag, resolve_reference
+from conceptry.registry.refs import Resolved, describe_conflict
 from conceptry.registry.remotes import Remote
+from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
+from conceptry.registry.tags import move_tag, read_tag
 
 Member = tuple[str, File]
 

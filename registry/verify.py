@@ -18,8 +18,9 @@ from conceptry.registry.files import digest_file, explain_os_errors, names_in
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.paths import Layout
-from conceptry.registry.refs import Resolved, list_names, list_tags, list_versions, read_tag, read_version
+from conceptry.registry.refs import Resolved, list_names, list_versions, read_version
 from conceptry.registry.store import Store
+from conceptry.registry.tags import list_tags, read_tag
 
 Fault = Literal["reference", "manifest", "missing", "size", "bytes", "tag", "stray"]
 
