@@ -167,7 +167,7 @@ def _make_info(dtype: Any, shape: Any, offsets: Any) -> TensorInfo | dict[str, A
     if all(isinstance(value, str) for value in (dtype, shape, offsets)):
         # Metadata that uses these three words as keys.
         return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _Refusal(f"the dtype {str(dtype)[:40]!r} is unknown")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise _Refusal(f"the shape {str(shape)[:80]} is no list of at most {MAX_DIMENSIONS} sizes")
