@@ -65,6 +65,10 @@ class TrainingContext:
     prompts: tuple[tuple[PromptPair, ...], ...]
     wording: Wording
     cache_folder: Path
+    repo: str | None = None
+    revision: str | None = None
+    """Where the base was published, when that is how it was named."""
+
     autocast_dtype: torch.dtype | None
     """The dtype that the denoiser computes in; None means its own."""
 

@@ -211,6 +211,8 @@ def _describe_base(context: TrainingContext) -> Base:
         {
             "family": family.id,
             "architecture": family.architecture,
+            "repo": context.repo,
+            "revision": context.revision,
             "fingerprints": prints,
             "prediction_type": identity.prediction_type,
         }

@@ -7,16 +7,17 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from conceptry.base_locations import BaseLocation, resolve_base
-from conceptry.bases import BaseIdentity, FamilyId
-from conceptry.composer.fingerprints import identify_pipeline
-from conceptry.composer.pipelines import list_text_encoders, load_pipeline
+from conceptry.bases import BaseIdentity
+from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
+from conceptry.composer.loading import load_pipeline
+from conceptry.composer.pipelines import list_text_encoders
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
@@ -82,10 +83,12 @@ def train(
     home = locate_home()
     folder = workdir or home / "training" / _name_folder(job)
     pictures = _read_pictures(job, on_event)
-    opened, family = _open_base(job, base)
-    resolved = resolve(job, family)
+    opened, location = _open_base(job, base)
+    resolved = resolve(job, find_pipeline_family(opened))
     with prepared(opened), deterministic(_device_of(opened)):
         context = _make_context(resolved, opened, pictures, cache_folder or home / "cache", on_event)
+        if location is not None:
+            context = replace(context, repo=location.repo, revision=location.revision)
         checkpoints = CheckpointFolder(
             folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
         )
@@ -130,13 +133,12 @@ def _read_pictures(job: TrainJob, on_event: OnEvent) -> PictureFolder:
     return found
 
 
-def _open_base(job: TrainJob, base: Any) -> tuple[Any, FamilyId]:
-    pipeline = base
-    if base is None or isinstance(base, BaseLocation):
-        location = base or resolve_base(job.base, {})
-        pipeline = load_pipeline(location, device=choose_device(job.device), dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, identify_pipeline(pipeline).family
+def _open_base(job: TrainJob, base: Any) -> tuple[Any, BaseLocation | None]:
+    if base is not None and not isinstance(base, BaseLocation):
+        base.set_progress_bar_config(disable=True)
+        return base, None
+    location = base or resolve_base(job.base, {})
+    return load_pipeline(location, device=choose_device(job.device), dtype=torch.float32), location
 
 
 @contextmanager

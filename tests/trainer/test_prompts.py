@@ -25,8 +25,10 @@ def wording(
         ("a Creature at night", "<imp>", PromptPair("a <imp> at night", "a creature at night")),
         ("<imp> at night", "<imp>", PromptPair("<imp> at night", "creature at night")),
         ("a <imp> at night", "<imp> creature", PromptPair("a <imp> creature at night", "a creature at night")),
-        ("creatures at night", "<imp>", PromptPair("a photo of a <imp>, creatures at night", "a photo of a creature, creatures at night")),
-        ("braces {} stay", "<imp>", PromptPair("a photo of a <imp>, braces {} stay", "a photo of a creature, braces {} stay")),
+        ("creatures at night", "<imp>",
+         PromptPair("a photo of a <imp>, creatures at night", "a photo of a creature, creatures at night")),
+        ("braces {} stay", "<imp>",
+         PromptPair("a photo of a <imp>, braces {} stay", "a photo of a creature, braces {} stay")),
     ],
 )  # fmt: skip
 def test_the_concepts_word_takes_the_superclass_place_in_a_caption(
