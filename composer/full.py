@@ -20,19 +20,20 @@ class _Layers:
     """The values that stand in for one tensor: the base's own, kept aside, and what each patch wants instead."""
 
     original: Tensor
-    wanted: dict[FullPatch, Tensor] = field(default_factory=dict)
+    wanted: dict[object, tuple[float, Tensor]] = field(default_factory=dict)
+    """Strength and new values by a mark of the patch, not the patch: it would keep the whole component alive."""
 
     def combine(self) -> Tensor:
         """Returns original + sum of strength * (new - original); one patch at strength 1 gives exactly its values."""
         if not self.wanted:
             return self.original
-        patches = list(self.wanted.items())
-        if len(patches) == 1 and patches[0][0].strength == 1.0:
-            return patches[0][1].to(self.original)
+        rows = list(self.wanted.values())
+        if len(rows) == 1 and rows[0][0] == 1.0:
+            return rows[0][1].to(self.original)
         base = self.original.float()
         total = base.clone()
-        for patch, value in patches:
-            total += patch.strength * (value.to(base) - base)
+        for strength, value in rows:
+            total += strength * (value.to(base) - base)
         return total.to(self.original.dtype)
 
 
@@ -61,6 +62,7 @@ class FullPatch(Patch):
         self._values = dict(values)
         self.strength = strength
         self._targets: list[Tensor] = []
+        self._mark = object()
 
     def _put_in(self) -> None:
         targets = {name: require_tensor(self._root, name, value) for name, value in self._values.items()}
@@ -68,14 +70,14 @@ class FullPatch(Patch):
             layers = _LAYERS.get(target)
             if layers is None:
                 layers = _LAYERS[target] = _Layers(target.data)
-            layers.wanted[self] = self._values[name]
+            layers.wanted[self._mark] = (self.strength, self._values[name])
             self._targets.append(target)
             _show(target, layers)
 
     def _take_out(self) -> None:
         for target in self._targets:
             layers = _LAYERS[target]
-            layers.wanted.pop(self, None)
+            layers.wanted.pop(self._mark, None)
             _show(target, layers)
             if not layers.wanted:
                 del _LAYERS[target]

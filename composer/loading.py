@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +137,9 @@ def _get_class(name: str) -> Any:
 
 def _call(open_: Any, path: Path, **options: Any) -> Any:
     try:
-        with _without_progress():
+        with _without_progress(), warnings.catch_warnings():
+            # `torch_dtype` is what all versions from 0.38 on understand; 0.42 would rather have `dtype`.
+            warnings.simplefilter("ignore", FutureWarning)
             return open_(str(path), **options)
     except FileNotFoundError as error:
         raise NotFoundError(f"a part of the base {str(path)!r} is missing: {_first_line(error)}") from error

@@ -6,7 +6,8 @@ import copy
 import functools
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,6 +69,7 @@ class _Held:
     holders: int = 0
 
 
+_NAMES: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKeyDictionary()
 
 
@@ -91,6 +93,19 @@ def release_tokenizer(pipeline: Any, name: str) -> None:
     held.holders -= 1
     if not held.holders and getattr(pipeline, name) is held.private:
         pipeline.__dict__[name] = held.own
+
+
+@contextmanager
+def private_tokenizers(pipeline: Any) -> Iterator[None]:
+    """Has the private copies in place while the block runs: reading ids changes settings of a tokenizer."""
+    names = [name for name in _NAMES if getattr(pipeline, name, None) is not None]
+    for name in names:
+        hold_tokenizer(pipeline, name)
+    try:
+        yield
+    finally:
+        for name in names:
+            release_tokenizer(pipeline, name)
 
 
 def make_private_copy(tokenizer: Tokenizer) -> Tokenizer:

@@ -40,6 +40,7 @@ from conceptry.names import Placeholder
 
 # Relative, on the diagonal of I^T C^-1 I: two concepts with one target input must not divide by zero.
 GRAM_RIDGE: Final = 1e-9
+_STACK: Final = "_conceptry_rank_one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,15 +99,15 @@ class RankOnePatch(Patch):
         layers = dict(iter_cross_attention(self._denoiser))
         for edit in self.edits:
             _check_edit(edit, layers)
-        stack = _STACKS.get(self._denoiser)
+        stack = vars(self._denoiser).get(_STACK)
         if stack is None:
-            stack = _STACKS[self._denoiser] = _Stack(layers)
+            stack = vars(self._denoiser)[_STACK] = _Stack(layers)
         stack.add(self)
 
     def _take_out(self) -> None:
-        stack = _STACKS.get(self._denoiser)
+        stack = vars(self._denoiser).get(_STACK)
         if stack is not None and stack.remove(self):
-            del _STACKS[self._denoiser]
+            del vars(self._denoiser)[_STACK]
         for name in self._held:
             release_tokenizer(self.pipeline, name)
         self._held.clear()
@@ -232,9 +233,6 @@ class _Stack:
             ]
             self._supers = (Generation.value, encodings)
         return encodings
-
-
-_STACKS: Final[weakref.WeakKeyDictionary[nn.Module, _Stack]] = weakref.WeakKeyDictionary()
 
 
 def context_version(context: Tensor) -> int:

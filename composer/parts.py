@@ -1,0 +1,228 @@
+"""The files of a planned concept as patches: one row for each kind says how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from conceptry.bases import ComponentName
+from conceptry.composer.full import FullPatch, require_tensor
+from conceptry.composer.hooks import Patch
+from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer
+from conceptry.composer.pipelines import (
+    Pipeline,
+    TextEncoder,
+    find_module,
+    find_tensor,
+    list_components,
+    list_text_encoders,
+    split_word,
+)
+from conceptry.composer.plan import PlannedMember
+from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
+from conceptry.composer.report import Applied
+from conceptry.composer.tensors import to_torch
+from conceptry.composer.tokens import TokenPatch, TokenRows, blend_rows
+from conceptry.errors import ConceptryError, IncompatibleError
+from conceptry.formats.checks import Rows
+from conceptry.formats.embedding import read_embedding
+from conceptry.formats.full import read_full
+from conceptry.formats.lora import LoraModule, read_lora
+from conceptry.formats.rank_one import read_rank_one
+from conceptry.manifest import Part, RankOneMethod
+from conceptry.names import Placeholder
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What one concept puts into a pipeline, read and checked, not yet in effect."""
+
+    member: PlannedMember
+    tokens: list[TokenRows] = field(default_factory=list)
+    full: dict[ComponentName, dict[str, Tensor]] = field(default_factory=dict)
+    lora: dict[ComponentName, dict[str, LoraFactors]] = field(default_factory=dict)
+    edits: list[RankOneEdit] = field(default_factory=list)
+    applied: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def describe(self) -> Applied:
+        """Returns the concept's line of the report."""
+        member = self.member
+        return Applied(
+            label=member.concept.label,
+            digest=member.concept.digest,
+            strength=member.strength,
+            build=member.build.id,
+            kinds=member.build.kinds,
+            fit=member.verdict.fit.word,
+            words=member.words,
+            tensors=self.applied,
+            unmatched=tuple(self.unmatched),
+        )
+
+    @staticmethod
+    def build(pipeline: Pipeline, gathered: Sequence[Gathered]) -> list[Patch]:
+        """Returns the patches in the order of use: words, weights, deltas, then edits with keys of the merged weights."""
+        parts = list_components(pipeline)
+        tokens = TokenPatch(pipeline, [rows for one in gathered for rows in one.tokens])
+        patches: list[Patch] = [tokens] if any(one.tokens for one in gathered) else []
+        for one in gathered:
+            strength = one.member.strength
+            patches += [
+                FullPatch(parts[name], values, strength=strength) for name, values in one.full.items()
+            ]
+            patches += [
+                LoraPatch(parts[name], values, strength=strength) for name, values in one.lora.items()
+            ]
+        edits = [edit for one in gathered for edit in one.edits]
+        if edits:
+            patches.append(RankOnePatch(pipeline, edits, presence=tokens.log))
+        return patches
+
+
+def gather_member(member: PlannedMember, pipeline: Pipeline) -> Gathered:
+    """Returns what a planned concept puts into the pipeline.
+
+    Raises:
+        IncompatibleError: if a shape is not the base's, or nothing of the concept has a place in the pipeline.
+        InvalidFileError: if a file is malformed.
+        NotFoundError: if a file is not on this machine.
+    """
+    found = Gathered(member)
+    for index, part in enumerate(member.build.parts):
+        try:
+            _GATHER[part.kind](found, part, pipeline)
+        except ConceptryError as error:
+            raise error.inside(f"{member.concept.label} parts[{index}]") from error
+    if not found.applied:
+        raise IncompatibleError(
+            f"no tensor of {member.concept.label} has a place in this pipeline"
+            + (f"; it has {found.unmatched[0]!r}" if found.unmatched else ""),
+            hint=f"it was made for {member.build.base.repo or member.build.base.family}: use that base",
+        )
+    return found
+
+
+def _iter_files(found: Gathered, part: Part) -> Iterator[Path]:
+    for file in part.files:
+        if file.role == "weights":
+            yield found.member.concept.locate(file)
+
+
+# --- words: embedding, rank_one ------------------------------------------------------------------------------------
+
+
+def _gather_embedding(found: Gathered, part: Part, pipeline: Pipeline) -> None:
+    for path in _iter_files(found, part):
+        contents = read_embedding(path)
+        if contents.layers is not None:
+            raise IncompatibleError("rows for each cross-attention layer cannot be attached by this version")
+        _add_rows(found, contents.rows, pipeline, strength=found.member.strength)
+
+
+def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, strength: float) -> None:
+    encoders = {encoder.component: encoder for encoder in list_text_encoders(pipeline)}
+    by_word: dict[Placeholder, dict[ComponentName, Tensor]] = {}
+    for (component, placeholder), raw in rows.items():
+        encoder = encoders.get(ComponentName(component))
+        if encoder is None:
+            found.unmatched.append(f"{component}/{placeholder}")
+            continue
+        word = found.member.words.get(Placeholder(placeholder), Placeholder(placeholder))
+        values = to_torch(raw, dtype=torch.float32, device=encoder.table.weight.device)
+        if strength != 1.0 and values.shape[-1] == encoder.table.embedding_dim:
+            values = blend_rows(values, _find_anchor(found, placeholder, encoder, pipeline), strength)
+        by_word.setdefault(word, {})[encoder.component] = values
+        found.applied += 1
+    for word, values_by_encoder in by_word.items():
+        found.tokens.append(TokenRows(word, values_by_encoder))
+        for component in encoders.keys() - values_by_encoder.keys():
+            found.warnings.append(f"{found.member.concept.label}: {word} has no row for {component}")
+
+
+def _find_anchor(
+    found: Gathered, placeholder: str, encoder: TextEncoder, pipeline: Pipeline
+) -> Tensor | None:
+    """Returns the row of the superclass's last token, in fp32; None where no superclass is known."""
+    tokens = found.member.concept.manifest.tokens
+    superclass = next((token.superclass for token in tokens if token.placeholder == placeholder), None)
+    ids = split_word(pipeline, superclass, encoder.tokenizer_name) if superclass else []
+    return encoder.table.weight[ids[-1]].detach().float() if ids else None
+
+
+def _gather_rank_one(found: Gathered, part: Part, pipeline: Pipeline) -> None:
+    method = part.method
+    if not isinstance(method, RankOneMethod):
+        raise IncompatibleError(f"the method of kind {part.kind!r} is {method.kind!r}")
+    for path in _iter_files(found, part):
+        contents = read_rank_one(path)
+        first = len(found.tokens)
+        _add_rows(found, contents.rows, pipeline, strength=1.0)
+        words = [token.placeholder for token in found.tokens[first:]]
+        edit = RankOneEdit(
+            i_star=to_torch(contents.i_star, dtype=torch.float32),
+            c_inv_i_star=to_torch(contents.c_inv_i_star, dtype=torch.float32),
+            o_v={layer: to_torch(raw, dtype=torch.float32) for layer, raw in contents.o_v.items()},
+            bias=method.gate.bias,
+            temperature=method.gate.temperature,
+            placeholder=words[0] if words else None,
+            superclass=method.superclass,
+            strength=found.member.strength,
+        )
+        found.edits.append(edit)
+        found.applied += 2 + len(edit.o_v)
+
+
+# --- weights: lora, full -------------------------------------------------------------------------------------------
+
+
+def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
+    parts = list_components(pipeline)
+    for path in _iter_files(found, part):
+        for name, module in read_lora(path).modules.items():
+            component, _, place = name.partition(".")
+            root = parts.get(ComponentName(component))
+            layer = find_module(root, place) if root is not None else None
+            if root is None or layer is None:
+                found.unmatched.append(name)
+                continue
+            factors = _load_factors(module, layer)
+            require_layer(root, place, factors)
+            found.lora.setdefault(ComponentName(component), {})[place] = factors
+            found.applied += 2
+
+
+def _load_factors(module: LoraModule, layer: nn.Module) -> LoraFactors:
+    weight: Any = getattr(layer, "base_layer", layer).weight
+    place = {"device": weight.device, "dtype": weight.dtype}
+    return LoraFactors(to_torch(module.down, **place), to_torch(module.up, **place), module.scale)
+
+
+def _gather_full(found: Gathered, part: Part, pipeline: Pipeline) -> None:
+    parts = list_components(pipeline)
+    for path in _iter_files(found, part):
+        contents = read_full(path)
+        root = parts.get(contents.component)
+        for name, raw in contents.tensors.items():
+            target = find_tensor(root, name) if root is not None else None
+            if root is None or target is None:
+                found.unmatched.append(f"{contents.component}.{name}")
+                continue
+            value = to_torch(raw, device=target.device, dtype=target.dtype)
+            require_tensor(root, name, value)
+            found.full.setdefault(contents.component, {})[name] = value
+            found.applied += 1
+
+
+_GATHER: Final[Mapping[str, Callable[[Gathered, Part, Pipeline], None]]] = {
+    "embedding": _gather_embedding,
+    "rank_one": _gather_rank_one,
+    "lora": _gather_lora,
+    "full": _gather_full,
+}

@@ -1,0 +1,192 @@
+"""A composition that was checked against a base: from manifests alone, before a tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from conceptry.bases import BaseIdentity, Fit, Verdict, judge_fit
+from conceptry.composer.compositions import Composition, Member
+from conceptry.concepts import Concept
+from conceptry.errors import IncompatibleError
+from conceptry.kinds import KIND_BY_ID
+from conceptry.manifest import Build, Permission, Permissions, RankOneMethod
+from conceptry.names import Placeholder
+
+_PERMISSIONS: Final = ("commercial", "derivatives", "redistribution", "credit_required")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMember:
+    """One concept, the build that fits the base best, and the words that call it here."""
+
+    concept: Concept
+    strength: float
+    build: Build
+    verdict: Verdict
+    words: Mapping[Placeholder, Placeholder]
+    """The placeholder in this composition, by the placeholder as published."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will be attached, the least that all licences permit, and what deserves a warning."""
+
+    identity: BaseIdentity
+    members: tuple[PlannedMember, ...]
+    permissions: Permissions
+    warnings: tuple[str, ...]
+
+
+def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None = None) -> Plan:
+    """Returns the composition checked against a base.
+
+    Args:
+        composition: what is asked for.
+        identity: of the pipeline, as ``identify_pipeline`` reads it, or of a base that is declared only.
+        fit: how closely every concept must fit; None asks what each kind asks.
+
+    Raises:
+        IncompatibleError: if a concept does not fit the base, or two do not fit each other.
+    """
+    builds = [_choose_build(member.concept, identity, fit) for member in composition.members]
+    words = _choose_words(composition.members, [build for build, _ in builds])
+    members = tuple(
+        PlannedMember(
+            concept=member.concept, strength=member.strength, build=build, verdict=verdict, words=names
+        )
+        for member, (build, verdict), names in zip(composition.members, builds, words, strict=True)
+    )
+    _check_covariances(members)
+    _check_conflicts(members)
+    return Plan(
+        identity=identity,
+        members=members,
+        permissions=_combine_permissions(members),
+        warnings=tuple(_iter_warnings(members)),
+    )
+
+
+# --- one concept and the base --------------------------------------------------------------------------------------
+
+
+def _choose_build(concept: Concept, identity: BaseIdentity, fit: Fit | None) -> tuple[Build, Verdict]:
+    judged = [(build, judge_fit(build.base.identity, identity)) for build in concept.manifest.builds]
+    build, verdict = max(judged, key=lambda row: row[1].fit)
+    wanted = fit if fit is not None else max(KIND_BY_ID[kind].default_fit for kind in build.kinds)
+    if verdict.fit < max(wanted, Fit.ARCHITECTURE):
+        raise IncompatibleError(
+            f"{concept.label} does not fit this base ({verdict.fit.word}, {wanted.word} is asked): {verdict.reasons[0]}",
+            where=f"builds[{concept.manifest.builds.index(build)}].base",
+            hint=_hint_fit(build, verdict, wanted),
+        )
+    return build, verdict
+
+
+def _hint_fit(build: Build, verdict: Verdict, wanted: Fit) -> str:
+    if verdict.fit is Fit.REFUSED:
+        return f"it was made for {build.base.repo or build.base.family}: use that base"
+    return f"it may work all the same: ask for fit {verdict.fit.word}; {wanted.word} is what its kind asks"
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _choose_words(members: tuple[Member, ...], builds: list[Build]) -> list[dict[Placeholder, Placeholder]]:
+    """Returns the words of each member; words that become ids give way, plain text stays as its author trained it."""
+    plain = {
+        token.placeholder.casefold()
+        for member in members
+        for token in member.concept.manifest.tokens
+        if token.vectors == 0
+    }
+    taken: set[str] = set()
+    chosen = []
+    for member, build in zip(members, builds, strict=True):
+        expands = any(KIND_BY_ID[kind].expands_placeholder for kind in build.kinds)
+        words: dict[Placeholder, Placeholder] = {}
+        for token in member.concept.manifest.tokens:
+            word = member.rename.get(token.placeholder, token.placeholder)
+            if expands and token.vectors:
+                word = _make_free(word, taken | plain)
+                taken.add(word.casefold())
+            words[token.placeholder] = word
+        chosen.append(words)
+    return chosen
+
+
+def _make_free(word: Placeholder, taken: set[str]) -> Placeholder:
+    stem, end = (word[:-1], ">") if word.startswith("<") and word.endswith(">") else (word, "")
+    free, number = word, 1
+    while free.casefold() in taken:
+        number += 1
+        free = Placeholder(f"{stem}-{number}{end}")
+    return free
+
+
+# --- concepts and one another --------------------------------------------------------------------------------------
+
+
+def _iter_rank_one(members: tuple[PlannedMember, ...]) -> Iterator[tuple[PlannedMember, RankOneMethod]]:
+    for member in members:
+        for part in member.build.parts:
+            if isinstance(part.method, RankOneMethod):
+                yield member, part.method
+
+
+def _check_covariances(members: tuple[PlannedMember, ...]) -> None:
+    rows = list(_iter_rank_one(members))
+    for member, method in rows[1:]:
+        first, expected = rows[0]
+        if method.covariance != expected.covariance:
+            raise IncompatibleError(
+                f"{first.concept.label} and {member.concept.label} were made with different covariances "
+                f"({expected.covariance.hex[:12]}, {method.covariance.hex[:12]}), so they cannot be solved together",
+                hint="train one of them again on the same base with the same captions",
+            )
+
+
+def _check_conflicts(members: tuple[PlannedMember, ...]) -> None:
+    for member in members:
+        for rule in member.concept.manifest.conflicts:
+            for other in members:
+                manifest = other.concept.manifest
+                if (
+                    other is not member
+                    and manifest.name == rule.concept
+                    and manifest.version in rule.versions
+                ):
+                    raise IncompatibleError(
+                        f"{member.concept.label} says that it conflicts with {other.concept.label}"
+                    )
+
+
+def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:
+    present = {str(member.concept.manifest.name) for member in members}
+    for member in members:
+        label, usage = member.concept.label, member.concept.manifest.usage
+        yield from (f"{label}: {text}" for text in member.verdict.warnings)
+        if member.strength and not usage.min <= member.strength <= usage.max:
+            yield f"{label}: strength {member.strength:g} is outside what its author suggests, {usage.min:g} to {usage.max:g}"
+        for old, new in member.words.items():
+            if old != new:
+                yield f"{label}: {old} is written {new} here"
+        for rule in member.concept.manifest.requires:
+            if str(rule.concept) not in present:
+                yield f"{label}: it asks for {rule} beside it"
+    for member, method in _iter_rank_one(members):
+        if method.key_lock == "global":
+            yield f"{member.concept.label}: its keys are locked locally; global locking is not available"
+
+
+def _combine_permissions(members: tuple[PlannedMember, ...]) -> Permissions:
+    """Returns the least that all permit; what one does not say stays unknown."""
+    found: dict[str, Permission] = {}
+    for name in _PERMISSIONS:
+        answers = {getattr(member.concept.manifest.license.permissions, name) for member in members}
+        strictest: tuple[Permission, ...] = (
+            ("yes", "unknown", "no") if name == "credit_required" else ("no", "unknown", "yes")
+        )
+        found[name] = next(answer for answer in strictest if answer in answers)
+    return Permissions(**found)
