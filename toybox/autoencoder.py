@@ -34,7 +34,7 @@ _DEFAULT_BATCH: Final = 16
 
 def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Bytes (n, h, w, 3) as floats (n, 3, h, w) in [-1, 1]."""
-    values = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    values = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
     return values.float().div_(127.5).sub_(1.0).contiguous()
 
 

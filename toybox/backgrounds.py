@@ -100,7 +100,9 @@ def _city(u: Array, v: Array, k: Array) -> Array:
     for index, height in enumerate(heights):
         x, shade = 0.1 + 0.2 * index, 0.34 + 0.06 * (index % 2)
         top = height + 0.12 * (k[index % 3] - 0.5)
-        image = _over(image, box(u, v, (x, 0.5 * (top + 1.2)), (0.09, 0.5 * (1.2 - top))), _color(shade, shade, 0.5))
+        image = _over(
+            image, box(u, v, (x, 0.5 * (top + 1.2)), (0.09, 0.5 * (1.2 - top))), _color(shade, shade, 0.5)
+        )
         image = _over(image, box(u, v, (x, top + 0.13), (0.035, 0.04)), _color(0.95, 0.88, 0.50))
     return _over(image, 0.88 - v, _color(0.26, 0.26, 0.28))
 
@@ -138,8 +140,8 @@ def _cave(u: Array, v: Array, k: Array) -> Array:
 
 def _mountains(u: Array, v: Array, k: Array) -> Array:
     image = _fade(v, _color(0.55, 0.76, 0.95), _color(0.85, 0.92, 0.98))
-    for x, top, half, gray in ((0.24, 0.22, 0.50, 0.48), (0.80, 0.12, 0.56, 0.40)):
-        x, top = x + 0.06 * k[0], top + 0.08 * k[1]
+    for middle, height, half, gray in ((0.24, 0.22, 0.50, 0.48), (0.80, 0.12, 0.56, 0.40)):
+        x, top = middle + 0.06 * k[0], height + 0.08 * k[1]
         peak = polygon(u, v, [(x, top), (x + half, 0.95), (x - half, 0.95)])
         image = _over(image, peak, _color(gray, gray + 0.04, gray + 0.12))
         image = _over(image, np.maximum(peak, v - top - 0.15), _color(0.97, 0.98, 1.0))
@@ -151,7 +153,14 @@ def _space(u: Array, v: Array, k: Array) -> Array:
     image = _color(0.03, 0.02, 0.07) + haze[..., None] * _color(0.34, 0.06, 0.36)
     x, y = 0.16 + 0.06 * k[1], 0.80 + 0.04 * k[2]
     image = _over(image, circle(u, v, x, y, 0.13), _color(0.85, 0.45, 0.25))
-    for star_x, star_y in ((0.88, 0.14), (0.62, 0.10), (0.12, 0.20), (0.90, 0.62), (0.70, 0.92), (0.36, 0.06)):
+    for star_x, star_y in (
+        (0.88, 0.14),
+        (0.62, 0.10),
+        (0.12, 0.20),
+        (0.90, 0.62),
+        (0.70, 0.92),
+        (0.36, 0.06),
+    ):
         image = _over(image, circle(u, v, star_x, star_y + 0.03 * k[0], 0.026), _color(0.9, 0.9, 1.0))
     return image
 

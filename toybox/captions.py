@@ -147,7 +147,13 @@ def describe(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> C
 
 def grammar_words() -> Iterator[str]:
     """Every word that the grammar can say, and common words of training templates."""
-    texts = [*OPENINGS, *BACKGROUNDS.values(), *POSITION_PHRASES.values(), *STYLE_PHRASES.values(), UNUSUAL_STYLE]
+    texts = [
+        *OPENINGS,
+        *BACKGROUNDS.values(),
+        *POSITION_PHRASES.values(),
+        *STYLE_PHRASES.values(),
+        UNUSUAL_STYLE,
+    ]
     texts += [*RELATIONS.values(), *CLASSES, *COLORS, *PATTERNS, "in the style of", ",", "and"]
     texts += [phrase for rows in DETAILS.values() for row in rows for phrase in row.choices]
     texts += ["a cropped bright dark small large cool nice weird my one this clean dirty painting photo", "."]

@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from conceptry.errors import NotFoundError, UsageError
 from conceptry.toybox.render import render
-from conceptry.toybox.scene import (
+from conceptry.toybox.sampling import (
     HELD_OUT_SEEDS,
-    Instance,
-    Scene,
-    Style,
     make_instance,
     make_style,
     show_instance,
     show_style,
 )
+from conceptry.toybox.scene import Instance, Scene, Style
 from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, DETAILS, POSITION_PHRASES
 
 
@@ -37,7 +35,9 @@ def check_seed(seed: int) -> int:
 def held_out_instance(kind: str, seed: int) -> Instance:
     """The held-out instance of class ``kind``. Raises NotFoundError, UsageError."""
     if kind not in CLASSES:
-        raise NotFoundError(f"the toy world has no class {kind!r}", hint=f"known classes: {', '.join(CLASSES)}")
+        raise NotFoundError(
+            f"the toy world has no class {kind!r}", hint=f"known classes: {', '.join(CLASSES)}"
+        )
     return make_instance(kind, check_seed(seed))
 
 

@@ -28,7 +28,9 @@ def encode_pictures(vae: AutoencoderKL, images: NDArray[np.uint8], *, batch: int
     return torch.cat(parts)
 
 
-def training_latents(folder: Path, vae: AutoencoderKL, *, seed: int, count: int) -> tuple[list[Scene], Tensor]:
+def training_latents(
+    folder: Path, vae: AutoencoderKL, *, seed: int, count: int
+) -> tuple[list[Scene], Tensor]:
     """Scenes and their latents (count, 4, 16, 16), encoded once for each autoencoder."""
     scenes, images = training_pictures(folder, seed=seed, count=count)
     path = folder / f"latents-{seed}-{count}.safetensors"

@@ -15,7 +15,13 @@ from conceptry.toybox.captions import describe
 from conceptry.toybox.examples import instance_scenes
 from conceptry.toybox.render import render
 from conceptry.toybox.roundtrip import round_trip
-from conceptry.toybox.scene import ATTRIBUTES, Instance, Placed, Scene, change_attribute, make_instance, make_scene
+from conceptry.toybox.sampling import (
+    ATTRIBUTES,
+    change_attribute,
+    make_instance,
+    make_scene,
+)
+from conceptry.toybox.scene import Instance, Placed, Scene
 from conceptry.toybox.scorer import Detection, Reading, Scorer
 from conceptry.toybox.vocabulary import CLASSES, COLORS
 
@@ -122,7 +128,9 @@ def measure_autoencoder(vae: AutoencoderKL, count: int) -> dict[str, float]:
     return {"psnr": round(float(np.mean(-10.0 * np.log10(errors.mean((1, 2, 3)) / 255.0**2))), 2)}
 
 
-def draw(pipeline: StableDiffusionPipeline, captions: list[str], *, batch: int = 32, seed: int = 0) -> NDArray[np.uint8]:
+def draw(
+    pipeline: StableDiffusionPipeline, captions: list[str], *, batch: int = 32, seed: int = 0
+) -> NDArray[np.uint8]:
     """One picture (64, 64, 3) a caption, each from its own noise, with the toybox's guidance and step count."""
     parts = []
     for start in range(0, len(captions), batch):
@@ -149,7 +157,9 @@ def _judge(scene: Scene, reading: Reading, tally: Tally) -> None:
     tally["two_objects"].append(kinds == sorted(thing.kind for thing in wanted))
     in_place = all(found.kind == thing.kind for found, thing in zip(near, wanted, strict=True))
     tally["relation"].append(in_place and len(reading.objects) == 2)
-    tally["two_colors"].append(in_place and all(f.color == t.color for f, t in zip(near, wanted, strict=True)))
+    tally["two_colors"].append(
+        in_place and all(f.color == t.color for f, t in zip(near, wanted, strict=True))
+    )
 
 
 def measure_base(pipeline: StableDiffusionPipeline, scorer: Scorer, count: int) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class PictureNet(nn.Module):
         self.style = nn.Sequential(nn.Linear(2 * (32 + 64 + 128), 128), nn.SiLU(), nn.Linear(128, 32))
 
     def forward(self, pixels: Tensor) -> PictureOutput:
+        """Everything that is read from pictures (n, 3, 64, 64)."""
         low = F.silu(self.stem(pixels))
         early = self.early(low)
         late = self.late(early)
@@ -67,7 +68,9 @@ class PictureNet(nn.Module):
         levels = [level.float().flatten(2) for level in (low, early, late)]
         statistics = [part for level in levels for part in (level.mean(2), level.std(2))]
         style = F.normalize(self.style(torch.cat(statistics, 1)).float(), dim=1)
-        return PictureOutput(self.cells(late).float(), {k: h(joined).float() for k, h in self.heads.items()}, style)
+        return PictureOutput(
+            self.cells(late).float(), {k: h(joined).float() for k, h in self.heads.items()}, style
+        )
 
 
 class ObjectNet(nn.Module):
@@ -83,6 +86,7 @@ class ObjectNet(nn.Module):
         self.identity = nn.Linear(256, 64)
 
     def forward(self, crops: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits by head, and unit embeddings (n, 64), of crops (n, 3, 40, 40)."""
         features = self.body(F.silu(self.stem(crops)))
         flat = torch.cat([self.squeeze(features).flatten(1), features.mean((2, 3))], 1)
         joined = F.silu(self.joined(flat))
@@ -103,6 +107,9 @@ def crop_objects(pixels: Tensor, boxes: Tensor) -> Tensor:
     """Crops (n, 3, 40, 40) of pictures (n, 3, h, w) around boxes (n, 3): centre x, y and half size as shares."""
     half = boxes[:, 2] * CROP_MARGIN * 2.0
     zero = torch.zeros_like(half)
-    rows = [torch.stack([half, zero, 2 * boxes[:, 0] - 1], 1), torch.stack([zero, half, 2 * boxes[:, 1] - 1], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1) , [len(pixels), 3, CROP, CROP], align_corners=False)
+    rows = [
+        torch.stack([half, zero, 2 * boxes[:, 0] - 1], 1),
+        torch.stack([zero, half, 2 * boxes[:, 1] - 1], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(pixels), 3, CROP, CROP], align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

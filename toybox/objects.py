@@ -221,7 +221,9 @@ def draw_car(canvas: Canvas) -> None:
     canvas.paint(circle(u, v, -long + 0.13, deck + 0.20, 0.11), _LAMP, outline=False)
     radius = _either(wheels == 2, 0.33, 0.23)
     wheel_y = 0.80 - radius
-    spots = union(circle(np.abs(u), v, 0.52, wheel_y, radius), only(circle(u, v, 0.0, wheel_y, radius), wheels == 1))
+    spots = union(
+        circle(np.abs(u), v, 0.52, wheel_y, radius), only(circle(u, v, 0.0, wheel_y, radius), wheels == 1)
+    )
     canvas.paint(spots, DARK, outline=False)
     canvas.paint(spots + radius - 0.10, np.float32(0.75) * WHITE, outline=False)
 

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptry.toybox.render import render_batches
-from conceptry.toybox.scene import Scene, draw_scenes
+from conceptry.toybox.sampling import (
+    draw_scenes,
+)
+from conceptry.toybox.scene import Scene
 
 
 def cached_pictures(path: Path, scenes: Sequence[Scene]) -> NDArray[np.uint8]:

@@ -33,7 +33,9 @@ def assemble(runs: Path) -> StableDiffusionPipeline:
     """The pipeline of a training folder's newest averaged weights, float32, on the processor."""
     device = torch.device("cpu")
     vae = load_autoencoder(runs, device)
-    vae.register_to_config(scaling_factor=scaling_factor(load_file(_latest_latents(runs / "data"))["latents"]))
+    vae.register_to_config(
+        scaling_factor=scaling_factor(load_file(_latest_latents(runs / "data"))["latents"])
+    )
     tokenizer, encoder = load_text(runs, device)
     encoder.load_state_dict(load_file(runs / "unet" / "encoder.safetensors"))
     unet = UNet2DConditionModel(**UNET)

@@ -101,7 +101,11 @@ class Scorer:
     def read(self, pictures: Pictures, *, batch: int = 64) -> list[Reading]:
         """One reading for each picture (n, h, w, 3) bytes, or for each PIL image."""
         pixels = as_pixels(pictures).to(self.device)
-        return [reading for start in range(0, len(pixels), batch) for reading in self._read(pixels[start:][:batch])]
+        return [
+            reading
+            for start in range(0, len(pixels), batch)
+            for reading in self._read(pixels[start:][:batch])
+        ]
 
     def _read(self, pixels: Tensor) -> list[Reading]:
         output = self.net.picture(pixels)
@@ -120,7 +124,9 @@ class Scorer:
             for row in range(len(pixels))
         ]
 
-    def _objects(self, pixels: Tensor, boxes: list[list[tuple[float, float, float, float]]]) -> list[list[Detection]]:
+    def _objects(
+        self, pixels: Tensor, boxes: list[list[tuple[float, float, float, float]]]
+    ) -> list[list[Detection]]:
         rows = [row for row, found in enumerate(boxes) for _ in found]
         flat = [box for found in boxes for box in found]
         places = torch.tensor([box[1:] for box in flat], device=self.device)

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptry.toybox.networks import OBJECT_HEADS
-from conceptry.toybox.scene import (
+from conceptry.toybox.sampling import (
     ATTRIBUTES,
     TRAINING_SEEDS,
-    Instance,
-    Scene,
-    Style,
     change_attribute,
     make_instance,
     make_style,
@@ -27,6 +24,7 @@ from conceptry.toybox.scene import (
     show_instance,
     show_style,
 )
+from conceptry.toybox.scene import Instance, Scene, Style
 from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, COLORS, PATTERNS, POSITIONS, RELATIONS, STYLES
 
 PACK: Final = 5

@@ -7,6 +7,7 @@ Parameters are numbers or arrays of shape (n, 1, 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ def ellipse(u: Array, v: Array, center: tuple[Number, Number], radii: tuple[Numb
     return value * (value - 1.0) / np.maximum(gradient, 1e-3)
 
 
-def box(u: Array, v: Array, center: tuple[Number, Number], half: tuple[Number, Number], radius: Number = 0.0) -> Array:
+def box(
+    u: Array, v: Array, center: tuple[Number, Number], half: tuple[Number, Number], radius: Number = 0.0
+) -> Array:
     """Distance to an axis-parallel rectangle with rounded corners."""
     du = np.abs(u - center[0]) - half[0] + radius
     dv = np.abs(v - center[1]) - half[1] + radius
@@ -37,7 +40,9 @@ def box(u: Array, v: Array, center: tuple[Number, Number], half: tuple[Number, N
     return outside + np.minimum(np.maximum(du, dv), 0.0) - radius
 
 
-def capsule(u: Array, v: Array, start: tuple[Number, Number], end: tuple[Number, Number], radius: Number) -> Array:
+def capsule(
+    u: Array, v: Array, start: tuple[Number, Number], end: tuple[Number, Number], radius: Number
+) -> Array:
     """Distance to a thick line from ``start`` to ``end``."""
     du, dv = end[0] - start[0], end[1] - start[1]
     along = np.clip(((u - start[0]) * du + (v - start[1]) * dv) / (du * du + dv * dv), 0.0, 1.0)
@@ -46,13 +51,11 @@ def capsule(u: Array, v: Array, start: tuple[Number, Number], end: tuple[Number,
 
 def polygon(u: Array, v: Array, corners: Sequence[tuple[Number, Number]]) -> Array:
     """Distance to a convex polygon, its corners named clockwise as seen on the picture; mitred outside corners."""
-    result: Array | None = None
+    sides = []
     for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
         length = np.asarray(np.hypot(x1 - x0, y1 - y0), np.float32)
-        side = ((u - x0) * (y1 - y0) - (v - y0) * (x1 - x0)) / length
-        result = side if result is None else np.maximum(result, side)
-    assert result is not None
-    return result
+        sides.append(((u - x0) * (y1 - y0) - (v - y0) * (x1 - x0)) / length)
+    return reduce(np.maximum, sides)
 
 
 def ring(distance: Array, half_width: Number) -> Array:

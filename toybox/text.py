@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from conceptry.toybox.captions import Caption, describe, slots
-from conceptry.toybox.scene import draw_scenes
+from conceptry.toybox.sampling import (
+    draw_scenes,
+)
 from conceptry.toybox.tokenizer import MAX_TOKENS, build_tokenizer
 from conceptry.toybox.training import Run, Settings, autocast, pick_device
 
@@ -56,7 +58,10 @@ class Listener(nn.Module):
     def targets(self, captions: list[Caption]) -> Tensor:
         """Slot values (n, slots) as class indices."""
         rows = [
-            [values.index(caption.says[slot]) if slot in caption.says else 0 for slot, values in self.slots.items()]
+            [
+                values.index(caption.says[slot]) if slot in caption.says else 0
+                for slot, values in self.slots.items()
+            ]
             for caption in captions
         ]
         return torch.tensor(rows)

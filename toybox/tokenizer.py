@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,11 @@ _END: Final = "</w>"
 
 def byte_symbols() -> list[str]:
     """The 256 printable symbols that stand for bytes in the byte-level vocabularies of GPT-2 and CLIP."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [value for value in range(256) if value not in printable]
     return [chr(value) for value in printable] + [chr(256 + index) for index in range(len(others))]
 
@@ -41,7 +46,7 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
     while len(merges) < MAX_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, symbols in spelled.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in pairwise(symbols):
                 pairs[pair] += counts[word]
         if not pairs:
             break

@@ -24,14 +24,20 @@ RECIPES: Final = MappingProxyType(
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m conceptry.toybox.train", description=__doc__)
     parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, default=Path(".runs/toybox"), help="folder of checkpoints and curves")
-    parser.add_argument("--seconds", type=float, help="stop after this much training time, earlier runs included")
+    parser.add_argument(
+        "--out", type=Path, default=Path(".runs/toybox"), help="folder of checkpoints and curves"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="stop after this much training time, earlier runs included"
+    )
     parser.add_argument("--steps", type=int, help="stop after this many steps, earlier runs included")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--pictures", type=int, help="how many training pictures to render")
-    parser.add_argument("--compiled", action="store_true", help="compile the network first (worth it on GPUs)")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile the network first (worth it on GPUs)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -136,7 +136,11 @@ class Run:
             return
         mean = {key: sum(row[key] for row in self._rows) / len(self._rows) for key in values}
         self._rows.clear()
-        line = {"step": self.step, "seconds": round(self.elapsed, 1), **{k: round(v, 6) for k, v in mean.items()}}
+        line = {
+            "step": self.step,
+            "seconds": round(self.elapsed, 1),
+            **{k: round(v, 6) for k, v in mean.items()},
+        }
         path = self.folder / "curve.csv"
         new = not path.exists()
         with path.open("a", newline="") as stream:
@@ -147,7 +151,9 @@ class Run:
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         state = self.optimizer.state_dict()["state"]
-        return {f"{row}.{key}": value.detach().cpu() for row, part in state.items() for key, value in part.items()}
+        return {
+            f"{row}.{key}": value.detach().cpu() for row, part in state.items() for key, value in part.items()
+        }
 
     def save(self) -> None:
         """Write the checkpoint: modules, optimiser state, average and progress."""
@@ -156,8 +162,14 @@ class Run:
             for name, module in self.modules.items()
             for key, value in module.state_dict().items()
         }
-        average = {str(i): value.detach().cpu().contiguous().clone() for i, value in enumerate(self.average.values)}
-        for file, content in (("modules", tensors), ("optimizer", self._optimizer_tensors()), ("average", average)):
+        average = {
+            str(i): value.detach().cpu().contiguous().clone() for i, value in enumerate(self.average.values)
+        }
+        for file, content in (
+            ("modules", tensors),
+            ("optimizer", self._optimizer_tensors()),
+            ("average", average),
+        ):
             save_file(content, self.folder / f"{file}.part")
             os.replace(self.folder / f"{file}.part", self.folder / f"{file}.safetensors")
         state = {"step": self.step, "seconds": self.elapsed, "seed": self.settings.seed}
@@ -172,12 +184,16 @@ class Run:
         tensors = load_file(self.folder / "modules.safetensors")
         for name, module in self.modules.items():
             prefix = f"{name}."
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
         rows: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(self.folder / "optimizer.safetensors").items():
             row, name = key.split(".", 1)
             rows.setdefault(int(row), {})[name] = value
-        self.optimizer.load_state_dict({"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         averages = load_file(self.folder / "average.safetensors")
         for index, value in enumerate(self.average.values):
             value.copy_(averages[str(index)])

@@ -20,7 +20,9 @@ def test_an_instance_folder_holds_pictures_captions_and_the_truth(tmp_path: Path
     for path in paths:
         with Image.open(path) as picture:
             assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (64, 64))
-    assert all("creature" in line["text"] and truth["attributes"]["color"] not in line["text"] for line in lines)
+    assert all(
+        "creature" in line["text"] and truth["attributes"]["color"] not in line["text"] for line in lines
+    )
     assert (truth["kind"], truth["class"], truth["seed"]) == ("instance", "creature", 7)
 
 

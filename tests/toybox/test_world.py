@@ -11,10 +11,9 @@ import pytest
 
 from conceptry.toybox.captions import MAX_WORDS, count_words, describe
 from conceptry.toybox.render import render
-from conceptry.toybox.scene import (
+from conceptry.toybox.sampling import (
     ATTRIBUTES,
     HELD_OUT_SEEDS,
-    NAMED_STYLES,
     TRAINING_SEEDS,
     change_attribute,
     draw_scenes,
@@ -23,6 +22,7 @@ from conceptry.toybox.scene import (
     make_style,
     show_instance,
 )
+from conceptry.toybox.scene import NAMED_STYLES
 from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, COLORS, DETAILS, POSITION_PHRASES, STYLE_PHRASES
 
 
@@ -61,7 +61,11 @@ def test_captions_say_only_what_is_true_of_the_scene() -> None:
         assert says.get("relation", scene.relation) == scene.relation
         assert sorted(says[f"class{i}"] for i in range(len(kinds))) == sorted(kinds)
         for index in range(len(kinds)):
-            named = {key: says[f"{key}{index}"] for key in ("color", "second", "pattern") if f"{key}{index}" in says}
+            named = {
+                key: says[f"{key}{index}"]
+                for key in ("color", "second", "pattern")
+                if f"{key}{index}" in says
+            }
             fits = [
                 all(getattr(placed.instance, key) == value for key, value in named.items())
                 for placed in scene.objects
@@ -116,7 +120,7 @@ def test_the_world_needs_numpy_alone() -> None:
         "for name in ('torch', 'PIL', 'diffusers', 'transformers'): sys.modules[name] = None\n"
         "from conceptry.toybox.render import render\n"
         "from conceptry.toybox.captions import describe\n"
-        "from conceptry.toybox.scene import draw_scenes\n"
+        "from conceptry.toybox.sampling import draw_scenes\n"
         "import conceptry.toybox as toybox\n"
         "assert render(draw_scenes(0, 2)).shape == (2, 64, 64, 3) and toybox.path()\n"
     )
