@@ -1,1 +1,24 @@
-"""Concepts into a diffusers pipeline, and out of it again, exactly."""
+"""Puts concepts into a diffusers pipeline and takes them out again exactly.
+
+with attach(Composition(imp, ukiyo * 0.7), pipeline) as report:
+    image = pipeline("<blue-imp> in the style of <ukiyo>").images[0]
+"""
+
+from conceptry.composer.attach import Attachment, attach, detach
+from conceptry.composer.compositions import Composition
+from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.loading import load_pipeline
+from conceptry.composer.plan import Plan, make_plan
+from conceptry.composer.report import Report
+
+__all__ = [
+    "Attachment",
+    "Composition",
+    "Plan",
+    "Report",
+    "attach",
+    "detach",
+    "identify_pipeline",
+    "load_pipeline",
+    "make_plan",
+]

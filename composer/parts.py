@@ -68,7 +68,7 @@ class Gathered:
 
     @staticmethod
     def build(pipeline: Pipeline, gathered: Sequence[Gathered]) -> list[Patch]:
-        """Returns the patches in the order of use: words, weights, deltas, then edits with keys of the merged weights."""
+        """Returns the patches in the order of use: words, weights, deltas, edits with keys of the merged weights."""
         parts = list_components(pipeline)
         tokens = TokenPatch(pipeline, [rows for one in gathered for rows in one.tokens])
         patches: list[Patch] = [tokens] if any(one.tokens for one in gathered) else []
@@ -99,7 +99,8 @@ def gather_member(member: PlannedMember, pipeline: Pipeline) -> Gathered:
         try:
             _GATHER[part.kind](found, part, pipeline)
         except ConceptryError as error:
-            raise error.inside(f"{member.concept.label} parts[{index}]") from error
+            error.inside(f"{member.concept.label} parts[{index}]")
+            raise
     if not found.applied:
         raise IncompatibleError(
             f"no tensor of {member.concept.label} has a place in this pipeline"

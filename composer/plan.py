@@ -77,7 +77,8 @@ def _choose_build(concept: Concept, identity: BaseIdentity, fit: Fit | None) -> 
     wanted = fit if fit is not None else max(KIND_BY_ID[kind].default_fit for kind in build.kinds)
     if verdict.fit < max(wanted, Fit.ARCHITECTURE):
         raise IncompatibleError(
-            f"{concept.label} does not fit this base ({verdict.fit.word}, {wanted.word} is asked): {verdict.reasons[0]}",
+            f"{concept.label} does not fit this base ({verdict.fit.word}, but {wanted.word} is asked): "
+            f"{verdict.reasons[0]}",
             where=f"builds[{concept.manifest.builds.index(build)}].base",
             hint=_hint_fit(build, verdict, wanted),
         )
@@ -168,7 +169,8 @@ def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:
         label, usage = member.concept.label, member.concept.manifest.usage
         yield from (f"{label}: {text}" for text in member.verdict.warnings)
         if member.strength and not usage.min <= member.strength <= usage.max:
-            yield f"{label}: strength {member.strength:g} is outside what its author suggests, {usage.min:g} to {usage.max:g}"
+            suggested = f"{usage.min:g} to {usage.max:g}"
+            yield f"{label}: strength {member.strength:g} is outside what its author suggests, {suggested}"
         for old, new in member.words.items():
             if old != new:
                 yield f"{label}: {old} is written {new} here"
@@ -185,8 +187,6 @@ def _combine_permissions(members: tuple[PlannedMember, ...]) -> Permissions:
     found: dict[str, Permission] = {}
     for name in _PERMISSIONS:
         answers = {getattr(member.concept.manifest.license.permissions, name) for member in members}
-        strictest: tuple[Permission, ...] = (
-            ("yes", "unknown", "no") if name == "credit_required" else ("no", "unknown", "yes")
-        )
-        found[name] = next(answer for answer in strictest if answer in answers)
+        strictest: Permission = "yes" if name == "credit_required" else "no"
+        found[name] = answers.pop() if len(answers) == 1 else strictest if strictest in answers else "unknown"
     return Permissions(**found)
