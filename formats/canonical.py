@@ -1,0 +1,60 @@
+"""The stored forms of the four kinds as rows of FORMATS: their metadata says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from conceptry.bases import FamilyId
+from conceptry.formats.checks import KIND_KEY
+from conceptry.formats.contract import Contents, Detection, Format, Reading, ReadRequest
+from conceptry.formats.embedding import read_embedding
+from conceptry.formats.families import judge_claims
+from conceptry.formats.full import read_full
+from conceptry.formats.header import Header
+from conceptry.formats.lora import read_lora
+from conceptry.formats.rank_one import read_rank_one
+from conceptry.formats.triggers import find_triggers
+from conceptry.kinds import KIND_BY_ID, KindId
+
+_READERS: Final[tuple[tuple[KindId, Callable[[Path], Contents]], ...]] = (
+    ("embedding", read_embedding),
+    ("rank_one", read_rank_one),
+    ("lora", read_lora),
+    ("full", read_full),
+)
+
+
+def list_canonical_formats() -> tuple[Format, ...]:
+    """Returns one row for each kind."""
+    return tuple(
+        Format(
+            id=f"canonical_{kind}",
+            kind=kind,
+            title=f"{KIND_BY_ID[kind].title}, as Conceptry stores it",
+            detect=partial(_detect, kind=kind),
+            read=partial(_read, read=read),
+            stored_kind=kind,
+        )
+        for kind, read in _READERS
+    )
+
+
+def _detect(header: Header, *, kind: KindId) -> Detection | None:
+    if header.metadata.get(KIND_KEY) != kind:
+        return None
+    claimed = judge_claims(header.metadata, None, 0.0)
+    family: FamilyId | None = claimed.family
+    return Detection(
+        roles=dict.fromkeys(header.tensors, f"tensor of kind {kind}"),
+        confidence=1.0 if family else 0.9,
+        family=family,
+        reasons=(f"{KIND_KEY} = {kind}", *claimed.reasons),
+        triggers=find_triggers(header.metadata),
+    )
+
+
+def _read(request: ReadRequest, *, read: Callable[[Path], Contents]) -> Reading:
+    return Reading(contents=(read(request.path),))

@@ -1,0 +1,19 @@
+"""FORMATS: every way to write a concept file that is known here, one row each; adding one is one row."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from conceptry.formats.canonical import list_canonical_formats
+from conceptry.formats.contract import Format
+from conceptry.formats.embedding_dialects import list_embedding_formats
+from conceptry.formats.lora_dialects import list_lora_formats
+from conceptry.formats.recognised import list_recognised_formats
+
+FORMATS: Final[tuple[Format, ...]] = (
+    *list_canonical_formats(),
+    *list_recognised_formats(),
+    *list_lora_formats(),
+    *list_embedding_formats(),
+)
+FORMAT_BY_ID: Final[dict[str, Format]] = {row.id: row for row in FORMATS}

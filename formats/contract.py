@@ -1,0 +1,82 @@
+"""What a row of FORMATS must offer: say what it makes of a header, and read the file into canonical contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from conceptry.bases import FamilyId
+from conceptry.formats.embedding import EmbeddingContents
+from conceptry.formats.full import FullContents
+from conceptry.formats.header import Header
+from conceptry.formats.lora import LoraContents
+from conceptry.formats.rank_one import RankOneContents
+from conceptry.kinds import KindId
+from conceptry.names import Placeholder
+
+Contents = EmbeddingContents | RankOneContents | LoraContents | FullContents
+ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "one"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """What one row makes of a file: the role of each tensor that it explains, and how sure it is."""
+
+    roles: Mapping[str, str]
+    """Tensor name -> its role in words; what is missing here is unexplained."""
+
+    confidence: float
+    """0 to 1, that kind, dialect and family are right."""
+
+    family: FamilyId | None = None
+    reasons: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    """Words that may call the concept, from names and metadata: hints, not truth."""
+
+    algorithms: tuple[str, ...] = ()
+    ranks: Mapping[int, int] = field(default_factory=dict)
+    """Rank -> how many modules have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequest:
+    """What the caller knows and the file may not say."""
+
+    path: Path
+    header: Header
+    placeholder: Placeholder | None = None
+    family: FamilyId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The parts of a file in canonical form, and what had to be decided on the way, in words."""
+
+    contents: tuple[Contents, ...]
+    notes: tuple[str, ...] = ()
+    scale_rule: ScaleRule = "alpha/rank"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One way to write a concept file. Rows of one kind that explain a file equally well are tried in table order."""
+
+    id: str
+    kind: str
+    """A kind of KINDS, or the id of a kind that is recognised and not stored."""
+
+    title: str
+    detect: Callable[[Header], Detection | None]
+    """Returns None where nothing in the header is of this format."""
+
+    read: Callable[[ReadRequest], Reading] | None = None
+    """Raises InvalidFileError, IncompatibleError or UsageError; None where the kind is not stored."""
+
+    stored_kind: KindId | None = None
+
+
+def share_of(values: Mapping[str, str], total: int) -> float:
+    """Returns the share of ``total`` tensors that have a role."""
+    return len(values) / total if total else 0.0

@@ -1,0 +1,139 @@
+"""What a file is, for which base, how sure that is, and why; only its header is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from conceptry.bases import FamilyId
+from conceptry.formats.catalog import FORMATS
+from conceptry.formats.contract import Detection, Format
+from conceptry.formats.header import Header, read_header
+
+UNKNOWN_KIND: Final = "unknown"
+MAX_LISTED: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many tensors have a known role, and the names of those that have none."""
+
+    explained: int
+    total: int
+    unexplained: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor has a known role."""
+        return not self.unexplained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identification:
+    """What a file is. ``kind`` is ``unknown`` where no row of FORMATS explains any of it."""
+
+    kind: str
+    dialect: str | None
+    family: FamilyId | None
+    confidence: float
+    reasons: tuple[str, ...]
+    coverage: Coverage
+    title: str
+    stored: bool
+    """Whether the kind can be imported."""
+
+    algorithms: tuple[str, ...] = ()
+    ranks: Mapping[int, int]
+    triggers: tuple[str, ...] = ()
+    size_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values: what ``concepts identify --json`` prints."""
+        listed = self.coverage.unexplained
+        return {
+            "kind": self.kind,
+            "dialect": self.dialect,
+            "family": self.family,
+            "confidence": round(self.confidence, 3),
+            "reasons": list(self.reasons),
+            "coverage": {
+                "explained": self.coverage.explained,
+                "total": self.coverage.total,
+                "unexplained": list(listed[:MAX_LISTED]),
+            },
+            "title": self.title,
+            "stored": self.stored,
+            "algorithms": list(self.algorithms),
+            "ranks": {str(rank): count for rank, count in self.ranks.items()},
+            "triggers": list(self.triggers),
+            "size_bytes": self.size_bytes,
+        }
+
+
+def identify(path: Path) -> Identification:
+    """Returns what the file at ``path`` is, by its content and never by its name.
+
+    Raises:
+        NotFoundError: if there is no file.
+        InvalidFileError: if it is no sound safetensors file; what it is instead is named.
+    """
+    return identify_header(read_header(path))
+
+
+def identify_header(header: Header) -> Identification:
+    """Returns what a file with this header is: by the first row that explains all of it, else the best one."""
+    found = find_format(header)
+    if found is None:
+        return _make_unknown(header)
+    row, detection = found
+    unexplained = tuple(sorted(header.tensors.keys() - detection.roles.keys()))
+    reasons = detection.reasons
+    if unexplained:
+        reasons = (*reasons, f"{len(unexplained)} tensors have a role that is not known")
+    return Identification(
+        kind=row.kind,
+        dialect=None if row.id == row.kind else row.id.removeprefix(f"{row.kind}_"),
+        family=detection.family,
+        confidence=detection.confidence,
+        reasons=reasons,
+        coverage=Coverage(len(header.tensors) - len(unexplained), len(header.tensors), unexplained),
+        title=row.title,
+        stored=row.read is not None,
+        algorithms=detection.algorithms,
+        ranks=detection.ranks,
+        triggers=detection.triggers,
+        size_bytes=header.size_bytes,
+    )
+
+
+def find_format(header: Header) -> tuple[Format, Detection] | None:
+    """Returns the first row that explains every tensor, else the one that explains most; None where none does."""
+    best: tuple[Format, Detection] | None = None
+    for row in FORMATS:
+        detection = row.detect(header)
+        if detection is None or not detection.roles:
+            continue
+        if len(detection.roles) == len(header.tensors):
+            return row, detection
+        if best is None or len(detection.roles) > len(best[1].roles):
+            best = (row, detection)
+    return best
+
+
+def _make_unknown(header: Header) -> Identification:
+    names = tuple(sorted(header.tensors))
+    example = f", such as {names[0][:80]!r}" if names else ""
+    return Identification(
+        kind=UNKNOWN_KIND,
+        dialect=None,
+        family=None,
+        confidence=0.0,
+        reasons=(f"no known format has tensor names like these {len(names)}{example}",),
+        coverage=Coverage(0, len(names), names),
+        title="a safetensors file of no kind that is known here",
+        stored=False,
+        ranks={},
+        size_bytes=header.size_bytes,
+    )

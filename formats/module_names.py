@@ -1,0 +1,101 @@
+"""Module paths as programs write them -> component and path as published diffusers folders write them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from conceptry.bases import ComponentName
+from conceptry.formats.data_files import load_table
+
+TEXT_LEVEL: Final = "text_model."
+_TEXT_PROJECTION: Final = "text_projection"
+_LAST_SDXL_BLOCK: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The module paths of one network: whose they are, whether they are spelled as diffusers spells them."""
+
+    id: str
+    component: ComponentName
+    names: str
+    pattern: re.Pattern[str]
+
+
+@functools.cache
+def list_layouts() -> tuple[Layout, ...]:
+    """Returns the networks whose module paths are known."""
+    return tuple(_make_layout(id, row) for id, row in load_table("layouts").items() if id != "segments")
+
+
+def _make_layout(id: str, row: Mapping[str, Any]) -> Layout:
+    pattern = re.compile("|".join(f"(?:{pattern})" for pattern in row["patterns"]), re.ASCII)
+    return Layout(id, ComponentName(row["component"]), row["names"], pattern)
+
+
+@functools.lru_cache(maxsize=65_536)
+def find_layout(path: str) -> Layout | None:
+    """Returns the network that has a module at the dotted ``path``, or None."""
+    return next((layout for layout in list_layouts() if layout.pattern.fullmatch(path)), None)
+
+
+@functools.cache
+def _list_segments() -> Mapping[tuple[str, ...], str]:
+    return {tuple(segment.split("_")): segment for segment in load_table("layouts")["segments"]}
+
+
+@functools.lru_cache(maxsize=65_536)
+def unflatten_path(flat: str) -> str:
+    """Returns the dotted path that kohya's ``flat`` name was made of, by the longest known segments.
+
+    A name with unknown segments comes back cut at every underscore; no layout has it.
+    """
+    words, segments = flat.split("_"), _list_segments()
+    longest = max(map(len, segments))
+    parts, at = [], 0
+    while at < len(words):
+        length = next((n for n in range(longest, 1, -1) if tuple(words[at : at + n]) in segments), 1)
+        parts.append("_".join(words[at : at + length]))
+        at += length
+    return ".".join(parts)
+
+
+def choose_ldm_blocks(paths: Iterable[str], family: str | None) -> str | None:
+    """Returns which table of block names a file with LDM names needs: ``sd``, ``sdxl``, or None where it is open."""
+    if family in ("sd1", "sd2"):
+        return "sd"
+    if family == "sdxl":
+        return "sdxl"
+    numbers = (re.match(r"(?:input|output)_blocks\.(\d+)", path) for path in paths)
+    return "sd" if any(number and int(number.group(1)) > _LAST_SDXL_BLOCK for number in numbers) else None
+
+
+def translate_ldm(path: str, blocks: str) -> str | None:
+    """Returns the diffusers path of a module of an original U-Net, or None where that network has no such block."""
+    table = load_table("ldm_blocks")
+    outer: str | None = table["outer"].get(path)
+    if outer is not None:
+        return outer
+    match = re.match(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)", path)
+    block = table["blocks"][blocks].get(match.group(1)) if match else None
+    if match is None or block is None:
+        return None
+    inner = table["inner"].get(match.group(2), match.group(2))
+    translated = f"{block}.{inner}"
+    layout = find_layout(translated)
+    return translated if layout is not None and layout.names == "diffusers" else None
+
+
+def spell_canonical(path: str, layout: Layout, blocks: str | None) -> str | None:
+    """Returns the path as published diffusers folders write it, or None where it is not known how."""
+    if layout.names == "ldm":
+        return translate_ldm(path, blocks) if blocks else None
+    if layout.names != "diffusers":
+        return None
+    if layout.id == "clip" and path != _TEXT_PROJECTION and not path.startswith(TEXT_LEVEL):
+        return TEXT_LEVEL + path
+    return path
