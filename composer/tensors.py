@@ -40,8 +40,10 @@ def to_torch(
         raise InvalidFileError(f"torch holds no {raw.dtype}")
     if not len(raw.data):
         return torch.empty(raw.shape, dtype=dtype or found, device=device)
-    tensor = torch.frombuffer(bytearray(raw.data), dtype=found).reshape(raw.shape)
-    return tensor.to(device=device, dtype=dtype or found)
+    # Into memory of torch's own alignment: kernels round differently on other addresses.
+    own = torch.empty(raw.shape, dtype=found)
+    own.copy_(torch.frombuffer(bytearray(raw.data), dtype=found).reshape(raw.shape))
+    return own.to(device=device, dtype=dtype or found)
 
 
 def from_torch(tensor: Tensor) -> RawTensor:

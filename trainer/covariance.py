@@ -158,7 +158,7 @@ def _encode(module: Any, ids: Tensor, *, of_several: bool) -> Tensor:
 
 
 def _factorise(id: Digest, moment: Float64[Tensor, "context context"], widths: Sequence[int]) -> Covariance:
-    blocks = moment.diagonal().split(list(widths))
+    blocks = torch.split(moment.diagonal(), list(widths))
     scale = torch.cat([block.mean().clamp(min=1e-30).sqrt().expand(len(block)) for block in blocks])
     normal = moment / (scale[:, None] * scale[None, :])
     normal = (normal + normal.T) / 2 + RIDGE * torch.eye(len(moment), dtype=torch.float64)

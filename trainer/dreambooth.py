@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,7 +54,7 @@ class DreamBooth(Learner):
     class_latents: ClassLatents | None
 
     @classmethod
-    def prepare(cls, context: TrainingContext) -> Self:
+    def prepare(cls, context: TrainingContext) -> DreamBooth:
         """Returns the learner. Raises UsageError if no tensor of the base matches ``targets``."""
         settings, unet = context.job.settings, context.pipeline.unet
         tuned = find_weights(unet, settings.targets)

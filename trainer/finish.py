@@ -75,6 +75,8 @@ def judge_learner(
     _check_values(learner)
     learner.prepare_use()
     with torch.no_grad(), learner.attached():
+        for parameter in learner.parameters.values():
+            parameter.requires_grad_(False)  # torch rounds otherwise in layers that could be trained
         conditioning = learner.condition([pair.concept for pair in batch.prompts])
         expected = denoise(context.pipeline, batch.noisy, batch.timesteps, conditioning).float()
     return Outcome(

@@ -138,9 +138,9 @@ def _load_upright(path: Path) -> Image.Image:
 
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
+        values = np.array(image, dtype=np.float32)
         if values.max(initial=0) > 255:
-            values = values / 257  # 16 bits to 8
+            values /= 257  # 16 bits to 8
         return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Lora(Learner):
     prompts: PromptCache
 
     @classmethod
-    def prepare(cls, context: TrainingContext) -> Self:
+    def prepare(cls, context: TrainingContext) -> Lora:
         """Returns the learner. Raises UsageError if no layer of the base matches ``targets``."""
         settings = context.job.settings
         layers = find_layers(context.pipeline.unet, settings.targets)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -52,7 +52,7 @@ class Perfusion(Learner):
     """Mean encoding of the placeholder in the last forward pass."""
 
     @classmethod
-    def prepare(cls, context: TrainingContext) -> Self:
+    def prepare(cls, context: TrainingContext) -> Perfusion:
         """Returns the learner: rows and i* at the superclass, o_V = W_V e_super.
 
         Raises:

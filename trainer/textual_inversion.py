@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ class TextualInversion(Learner):
     patch: TokenPatch
 
     @classmethod
-    def prepare(cls, context: TrainingContext) -> Self:
+    def prepare(cls, context: TrainingContext) -> TextualInversion:
         """Returns the learner with rows at the mean of the superclass's.
 
         Raises:

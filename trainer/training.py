@@ -18,7 +18,7 @@ from conceptry.bases import BaseIdentity
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.composer.loading import load_pipeline
 from conceptry.composer.pipelines import list_text_encoders
-from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
+from conceptry.composer.placeholders import private_tokenizers
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.trainer.checkpoints import CheckpointFolder
@@ -147,18 +147,14 @@ def prepared(pipeline: Any) -> Iterator[None]:
     modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
     flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
     modes = [(module, module.training) for whole in modules for module in whole.modules()]
-    names = [encoder.tokenizer_name for encoder in list_text_encoders(pipeline)]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
     for module in modules:
         module.eval()
-    for name in names:
-        hold_tokenizer(pipeline, name)
     try:
-        yield
+        with private_tokenizers(pipeline):
+            yield
     finally:
-        for name in names:
-            release_tokenizer(pipeline, name)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:
@@ -166,7 +162,7 @@ def prepared(pipeline: Any) -> Iterator[None]:
 
 
 def _device_of(pipeline: Any) -> torch.device:
-    return next(iter(pipeline.unet.parameters())).device
+    return torch.device(next(iter(pipeline.unet.parameters())).device)
 
 
 def _make_context(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,7 @@ from conceptry.trainer.latents import crop_square
 RED = (200, 30, 30)
 
 
-def paint(
-    path: Path, size: tuple[int, int] = (20, 16), color: tuple[int, ...] = RED, **options: object
-) -> Path:
+def paint(path: Path, size: tuple[int, int] = (20, 16), color: tuple[int, ...] = RED, **options: Any) -> Path:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[len(color)]
     Image.new(mode, size, color if len(color) > 1 else color[0]).save(path, **options)
     return path
