@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+
+import click
 
 DOCS: Final = Path(__file__).parent
 
@@ -19,8 +21,30 @@ def manifest_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
 
 
+def help_pages() -> str:
+    """Returns the help of every command, as one page."""
+    from conceptry.cli.main import concepts
+
+    return "# The command line\n\nGenerated from the commands' own help.\n" + "".join(
+        _help_sections(concepts)
+    )
+
+
+def _help_sections(command: click.Command, parent: click.Context | None = None) -> Iterator[str]:
+    context = command.context_class(
+        command, info_name=command.name, parent=parent, terminal_width=100, **command.context_settings
+    )
+    yield f"\n## `{context.command_path}`\n\n```text\n{command.get_help(context)}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None:
+                yield from _help_sections(child, context)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "concept.schema.json": manifest_schema,
+    "help.md": help_pages,
 }
 
 
