@@ -31,6 +31,9 @@ class Detection:
     """0 to 1, that kind, dialect and family are right."""
 
     family: FamilyId | None = None
+    family_is_certain: bool = False
+    """The shapes fit no other family; a caller who declares another one is wrong."""
+
     reasons: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
     """Words that may call the concept, from names and metadata: hints, not truth."""

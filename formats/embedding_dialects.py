@@ -12,7 +12,7 @@ from conceptry.errors import InvalidFileError, InvalidNameError, UsageError
 from conceptry.formats.contract import Detection, Format, Reading, ReadRequest
 from conceptry.formats.data_files import load_table
 from conceptry.formats.embedding import EmbeddingContents, check_embedding
-from conceptry.formats.families import judge_claims
+from conceptry.formats.families import CERTAIN_WEIGHT, judge_claims
 from conceptry.formats.header import Header, TensorInfo
 from conceptry.formats.lora_keys import split_suffix
 from conceptry.formats.tensors import FLOAT_DTYPES, RawTensor, read_tensors
@@ -119,6 +119,7 @@ def _judge(header: Header, roles: dict[str, str], width: int, prefer: str | None
         roles=roles,
         confidence=(claimed.confidence or 0.2) * len(roles) / len(header.tensors),
         family=claimed.family,
+        family_is_certain=known is not None and known.confidence >= CERTAIN_WEIGHT,
         reasons=(*reasons, *claimed.reasons),
         triggers=tuple(dict.fromkeys((*words, *find_triggers(header.metadata)))),
     )

@@ -12,6 +12,7 @@ from conceptry.bases import FamilyId
 from conceptry.formats.data_files import load_table
 
 CLAIM_CONFIDENCE: Final = 0.5
+CERTAIN_WEIGHT: Final = 0.9
 _DISPUTED: Final = 0.9
 
 
@@ -22,6 +23,8 @@ class Verdict:
     family: FamilyId | None
     confidence: float
     reasons: tuple[str, ...]
+    certain: bool = False
+    """The shapes fit no other family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,8 @@ def judge_family(modules: Iterable[tuple[str, int]], metadata: Mapping[str, str]
         return judge_claims(metadata, None, 0.0)
     rule, family, example = shaped
     claimed = judge_claims(metadata, FamilyId(family), rule.weight)
-    return Verdict(
-        claimed.family, claimed.confidence, (f"{rule.what}: {example}, so {family}", *claimed.reasons)
-    )
+    reasons = (f"{rule.what}: {example}, so {family}", *claimed.reasons)
+    return Verdict(claimed.family, claimed.confidence, reasons, certain=rule.weight >= CERTAIN_WEIGHT)
 
 
 def _collect_votes(rule: _Rule, modules: Iterable[tuple[str, int]]) -> dict[str, str]:

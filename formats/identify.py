@@ -44,6 +44,9 @@ class Identification:
     stored: bool
     """Whether the kind can be imported."""
 
+    family_is_certain: bool = False
+    """The shapes fit no other family."""
+
     algorithms: tuple[str, ...] = ()
     ranks: Mapping[int, int]
     triggers: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ def identify_header(header: Header) -> Identification:
         kind=row.kind,
         dialect=None if row.id == row.kind else row.id.removeprefix(f"{row.kind}_"),
         family=detection.family,
+        family_is_certain=detection.family_is_certain,
         confidence=detection.confidence,
         reasons=reasons,
         coverage=Coverage(len(header.tensors) - len(unexplained), len(header.tensors), unexplained),

@@ -64,6 +64,7 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
         roles=roles,
         confidence=share * (found.verdict.confidence if found.verdict.family else 0.3),
         family=found.verdict.family,
+        family_is_certain=found.verdict.certain,
         reasons=(
             f"{len(found.keys)} names are of {dialect.title}",
             *(f"{name} has lost its other half" for name in sorted(orphans)[:3]),
