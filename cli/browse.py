@@ -1,0 +1,116 @@
+"""``concepts list`` and ``concepts search``: quick looks at the index, without pydantic and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from conceptry.cli.groups import ConceptsCommand
+from conceptry.cli.session import Session, pass_session
+from conceptry.cli.text import format_bytes
+from conceptry.errors import NotFoundError, suggest_nearest
+from conceptry.kinds import KIND_BY_ID
+from conceptry.names import ConceptName, parse_namespace
+from conceptry.registry.listing import Filter, ListedVersion
+
+_COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE")
+
+
+@click.command(
+    cls=ConceptsCommand,
+    examples=(
+        "concepts list",
+        "concepts list me/imp --all",
+        "concepts list --kind lora --family sdxl --json",
+    ),
+)
+@click.argument("name", required=False, metavar="[NS/NAME]")
+@click.option(
+    "--all", "all_versions", is_flag=True, help="Every version, not the latest of each concept alone."
+)
+@click.option("--namespace", metavar="NS", help="Of this namespace only.")
+@click.option("--kind", metavar="KIND", help="Of this kind only: embedding, rank_one, lora, full.")
+@click.option("--family", metavar="FAMILY", help="For this base family only: sd1, sdxl, toybox, ...")
+@pass_session
+def list_concepts(session: Session, /, **chosen: Any) -> None:
+    """List the concepts in the store.
+
+    Each concept is shown at its latest version. --quiet prints references alone, one a line, for a pipe.
+    """
+    rows = session.registry.list(_make_filter(chosen))
+    hint = "nothing here yet: concepts train and concepts import publish into the store, concepts pull copies into it"
+    _print_rows(session, rows, empty=hint)
+
+
+@click.command(
+    cls=ConceptsCommand, examples=("concepts search imp", "concepts search 'blue creature' --kind lora")
+)
+@click.argument("words", nargs=-1, required=True)
+@click.option("--kind", metavar="KIND", help="Of this kind only.")
+@click.option("--family", metavar="FAMILY", help="For this base family only.")
+@pass_session
+def search(session: Session, /, words: tuple[str, ...], **chosen: Any) -> None:
+    """Find concepts by words.
+
+    All words must be found, each at the beginning of a word of the name, title, description, tags or placeholders.
+    """
+    rows = session.registry.search(" ".join(words), _make_filter(chosen))
+    _print_rows(session, rows, empty=f"nothing has {' '.join(words)!r}: concepts list shows all")
+
+
+def _make_filter(chosen: Mapping[str, Any]) -> Filter:
+    kind, name, namespace = chosen.get("kind"), chosen.get("name"), chosen.get("namespace")
+    if kind is not None and kind not in KIND_BY_ID:
+        known = ", ".join(KIND_BY_ID)
+        raise NotFoundError(
+            f"no kind is called {kind!r}", hint=suggest_nearest(kind, KIND_BY_ID) or f"kinds: {known}"
+        )
+    return Filter(
+        name=None if name is None else ConceptName.parse(name),
+        namespace=None if namespace is None else parse_namespace(namespace),
+        kind=kind,
+        family=chosen.get("family"),
+        all_versions=chosen.get("all_versions", False),
+    )
+
+
+def _print_rows(session: Session, rows: tuple[ListedVersion, ...], *, empty: str) -> None:
+    session.out.emit_table(
+        {"concepts": [_to_json(row) for row in rows]},
+        _COLUMNS,
+        [_to_cells(row) for row in rows],
+        empty=empty,
+    )
+
+
+def _to_json(row: ListedVersion) -> dict[str, Any]:
+    name = row.reference.concept
+    return {
+        "reference": str(row.reference),
+        "namespace": name.namespace,
+        "name": name.name,
+        "version": str(row.reference.version),
+        "digest": str(row.digest),
+        "title": row.title,
+        "kinds": list(row.kinds),
+        "families": list(row.families),
+        "placeholders": list(row.placeholders),
+        "tags": list(row.tags),
+        "license": row.license,
+        "size_bytes": row.size_bytes,
+        "origin": row.origin,
+    }
+
+
+def _to_cells(row: ListedVersion) -> tuple[str, ...]:
+    return (
+        str(row.reference),
+        "+".join(row.kinds),
+        ", ".join(row.families),
+        " ".join(row.placeholders),
+        format_bytes(row.size_bytes),
+        row.license or "unknown",
+        row.title,
+    )

@@ -1,0 +1,55 @@
+"""The commands, one frozen row each. Reading this table loads none of them; ``concepts --help`` is made of it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRow:
+    """One command: where its code lies, and its line in ``concepts --help`` (the same as in its own help)."""
+
+    name: str
+    target: str
+    """``module:function`` inside this room."""
+
+    summary: str
+    section: str
+
+
+_MAKE: Final = "Make"
+_KEEP: Final = "Keep"
+_SHARE: Final = "Share"
+_USE: Final = "Use"
+_SET_UP: Final = "Set up"
+
+COMMANDS: Final[tuple[CommandRow, ...]] = (
+    CommandRow(
+        "demo", "demo:demo", "Teach, share, compose and draw a few concepts, and show it on one sheet.", _MAKE
+    ),
+    CommandRow("train", "train:train", "Teach a base a concept from a folder of pictures.", _MAKE),
+    CommandRow("import", "imports:import_file", "Publish a file that another program made.", _MAKE),
+    CommandRow("publish", "publish:publish", "Publish a folder with a concept.json into the store.", _MAKE),
+    CommandRow("list", "browse:list_concepts", "List the concepts in the store.", _KEEP),
+    CommandRow("search", "browse:search", "Find concepts by words.", _KEEP),
+    CommandRow("show", "show:show", "Show all that is known of one concept.", _KEEP),
+    CommandRow("identify", "identify:identify", "Say what a file is, for which base, and why.", _KEEP),
+    CommandRow("remove", "remove:remove", "Take a version out of the store.", _KEEP),
+    CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
+    CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
+    CommandRow("pull", "transfer:pull", "Copy a version from a remote.", _SHARE),
+    CommandRow("remote", "remote:remote", "Add, list and remove remotes.", _SHARE),
+    CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
+    CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),
+    CommandRow("compose", "compose:compose", "Write or check a composition file.", _USE),
+    CommandRow("eval", "evaluate:evaluate", "Measure how well a concept does what it should.", _USE),
+    CommandRow("base", "base:base", "Add, list, show and remove base models.", _SET_UP),
+    CommandRow(
+        "toybox", "toybox:toybox", "Render the bundled world; find and measure its base model.", _SET_UP
+    ),
+    CommandRow(
+        "completion", "completion:completion", "Print what makes a shell complete names and options.", _SET_UP
+    ),
+)
+ROW_BY_NAME: Final[dict[str, CommandRow]] = {row.name: row for row in COMMANDS}
