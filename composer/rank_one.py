@@ -14,56 +14,29 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
 from conceptry.composer.hooks import Generation, Patch
+from conceptry.composer.locks import encode_superclass, find_superclass
 from conceptry.composer.pipelines import (
     UNET,
     Pipeline,
-    encode_prompts,
-    find_last_token,
     get_component,
-    get_device,
     iter_cross_attention,
     list_text_encoders,
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog
-from conceptry.composer.templates import LOCK_TEMPLATES
 from conceptry.errors import IncompatibleError
-from conceptry.names import Placeholder
 
-# Relative, on the diagonal of I^T C^-1 I: two concepts with one target input must not divide by zero.
-GRAM_RIDGE: Final = 1e-9
+__all__ = ["RankOneEdit", "RankOnePatch", "encode_superclass"]
+
 _STACK: Final = "_conceptry_rank_one"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RankOneEdit:
-    """One concept's edit of all cross-attention layers.
-
-    ``i_star`` and ``c_inv_i_star`` (C^-1 i*) are in the coordinates of the text encoding as the layers read it.
-    ``o_v`` is by path of the attention module. The key target is ``o_k`` where given, else W_K times
-    ``superclass_encoding``, else W_K times the encoding of ``superclass``.
-    """
-
-    i_star: Float[Tensor, " context"]
-    c_inv_i_star: Float[Tensor, " context"]
-    o_v: Mapping[str, Float[Tensor, " _"]]
-    bias: float
-    temperature: float
-    placeholder: Placeholder | None = None
-    """None: every sample is edited."""
-
-    superclass: str | None = None
-    superclass_encoding: Float[Tensor, " context"] | None = None
-    o_k: Mapping[str, Float[Tensor, " _"]] | None = None
-    strength: float = 1.0
 
 
 class RankOnePatch(Patch):
@@ -113,15 +86,6 @@ class RankOnePatch(Patch):
         self._held.clear()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Coefficients:
-    """How much of each concept is removed and inserted at each position of the edited samples."""
-
-    samples: Tensor
-    remove: Float[Tensor, "edited positions concepts"]
-    insert: Float[Tensor, "edited positions concepts"]
-
-
 class _Stack:
     """All rank-one patches on one denoiser, and the hooks that serve them together."""
 
@@ -131,7 +95,7 @@ class _Stack:
         self._probing = False
         self._context: weakref.ref[Tensor] | None = None
         self._key: tuple[Any, ...] = ()
-        self._coefficients: _Coefficients | None = None
+        self._coefficients: Coefficients | None = None
         self._supers: tuple[int, list[Tensor | None]] = (-1, [])
         for path, attention in layers.items():
             self._handles.append(attention.to_k.register_forward_hook(self._make_hook(path, is_key=True)))
@@ -169,7 +133,7 @@ class _Stack:
             found = self._find_coefficients(args[0])
             if found is None:
                 return None
-            targets, removed = self._find_targets(layer, path, is_key=is_key, like=args[0])
+            targets, removed = self._find_targets(layer, path, found.concepts, is_key=is_key, like=args[0])
             change = found.insert @ targets - found.remove @ removed
             result = output.clone()
             result[found.samples] = (result[found.samples].float() + change).to(output.dtype)
@@ -177,7 +141,7 @@ class _Stack:
 
         return edit_output
 
-    def _find_coefficients(self, context: Tensor) -> _Coefficients | None:
+    def _find_coefficients(self, context: Tensor) -> Coefficients | None:
         """Returns the coefficients for this context: one tensor is read by all layers, and in all steps."""
         edits = self.edits
         versions = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
@@ -201,12 +165,13 @@ class _Stack:
         return torch.tensor(columns, dtype=torch.bool, device=context.device).T
 
     def _find_targets(
-        self, layer: nn.Module, path: str, *, is_key: bool, like: Tensor
+        self, layer: nn.Module, path: str, concepts: tuple[int, ...], *, is_key: bool, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns what is inserted [concepts, out] and W I [concepts, out], with the layer as it is at this moment."""
-        edits = self.edits
+        """Returns what is inserted and W I, [concepts, out] each, with the layer as it is at this moment."""
+        edits = [self.edits[number] for number in concepts]
         inputs = torch.stack([edit.i_star.to(like.device, torch.float32) for edit in edits])
-        locked = [e for e in self._encode_superclasses() if e is not None] if is_key else []
+        supers = [self._encode_superclasses()[number] for number in concepts] if is_key else []
+        locked = [encoding for encoding in supers if encoding is not None]
         probes = torch.cat([inputs, *(encoding.to(inputs)[None] for encoding in locked)]).to(like.dtype)
         outputs = self._probe(layer, probes).float()
         if not is_key:
@@ -229,7 +194,7 @@ class _Stack:
         made_at, encodings = self._supers
         if made_at != Generation.value:
             encodings = [
-                _find_superclass(patch.pipeline, edit) for patch in self._patches for edit in patch.edits
+                find_superclass(patch.pipeline, edit) for patch in self._patches for edit in patch.edits
             ]
             self._supers = (Generation.value, encodings)
         return encodings
@@ -238,70 +203,6 @@ class _Stack:
 def context_version(context: Tensor) -> int:
     """Returns the number of in-place changes of ``context``; inference tensors are never changed."""
     return 0 if context.is_inference() else int(context._version)
-
-
-def solve_coefficients(
-    context: Float[Tensor, "batch positions context"],
-    edits: Sequence[RankOneEdit],
-    active: Bool[Tensor, "batch concepts"],
-) -> _Coefficients:
-    """Returns (I^T C^-1 I)^-1 I^T C^-1 e and the gates, both times strength, for the samples with an active concept.
-
-    Concepts that are not active in a sample take no part in its system of equations.
-    """
-    samples = active.any(dim=1).nonzero().flatten()
-    mask = active[samples].float()
-    inverse, energies = _invert_gram(edits, mask.double().cpu())
-    duals = torch.stack([edit.c_inv_i_star.to(context.device, torch.float32) for edit in edits])
-    similar = context[samples].float() @ duals.T
-    strengths = mask * torch.tensor([edit.strength for edit in edits], device=context.device)
-    bias = torch.tensor([edit.bias for edit in edits], device=context.device)
-    temperature = torch.tensor([edit.temperature for edit in edits], device=context.device)
-    gates = torch.sigmoid((similar / energies.to(similar) - bias) / temperature)
-    return _Coefficients(
-        samples, (similar @ inverse.to(similar)) * strengths[:, None], gates * strengths[:, None]
-    )
-
-
-@torch.no_grad()
-def _invert_gram(
-    edits: Sequence[RankOneEdit], mask: Float[Tensor, "edited concepts"]
-) -> tuple[Float[Tensor, "edited concepts concepts"], Float[Tensor, " concepts"]]:
-    """Returns the inverse of I^T C^-1 I over each sample's active concepts, and its diagonal, in float64."""
-    inputs = torch.stack([edit.i_star.detach().double().cpu() for edit in edits])
-    duals = torch.stack([edit.c_inv_i_star.detach().double().cpu() for edit in edits])
-    gram = inputs @ duals.T
-    gram = (gram + gram.T) / 2
-    energies = gram.diagonal().clone()
-    if len(edits) > 1:
-        gram = gram + GRAM_RIDGE * energies.diag()
-    both = mask[:, :, None] * mask[:, None, :]
-    inverse = torch.linalg.inv(gram * both + torch.diag_embed(1 - mask))
-    return inverse * both, energies
-
-
-def encode_superclass(pipeline: Pipeline, superclass: str) -> Float[Tensor, " context"]:
-    """Returns e_super: the mean over LOCK_TEMPLATES of the encoding at the superclass's last token.
-
-    Raises:
-        InvalidPlaceholderError: if the word is not found among the tokens.
-    """
-    prompts = [template.format(superclass) for template in LOCK_TEMPLATES]
-    with torch.no_grad():
-        encoded = encode_prompts(pipeline, prompts)
-    places = [find_last_token(pipeline, prompt, superclass) for prompt in prompts]
-    rows = torch.stack([row[place] for row, place in zip(encoded, places, strict=True)])
-    return rows.float().mean(dim=0).to(get_device(pipeline))
-
-
-def _find_superclass(pipeline: Pipeline, edit: RankOneEdit) -> Tensor | None:
-    if edit.o_k is not None:
-        return None
-    if edit.superclass_encoding is not None:
-        return edit.superclass_encoding
-    if edit.superclass is None:
-        raise IncompatibleError("a rank-one edit needs a superclass or key targets")
-    return encode_superclass(pipeline, edit.superclass)
 
 
 def _check_edit(edit: RankOneEdit, layers: Mapping[str, Any]) -> None:
