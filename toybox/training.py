@@ -87,7 +87,7 @@ class Run:
         parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         groups = self.groups or [{"params": parameters, "share": 1.0}]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=self.peak_lr, weight_decay=self.weight_decay, betas=(0.9, 0.99)
+            groups, lr=self.peak_lr, weight_decay=self.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.average = MovingAverage(parameters)
         self.folder.mkdir(parents=True, exist_ok=True)
