@@ -1,0 +1,74 @@
+"""Where two concepts of a plan change the same weights, from the headers of their files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import PurePosixPath
+from typing import Final
+
+from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.formats.header import read_header
+from conceptry.kinds import KindId
+
+_LORA_FACTOR: Final = ".lora_A.weight"
+_VALUE_TARGET: Final = "o_v/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Two concepts that change the same modules; their effects add up there, or the later one wins (kind full)."""
+
+    first: str
+    second: str
+    modules: tuple[str, ...]
+    """``component.module`` of each, sorted."""
+
+
+def find_overlaps(plan: Plan) -> tuple[Overlap, ...]:
+    """Returns the pairs of a plan's concepts that change the same modules; strength 0 changes nothing.
+
+    Raises:
+        NotFoundError: if a file is not on this machine.
+        InvalidFileError: if a header is malformed.
+    """
+    changed = [(member, frozenset(_iter_modules(member))) for member in plan.members if member.strength]
+    pairs = ((first[0], second[0], first[1] & second[1]) for first, second in combinations(changed, 2))
+    return tuple(
+        Overlap(first=first.concept.label, second=second.concept.label, modules=tuple(sorted(shared)))
+        for first, second, shared in pairs
+        if shared
+    )
+
+
+def _iter_modules(member: PlannedMember) -> Iterator[str]:
+    for part in member.build.parts:
+        find = _MODULES.get(part.kind)
+        for file in part.files if find else ():
+            if find and file.role == "weights":
+                names = read_header(member.concept.locate(file)).tensors
+                yield from find(PurePosixPath(file.path).stem, names)
+
+
+def _find_lora_modules(component: str, names: Iterable[str]) -> Iterator[str]:
+    return (name.removesuffix(_LORA_FACTOR) for name in names if name.endswith(_LORA_FACTOR))
+
+
+def _find_full_modules(component: str, names: Iterable[str]) -> Iterator[str]:
+    return (f"{component}.{name.rpartition('.')[0]}" for name in names)
+
+
+def _find_edited_modules(component: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name.startswith(_VALUE_TARGET):
+            layer = name.removeprefix(_VALUE_TARGET)
+            yield from (f"unet.{layer}.to_k", f"unet.{layer}.to_v")
+
+
+# An embedding changes no module: its rows stand beside the table, and its words are checked by the plan.
+_MODULES: Final[dict[KindId, Callable[[str, Iterable[str]], Iterator[str]]]] = {
+    "lora": _find_lora_modules,
+    "full": _find_full_modules,
+    "rank_one": _find_edited_modules,
+}
