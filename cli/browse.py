@@ -19,6 +19,7 @@ _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE"
 
 
 @click.command(
+    "list",
     cls=ConceptsCommand,
     examples=(
         "concepts list",
@@ -45,7 +46,9 @@ def list_concepts(session: Session, /, **chosen: Any) -> None:
 
 
 @click.command(
-    cls=ConceptsCommand, examples=("concepts search imp", "concepts search 'blue creature' --kind lora")
+    "search",
+    cls=ConceptsCommand,
+    examples=("concepts search imp", "concepts search 'blue creature' --kind lora"),
 )
 @click.argument("words", nargs=-1, required=True)
 @click.option("--kind", metavar="KIND", help="Of this kind only.")

@@ -11,6 +11,7 @@ from conceptry.errors import UsageError
 
 
 @click.command(
+    "completion",
     cls=ConceptsCommand,
     examples=(
         "concepts completion bash > ~/.local/share/bash-completion/completions/concepts",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "identify",
     cls=ConceptsCommand,
     examples=("concepts identify imp.safetensors", "concepts identify imp.safetensors --json"),
 )

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from conceptry.errors import ConceptryError, UsageError
-from conceptry.names import Reference
+from conceptry.names import ConceptName, Placeholder, Reference, parse_placeholder
 
 if TYPE_CHECKING:
     from conceptry.composition import Member
@@ -20,7 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 MAX_SEED: Final = 2**53
 
 
-class ReferenceType(click.ParamType):
+class _TextType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """Base of the types here, whatever they read."""
+
+
+class ReferenceType(_TextType):
     """A reference such as ``me/imp``, ``me/imp:tag`` or ``me/imp@1.0.0``."""
 
     name = "ref"
@@ -36,7 +40,7 @@ class ReferenceType(click.ParamType):
         return complete_concepts(incomplete)
 
 
-class MemberType(click.ParamType):
+class MemberType(_TextType):
     """A reference with a strength: ``me/imp`` or ``me/imp*0.7``."""
 
     name = "ref[*strength]"
@@ -54,7 +58,7 @@ class MemberType(click.ParamType):
         return complete_concepts(incomplete)
 
 
-class SettingType(click.ParamType):
+class SettingType(_TextType):
     """``name=value``; the value is read as JSON where it is JSON, else as text."""
 
     name = "name=value"
@@ -78,6 +82,24 @@ class SettingType(click.ParamType):
             return name, text
 
 
+class RenameType(_TextType):
+    """``ns/name:old=new``: another word for a concept's placeholder."""
+
+    name = "ns/name:old=new"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Placeholder, Placeholder]:
+        """Returns concept, old and new word. Raises InvalidNameError."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, words = value.partition(":")
+        old, equals, new = words.partition("=")
+        if not colon or not equals:
+            raise UsageError(f"not a renaming: {value[:80]!r}", hint="write --rename 'me/imp:<imp>=<devil>'")
+        return str(ConceptName.parse(name)), parse_placeholder(old), parse_placeholder(new)
+
+
 def complete_concepts(incomplete: str) -> list[CompletionItem]:
     """Returns the names in the store that begin with ``incomplete``; none where the store cannot be read."""
     from conceptry.registry import Registry
@@ -93,6 +115,7 @@ def complete_concepts(incomplete: str) -> list[CompletionItem]:
 REFERENCE: Final = ReferenceType()
 MEMBER: Final = MemberType()
 SETTING: Final = SettingType()
+RENAME: Final = RenameType()
 PATH: Final = click.Path(path_type=Path)
 SEED: Final = click.IntRange(0, MAX_SEED)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conceptry.registry.publish import Published
 
 
-@click.command(cls=ConceptsCommand, examples=("concepts publish ./imp",))
+@click.command("publish", cls=ConceptsCommand, examples=("concepts publish ./imp",))
 @click.argument("folder", type=PATH, metavar="DIR")
 @pass_session
 def publish(session: Session, /, folder: Path) -> None:

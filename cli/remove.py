@@ -11,6 +11,7 @@ from conceptry.names import Reference
 
 
 @click.command(
+    "remove",
     cls=ConceptsCommand,
     examples=(
         "concepts remove me/imp@1.0.0",

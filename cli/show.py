@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from conceptry.registry.reading import Shown
 
 
-@click.command(cls=ConceptsCommand, examples=("concepts show me/imp", "concepts show me/imp@1.0.0 --json"))
+@click.command(
+    "show", cls=ConceptsCommand, examples=("concepts show me/imp", "concepts show me/imp@1.0.0 --json")
+)
 @click.argument("reference", type=REFERENCE, metavar="REF")
 @pass_session
 def show(session: Session, /, reference: Reference) -> None:

@@ -13,6 +13,7 @@ from conceptry.names import Reference
 
 
 @click.command(
+    "push",
     cls=ConceptsCommand,
     examples=("concepts push me/imp@1.0.0 studio", "concepts push me/imp:stable file:///mnt/share/concepts"),
 )
@@ -42,6 +43,7 @@ def push(session: Session, /, reference: Reference, remote: str) -> None:
 
 
 @click.command(
+    "pull",
     cls=ConceptsCommand,
     examples=("concepts pull studio::me/imp@1.0.0", "concepts pull studio::me/imp"),
 )

@@ -11,7 +11,7 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.names import Reference
 
 
-@click.command(cls=ConceptsCommand, examples=("concepts verify", "concepts verify me/imp@1.0.0"))
+@click.command("verify", cls=ConceptsCommand, examples=("concepts verify", "concepts verify me/imp@1.0.0"))
 @click.argument("reference", type=REFERENCE, required=False, metavar="[REF]")
 @pass_session
 def verify(session: Session, /, reference: Reference | None) -> None:

@@ -1,0 +1,121 @@
+"""``concepts check``: do these concepts fit this base, and one another? Answered before a tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from conceptry.bases import BaseIdentity, Fit
+from conceptry.cli.bases import identify_base
+from conceptry.cli.groups import ConceptsCommand
+from conceptry.cli.members import fetch_composition, read_document
+from conceptry.cli.options import MEMBER, PATH, base_option
+from conceptry.cli.session import Session, pass_session
+from conceptry.cli.show import describe_license
+from conceptry.cli.text import count_things
+
+if TYPE_CHECKING:
+    from conceptry.composer.compositions import Composition
+    from conceptry.composer.overlaps import Overlap
+    from conceptry.composer.plan import Plan, PlannedMember
+    from conceptry.composition import Member
+
+FIT: Final = click.Choice([fit.word for fit in sorted(Fit, reverse=True) if fit is not Fit.REFUSED])
+
+
+@click.command(
+    "check",
+    cls=ConceptsCommand,
+    examples=(
+        "concepts check me/imp me/look*0.7",
+        "concepts check me/imp --base sdxl",
+        "concepts check --file composition.toml --base toybox --json",
+    ),
+)
+@click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
+@click.option("--file", type=PATH, metavar="FILE", help="A composition file instead of references.")
+@base_option
+@click.option("--fit", type=FIT, help="How closely every concept must fit.  [default: what its kind asks]")
+@pass_session
+def check(
+    session: Session, /, members: tuple[Member, ...], *, file: Path | None, base: str | None, fit: str | None
+) -> None:
+    """Say whether concepts fit a base and one another.
+
+    Shown are how well each fits, the words that call it, what all licences permit together, and where two change the
+    same weights. Without --base, the base that the first concept was made for is taken as declared. Exit code 6 when
+    they do not fit.
+    """
+    document = read_document(members, file)
+    composition = fetch_composition(session, document)
+    identity = find_identity(session, base or document.base, composition)
+    plan, overlaps = plan_composition(composition, identity, fit)
+    session.out.emit(to_json(plan, overlaps), describe(plan, overlaps), quiet=())
+    for warning in plan.warnings:
+        session.out.warn(warning)
+
+
+def find_identity(session: Session, base: str | None, composition: Composition) -> BaseIdentity:
+    """Returns the base to check against: the one named, else the one that the first concept was made for."""
+    if base is None:
+        return composition.members[0].concept.manifest.builds[0].base.identity
+    from conceptry.base_locations import resolve_base
+
+    return identify_base(session, resolve_base(base, session.registry.bases()))
+
+
+def plan_composition(
+    composition: Composition, identity: BaseIdentity, fit: str | None = None
+) -> tuple[Plan, tuple[Overlap, ...]]:
+    """Returns the plan and the overlaps of a composition on a base. Raises IncompatibleError."""
+    from conceptry.composer.overlaps import find_overlaps
+    from conceptry.composer.plan import make_plan
+
+    plan = make_plan(composition, identity, None if fit is None else Fit[fit.upper()])
+    return plan, find_overlaps(plan)
+
+
+def to_json(plan: Plan, overlaps: tuple[Overlap, ...]) -> dict[str, Any]:
+    """Returns the document of ``concepts check --json``."""
+    return {
+        "base": {"family": plan.identity.family, "prediction_type": plan.identity.prediction_type},
+        "concepts": [_member_to_json(member) for member in plan.members],
+        "permissions": plan.permissions.model_dump(mode="json"),
+        "overlaps": [
+            {"first": overlap.first, "second": overlap.second, "modules": list(overlap.modules)}
+            for overlap in overlaps
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _member_to_json(member: PlannedMember) -> dict[str, Any]:
+    return {
+        "reference": member.concept.label,
+        "digest": str(member.concept.digest),
+        "strength": member.strength,
+        "build": member.build.id,
+        "kinds": list(member.build.kinds),
+        "fit": member.verdict.fit.word,
+        "reasons": list(member.verdict.reasons),
+        "words": {str(old): str(new) for old, new in member.words.items()},
+        "license": member.concept.manifest.license.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def describe(plan: Plan, overlaps: tuple[Overlap, ...]) -> Iterator[str]:
+    """Returns the plan in lines for people."""
+    yield f"base: {plan.identity.family} ({plan.identity.prediction_type})"
+    for member in plan.members:
+        yield f"{member.concept.label} at strength {member.strength:g}: {'+'.join(member.build.kinds)}"
+        yield f"  fit      {member.verdict.fit.word}: {'; '.join(member.verdict.reasons)}"
+        yield f"  words    {', '.join(member.words.values()) or 'none'}"
+        yield f"  licence  {describe_license(member.concept.manifest.license)}"
+    allowed = plan.permissions.model_dump(mode="json")
+    yield "together: " + ", ".join(f"{name.replace('_', ' ')} {answer}" for name, answer in allowed.items())
+    for overlap in overlaps:
+        shared = count_things(len(overlap.modules), "module")
+        yield f"overlap: {overlap.first} and {overlap.second} both change {shared}, such as {overlap.modules[0]}"

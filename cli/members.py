@@ -1,0 +1,64 @@
+"""From ``--with REF*STRENGTH`` and composition files to concepts of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conceptry.cli.session import Session
+from conceptry.errors import UsageError
+
+if TYPE_CHECKING:
+    from conceptry.composer.compositions import Composition
+    from conceptry.composition import CompositionDocument, Member
+    from conceptry.names import Placeholder
+
+
+def read_document(members: Sequence[Member], file: Path | None) -> CompositionDocument:
+    """Returns the composition that members write, or that a file holds. Raises UsageError for both and for neither."""
+    from conceptry.composition import CompositionDocument, read_composition
+
+    if file is not None and members:
+        raise UsageError("concepts and a composition file are named at once", hint="name one of them")
+    if file is not None:
+        return read_composition(file)
+    if not members:
+        raise UsageError("no concept is named", hint="name one, such as me/imp or me/imp*0.7")
+    return CompositionDocument(concepts=tuple(members))
+
+
+def fetch_composition(session: Session, document: CompositionDocument) -> Composition:
+    """Returns the concepts of a composition, from the store, every byte checked.
+
+    Raises:
+        NotFoundError: if the store lacks one.
+        IntegrityError: if a byte of one changed.
+    """
+    from conceptry.composer.compositions import Composition
+
+    concepts = [session.registry.get(member.reference) for member in document.concepts]
+    rename = {
+        str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}
+        for member in document.concepts
+        if member.rename
+    }
+    weighted = [
+        concept * member.strength for concept, member in zip(concepts, document.concepts, strict=True)
+    ]
+    return Composition(*weighted, rename=rename)
+
+
+def rename_members(
+    members: Sequence[Member], renames: Sequence[tuple[str, Placeholder, Placeholder]]
+) -> tuple[Member, ...]:
+    """Returns the members with other words: ``("me/imp", "<imp>", "<devil>")``. Raises UsageError."""
+    changed = list(members)
+    for name, old, new in renames:
+        places = [place for place, member in enumerate(changed) if str(member.reference.concept) == name]
+        if not places:
+            known = ", ".join(str(member.reference.concept) for member in members)
+            raise UsageError(f"{name!r} is to be renamed but not named", hint=f"named are {known}")
+        member = changed[places[0]]
+        changed[places[0]] = member.model_copy(update={"rename": {**member.rename, old: new}})
+    return tuple(changed)

@@ -1,0 +1,177 @@
+"""``concepts train``: from a folder of pictures to a published version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from conceptry.cli.groups import ConceptsCommand
+from conceptry.cli.options import PATH, SEED, SETTING
+from conceptry.cli.progress import follow_training, track
+from conceptry.cli.publish import publish_folder, to_json
+from conceptry.cli.session import Session, pass_session
+from conceptry.cli.text import format_bytes, format_seconds
+from conceptry.errors import ConflictError, NotFoundError, UsageError
+from conceptry.names import Reference
+
+if TYPE_CHECKING:
+    from conceptry.registry.publish import Published
+    from conceptry.trainer.jobs import TrainJob
+    from conceptry.trainer.training import TrainResult
+
+# What is looked for in the job's text: options that belong to this run and not to the job.
+_NOT_OF_THE_JOB: Final = frozenset({"job", "resume", "workdir"})
+
+
+@click.command(
+    "train",
+    cls=ConceptsCommand,
+    examples=(
+        "concepts train lora --images imp --name me/imp --placeholder '<imp>' --superclass creature",
+        "concepts train perfusion --images imp --name me/imp --version 0.2.0 --placeholder '<imp>' "
+        "--superclass creature --base toybox --seed 1 --steps 200",
+        "concepts train --job imp.toml --resume",
+    ),
+)
+@click.argument("method", required=False)
+@click.option(
+    "--images", type=PATH, metavar="DIR", help="Folder of pictures; captions.jsonl or NAME.txt beside them."
+)
+@click.option("--name", metavar="NS/NAME", help="What the concept is to be called.")
+@click.option("--version", metavar="V", help="Its version.  [default: 0.1.0]")
+@click.option("--placeholder", metavar="WORD", help="The word that will call it, such as '<imp>'.")
+@click.option("--superclass", metavar="WORD", help="The ordinary word that it specialises, such as creature.")
+@click.option(
+    "--base", metavar="BASE", help="What it is taught to: see concepts base list.  [default: toybox]"
+)
+@click.option(
+    "--subject", type=click.Choice(["object", "style"]), help="Whether the pictures share a thing or a look."
+)
+@click.option("--seed", type=SEED, help="The same seed gives the same file on a processor.  [default: 0]")
+@click.option("--steps", type=click.IntRange(1), help="How long to train.  [default: the method's]")
+@click.option(
+    "--set", "settings", type=SETTING, multiple=True, help="Change one number of the method: --set rank=16."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="In which precision to compute."
+)
+@click.option("--captions", type=PATH, metavar="FILE", help="Lines for the base's covariance (perfusion).")
+@click.option("--title", metavar="TEXT", help="A title for listings.")
+@click.option("--description", metavar="TEXT", help="What others should know of it.")
+@click.option("--license", metavar="SPDX", help="The concept's licence, such as CC0-1.0.")
+@click.option(
+    "--job", type=PATH, metavar="FILE", help="A TOML file with these options; what is given here wins."
+)
+@click.option(
+    "--workdir", type=PATH, metavar="DIR", help="For checkpoints.  [default: a folder of the store]"
+)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the same job.")
+@pass_session
+def train(session: Session, /, *, resume: bool, workdir: Path | None, **given: Any) -> None:
+    """Teach a base a concept from a folder of pictures.
+
+    METHOD is textual_inversion, perfusion, lora or dreambooth. Four to six pictures of one thing are a good start.
+    The result is published into the store. Ctrl-C saves the state, and --resume goes on bit for bit.
+    """
+    job = make_job(given)
+    refuse_existing(session, job)
+    result = run_job(session, job, workdir=workdir, resume=resume)
+    published = publish_folder(session, result.folder)
+    _report(session, job, result, published)
+
+
+def make_job(given: Mapping[str, Any]) -> TrainJob:
+    """Returns the job that options describe, over those of ``--job FILE``. Raises UsageError."""
+    from conceptry.trainer import jobs
+
+    options = {
+        key: value
+        for key, value in given.items()
+        if value is not None and key not in {*_NOT_OF_THE_JOB, "settings"}
+    }
+    written: dict[str, Any] = {}
+    if given.get("job") is not None:
+        job = jobs.read_job(given["job"])
+        written = {name: getattr(job, name) for name in job.model_fields_set}
+    if "method" not in {*options, *written}:
+        from conceptry.trainer.methods import TRAINER_BY_ID
+
+        raise UsageError(
+            "no training method is named", hint=f"concepts train METHOD: {', '.join(TRAINER_BY_ID)}"
+        )
+    settings = {**written.get("settings", {}), **_nest(given.get("settings", ()))}
+    return jobs.make_job({**written, **options, **({"settings": settings} if settings else {})})
+
+
+def _nest(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Returns ``learning_rates.lora=1e-4`` as a table in a table."""
+    nested: dict[str, Any] = {}
+    for name, value in pairs:
+        table, dot, key = name.partition(".")
+        if dot:
+            nested.setdefault(table, {})[key] = value
+        else:
+            nested[name] = value
+    return nested
+
+
+def refuse_existing(session: Session, job: TrainJob) -> None:
+    """Raises ConflictError if the version exists: better before the training than after it."""
+    reference = Reference(job.name, job.version)
+    try:
+        session.registry.resolve(reference)
+    except NotFoundError:
+        return
+    raise ConflictError(
+        f"{reference} exists already, and a published version never changes",
+        hint=f"give --version {job.version.bump_minor()}, or concepts remove {reference}",
+    )
+
+
+def run_job(
+    session: Session, job: TrainJob, *, workdir: Path | None = None, resume: bool = False
+) -> TrainResult:
+    """Returns the finished concept of a job. Raises what ``conceptry.trainer.training.train`` raises."""
+    from conceptry.base_locations import resolve_base
+    from conceptry.trainer.methods import find_trainer
+
+    find_trainer(job.method)
+    location = resolve_base(job.base, session.registry.bases())
+    with track(session.out, "loading the base") as meter:
+        from conceptry.trainer.training import train as train_job
+
+        return train_job(
+            job,
+            on_event=follow_training(meter, session.out),
+            workdir=workdir,
+            resume=resume,
+            base=location,
+        )
+
+
+def _report(session: Session, job: TrainJob, result: TrainResult, published: Published) -> None:
+    size_bytes = result.concept.manifest.size_bytes
+    prompts = result.concept.manifest.usage.prompts
+    prompt = prompts[0] if prompts else job.placeholder
+    session.out.emit(
+        {
+            **to_json(published),
+            "seconds": round(result.seconds, 3),
+            "steps": result.steps,
+            "size_bytes": size_bytes,
+            "fixed_loss_before": result.fixed_loss_before,
+            "fixed_loss_after": result.fixed_loss_after,
+        },
+        [
+            f"published {published.reference} (sha256:{published.digest.short}…)",
+            f"{job.method}, {result.steps} steps, {format_seconds(result.seconds)}, {format_bytes(size_bytes)}",
+        ],
+        quiet=[str(published.reference)],
+    )
+    session.out.note(
+        f"hint: concepts generate --with {published.reference.concept} --prompt {prompt!r} -n 4 --out pictures"
+    )
