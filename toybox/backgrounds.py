@@ -22,11 +22,11 @@ def _cover(distance: Array, size: int) -> Array:
 
 
 def _over(image: Array, distance: Array, color: Array) -> Array:
-    return image + _cover(distance, image.shape[1]) * (color - image)
+    return np.asarray(image + _cover(distance, image.shape[1]) * (color - image))
 
 
 def _fade(v: Array, top: Array, bottom: Array) -> Array:
-    return top + np.clip(v, 0.0, 1.0)[..., None] * (bottom - top)
+    return np.asarray(top + np.clip(v, 0.0, 1.0)[..., None] * (bottom - top))
 
 
 def _beach(u: Array, v: Array, k: Array) -> Array:
@@ -85,7 +85,7 @@ def _stage(u: Array, v: Array, k: Array) -> Array:
 def _ocean(u: Array, v: Array, k: Array) -> Array:
     wave = np.sin(2.0 * np.pi * ((v + 0.03 * np.sin(9.0 * u + 6.0 * k[0])) / 0.17 + k[1]))
     image = _fade(v, _color(0.10, 0.60, 0.85), _color(0.02, 0.22, 0.55))
-    return image + (0.08 * wave)[..., None] * _color(0.7, 1.0, 1.0)
+    return np.asarray(image + (0.08 * wave)[..., None] * _color(0.7, 1.0, 1.0))
 
 
 def _sunset(u: Array, v: Array, k: Array) -> Array:
@@ -123,7 +123,7 @@ def _tiles(u: Array, v: Array, k: Array) -> Array:
     wave_v = np.abs(((v + k[1]) / period) % 2.0 - 1.0) - 0.5
     sign = np.clip(wave_u * period * 64, -0.5, 0.5) * np.clip(wave_v * period * 64, -0.5, 0.5) * 4.0
     mask = (0.5 + 0.5 * sign)[..., None]
-    return _color(0.90, 0.91, 0.94) + mask * (_color(0.40, 0.52, 0.62) - _color(0.90, 0.91, 0.94))
+    return np.asarray(_color(0.90, 0.91, 0.94) + mask * (_color(0.40, 0.52, 0.62) - _color(0.90, 0.91, 0.94)))
 
 
 def _cave(u: Array, v: Array, k: Array) -> Array:
@@ -208,4 +208,4 @@ def paint_background(name: str, seeds: list[int], size: int) -> Array:
     u, v = np.broadcast_to(grid[None, None, :], shape), np.broadcast_to(grid[None, :, None], shape)
     image = PAINTERS[name](u, v, jitter.T[:, :, None, None])
     light = 0.94 + 0.10 * jitter[:, 3].reshape(-1, 1, 1, 1)
-    return np.clip(image * light, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(image * light, 0.0, 1.0).astype(np.float32))

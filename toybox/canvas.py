@@ -82,7 +82,7 @@ class Canvas:
 
     def plain(self) -> NDArray[np.bool_]:
         """Where the main surface has no pattern, (n, 1, 1) booleans."""
-        return self._patterns == 0
+        return np.asarray(self._patterns == 0)
 
     def _over(self, color: Array, cover: Array) -> None:
         self.color += cover[..., None] * (color - self.color)
@@ -118,4 +118,4 @@ class Canvas:
     def surface(self) -> Array:
         """The main colour with the instance's pattern in the second one, (n, size, size, 3)."""
         mask = self._mask()[..., None]
-        return self.main + mask * (self.second - self.main)
+        return np.asarray(self.main + mask * (self.second - self.main))

@@ -77,7 +77,8 @@ class VelocityLoss:
     def __call__(self, predicted: Tensor, target: Tensor, steps: Tensor) -> Tensor:
         """The mean over pictures of each weighted squared error."""
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
-        return (self.weight[steps] * errors).mean()
+        weighted: Tensor = self.weight[steps] * errors
+        return weighted.mean()
 
 
 def train_unet(settings: Settings) -> None:

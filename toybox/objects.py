@@ -34,7 +34,7 @@ def _either(chosen: NDArray[np.bool_], value: float, other: float) -> Array:
     return np.where(chosen, np.float32(value), np.float32(other))
 
 
-def _creature_head(canvas: Canvas, top: np.float32) -> None:
+def _creature_head(canvas: Canvas, top: float) -> None:
     head, u, v = canvas.detail(1), np.abs(canvas.u), canvas.v
     horn = polygon(u, v, [(0.20, top + 0.25), (0.50, top - 0.34), (0.62, top + 0.30)])
     canvas.paint(only(horn, head == 1), canvas.second)
@@ -73,7 +73,7 @@ def draw_creature(canvas: Canvas) -> None:
     """A round or boxy being with eyes, mouth, belly, feet and something on its head."""
     u, v = canvas.u, canvas.v
     half = 0.58 + 0.24 * canvas.width
-    top = np.float32(-0.62)
+    top = -0.62
     canvas.paint(ellipse(np.abs(u), v, (0.36, 0.84), (0.28, 0.16)), canvas.main * 0.6)
     canvas.paint(ellipse(np.abs(u), v, (half + 0.04, 0.22), (0.15, 0.24)), canvas.main * 0.8)
     _creature_head(canvas, top)

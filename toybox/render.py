@@ -63,7 +63,7 @@ def _apply_styles(images: Array, styles: Sequence[Style]) -> Array:
     wave = np.cos(2.0 * np.pi * (u * np.cos(angle) + v * np.sin(angle)) / period)
     images = images * (1.0 - values("hatch") * (0.5 + 0.5 * wave))[..., None]
     radius = (u - 0.5) ** 2 + (v - 0.5) ** 2
-    return images * (1.0 - values("vignette") * np.clip(2.0 * radius, 0.0, 1.0))[..., None]
+    return np.asarray(images * (1.0 - values("vignette") * np.clip(2.0 * radius, 0.0, 1.0))[..., None])
 
 
 def render(scenes: Sequence[Scene], size: int = 64) -> NDArray[np.uint8]:
