@@ -31,6 +31,7 @@ from conceptry.registry.manifests import add_manifest
 from conceptry.registry.paths import Layout, locate_file_uri
 from conceptry.registry.refs import Resolved, VersionRef
 from conceptry.registry.resolution import resolve_reference
+from conceptry.registry.store import begin_generation
 from conceptry.registry.tags import TagMove
 
 FORMAT: Final = 1
@@ -111,8 +112,9 @@ class DirectoryRemote:
         if found is not None and found.digest != version.digest:
             raise refs.describe_conflict(version, found.digest)
         add_manifest(self.layout, data)
-        ref = VersionRef(version.digest, "published")
-        return refs.write_version(self.layout, version.reference.concept, number, ref)
+        with self._outdate_index():
+            ref = VersionRef(version.digest, "published")
+            return refs.write_version(self.layout, version.reference.concept, number, ref)
 
     def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
         """Returns where a tag points there. Raises IntegrityError."""
@@ -122,6 +124,16 @@ class DirectoryRemote:
         """Moves a tag if it still is where it was seen. Raises ConflictError, StoreError."""
         self._prepare()
         return tags.move_tag(self.layout, name, tag, to, expected=expected)
+
+    @contextmanager
+    def _outdate_index(self) -> Iterator[None]:
+        """The folder may be somebody's store: then its index falls behind, however this ends."""
+        indexed = self.layout.generation.exists()
+        if indexed:
+            begin_generation(self.layout)
+        yield
+        if indexed:
+            begin_generation(self.layout)
 
     def _check_present(self) -> None:
         if not self.layout.root.is_dir():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from conceptry.digests import Digest
+from conceptry.errors import ConceptryError
 from conceptry.names import ConceptName, Reference, Version, parse_version, pick_latest
 from conceptry.registry.paths import Layout
 from conceptry.registry.store import read_generation
@@ -133,7 +134,7 @@ def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> 
 def _read_rows(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[ListedVersion]:
     try:
         return [_read_row(row) for row in connection.execute(sql, values)]
-    except (sqlite3.Error, ValueError, TypeError) as error:
+    except (sqlite3.Error, ConceptryError, ValueError, TypeError) as error:
         raise IndexBehindError from error
 
 

@@ -131,7 +131,7 @@ def _add_member(store: Store, folder: Path, file: File, *, place: str, on_bytes:
 
 def _check_member(folder: Path, file: File, place: str) -> None:
     path = locate_member(folder, file)
-    if path.is_symlink() or not path.is_file():
+    if path.resolve() != locate_member(folder.resolve(), file) or not path.is_file():
         raise InvalidFileError(f"{file.path!r} is missing or no regular file", where=f"{place}.path")
     size_bytes = path.stat().st_size
     if size_bytes != file.size:

@@ -71,10 +71,8 @@ class Store:
         """
         self.prepare_for_writing()
         with hold_lock(self.layout.refs_lock):
-            change = Change(read_generation(self.layout), secrets.token_hex(16))
-            data = change.generation.encode("ascii")
-            write_file(self.layout.generation, data, temporary=self.layout.temporary(), replace=True)
-            yield change
+            previous = read_generation(self.layout)
+            yield Change(previous, begin_generation(self.layout))
 
 
 def open_store(root: Path | None = None) -> Store:
@@ -104,6 +102,13 @@ def open_store(root: Path | None = None) -> Store:
 def read_generation(layout: Layout) -> str:
     """Returns the name of the present state of the references, empty where none was ever written. Raises StoreError."""
     return (read_small_file(layout.generation, _LIMIT_BYTES) or b"").decode("ascii", "replace")
+
+
+def begin_generation(layout: Layout) -> str:
+    """Returns a new name for the state of the references; an index of any other is behind from now on."""
+    generation = secrets.token_hex(16)
+    write_file(layout.generation, generation.encode("ascii"), temporary=layout.temporary(), replace=True)
+    return generation
 
 
 def _read_marker(layout: Layout) -> dict[str, Any] | None:

@@ -1,0 +1,113 @@
+"""The index can be deleted, damaged, foreign or from another version: it is built anew from the files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from conceptry.registry import Filter, Registry
+from conceptry.registry.index import iter_rows
+from tests.registry.folders import write_folder
+
+EVERYTHING = Filter(all_versions=True)
+
+
+@pytest.fixture
+def filled(registry: Registry, tmp_path: Path) -> Registry:
+    """Give a registry with two concepts, one of them in two versions."""
+    registry.publish(write_folder(tmp_path / "a", title="Blue imp", tags=("creature",)))
+    registry.publish(write_folder(tmp_path / "b", version="1.10.0", title="Blue imp again"))
+    registry.publish(write_folder(tmp_path / "c", name="bob/ukiyo", description="woodblock prints"))
+    return registry
+
+
+def run_sql(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(sql)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(os.urandom(8192)),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "first page zeroed": lambda path: path.write_bytes(bytes(4096) + path.read_bytes()[4096:]),
+    "last pages noise": lambda path: path.write_bytes(path.read_bytes()[:8192] + os.urandom(path.stat().st_size - 8192)),
+    "of another program": lambda path: run_sql(path, "PRAGMA application_id = 1"),
+    "of a newer version": lambda path: run_sql(path, "PRAGMA user_version = 99"),
+    "without its table": lambda path: run_sql(path, "DROP TABLE versions"),
+    "rows that are nonsense": lambda path: run_sql(path, "UPDATE versions SET version = 'x' || version, digest = '../../x'"),
+    "behind": lambda path: run_sql(path, "DELETE FROM versions; UPDATE state SET value = 'old'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_index_in_any_state_gives_the_same_listing(filled: Registry, damage: str) -> None:
+    before = filled.list(EVERYTHING)
+    DAMAGES[damage](filled.root / "index.sqlite")
+    assert filled.list(EVERYTHING) == before
+    assert [str(row.reference) for row in filled.search("woodblock")] == ["bob/ukiyo@1.0.0"]
+    assert filled.list(EVERYTHING) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_publishing_works_whatever_the_index_is(filled: Registry, tmp_path: Path, damage: str) -> None:
+    DAMAGES[damage](filled.root / "index.sqlite")
+    filled.publish(write_folder(tmp_path / "d", name="carol/cup"))
+    assert [str(row.reference) for row in filled.list()] == ["bob/ukiyo@1.0.0", "carol/cup@1.0.0", "me/imp@1.10.0"]
+
+
+def test_folder_in_the_place_of_the_index_does_not_stop_a_listing(filled: Registry) -> None:
+    (filled.root / "index.sqlite").unlink()
+    (filled.root / "index.sqlite").mkdir()
+    assert len(filled.list(EVERYTHING)) == 3
+
+
+def test_reference_that_came_without_the_index_is_listed_after_verify(filled: Registry, tmp_path: Path) -> None:
+    other = Registry(tmp_path / "other")
+    other.publish(write_folder(tmp_path / "d", name="carol/cup"))
+    for path in sorted(other.root.rglob("*")):
+        target = filled.root / path.relative_to(other.root)
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    assert filled.verify() == ()
+    assert "carol/cup@1.0.0" in [str(row.reference) for row in filled.list()]
+
+
+def test_rebuilt_rows_are_those_that_publishing_wrote(filled: Registry) -> None:
+    with closing(sqlite3.connect(filled.root / "index.sqlite")) as connection:
+        connection.row_factory = sqlite3.Row
+        stored = [dict(row) for row in connection.execute("SELECT * FROM versions ORDER BY namespace, name, version")]
+    made = sorted(iter_rows(filled.store.layout), key=lambda row: (row["namespace"], row["name"], row["version"]))
+    assert stored == made
+
+
+def test_listing_loads_neither_pydantic_nor_sqlite_utils(filled: Registry) -> None:
+    program = (
+        "import sys; from conceptry.registry import Registry; print(len(Registry().list()));"
+        "print({'pydantic', 'sqlite_utils', 'tomlkit', 'torch', 'huggingface_hub'} & set(sys.modules))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CONCEPTRY_HOME": str(filled.root)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.stdout.split() == ["2", "set()"]
+
+
+def test_full_text_stays_in_step_with_the_rows(filled: Registry) -> None:
+    filled.remove("bob/ukiyo@1.0.0")
+    assert filled.search("woodblock") == ()
+    filled.restore("bob/ukiyo@1.0.0")
+    assert len(filled.search("woodblock")) == 1
