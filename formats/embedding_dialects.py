@@ -21,6 +21,8 @@ from conceptry.names import Placeholder, parse_placeholder
 
 _ANONYMOUS: Final = frozenset({"*"})
 _PAIR_CONFIDENCE: Final = 0.85
+# A prompt has 77 tokens; a larger matrix is something else (the covariance of an encoder is 768 x 768).
+_MOST_VECTORS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,12 @@ def _judge(header: Header, roles: dict[str, str], width: int, prefer: str | None
 
 
 def _are_rows(info: TensorInfo) -> bool:
-    return info.dtype in FLOAT_DTYPES and len(info.shape) in (1, 2) and min(info.shape) > 0
+    is_table = len(info.shape) in (1, 2) and min(info.shape) > 0 and _count_rows(info.shape) <= _MOST_VECTORS
+    return is_table and info.dtype in FLOAT_DTYPES
 
 
 def _is_weight(name: str) -> bool:
-    return name.endswith((".weight", ".bias"))
+    return name.rpartition(".")[2] in ("weight", "bias")
 
 
 def _count_rows(shape: tuple[int, ...]) -> int:

@@ -8,6 +8,7 @@ text encoder begin with ``text_model.``
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,17 @@ ALPHA: Final = ".alpha"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraModule:
-    """The factors of one module: ``down`` [rank, in(, h, w)], ``up`` [out, rank(, 1, 1)]."""
+    """The factors of one module: ``down`` [rank, in(, h, w)], ``up`` [out, rank(, 1, 1)].
+
+    ``alpha`` is rounded to float32, as the file holds it, so that the scale in memory is the scale that is stored.
+    """
 
     down: RawTensor
     up: RawTensor
     alpha: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", _round_to_float32(self.alpha))
 
     @property
     def rank(self) -> int:
@@ -46,6 +53,13 @@ class LoraModule:
     def scale(self) -> float:
         """The effective scale, alpha / rank."""
         return self.alpha / self.rank
+
+
+def _round_to_float32(value: float) -> float:
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,7 +155,7 @@ def test_safetensors_header_that_begins_like_a_pickle_is_read(tmp_path: Path) ->
 
 
 def test_file_of_the_library_is_read_alike(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "half": np.ones((3, 4), np.float16),
         "byte": np.ones(5, np.uint8),
         "scalar": np.array(1.5),
@@ -250,20 +250,20 @@ def test_random_bytes_end_in_a_clear_refusal_or_a_header(data: st.DataObject, tm
     assert library_accepts(path)
 
 
-def test_longest_header_is_parsed_in_ten_times_its_memory(tmp_path: Path) -> None:
+def test_long_header_is_parsed_in_ten_times_its_memory(tmp_path: Path) -> None:
     document: dict[str, Any] = {
         f"lora_unet_input_blocks_{index:06}_attn2_to_k.lora_down.weight": {
             "dtype": "U8",
             "shape": [1],
             "data_offsets": [index, index + 1],
         }
-        for index in range(65_536)
+        for index in range(16_384)
     }
-    path = write(tmp_path, with_header(json.dumps(document), bytes(65_536)))
-    header_bytes = path.stat().st_size - 65_536
+    path = write(tmp_path, with_header(json.dumps(document), bytes(16_384)))
+    header_bytes = path.stat().st_size - 16_384
     tracemalloc.start()
     header = read_header(path)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(header.tensors) == 65_536
+    assert len(header.tensors) == 16_384
     assert peak_bytes < 10 * header_bytes

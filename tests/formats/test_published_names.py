@@ -1,0 +1,78 @@
+"""Names that import gives to modules are those of real networks, with the shapes that their layers have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from conceptry.formats.module_names import choose_ldm_blocks, find_layout, spell_canonical, unflatten_path
+from tests.formats.adapters import SHARED, Shape, list_modules
+
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "sd1": {"cross_attention_dim": 768},
+    "sd2": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "use_linear_projection": True,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+def list_published(family: str) -> dict[str, Shape]:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**CONFIGS[family])
+    return {
+        name.removesuffix(".weight"): tuple(tensor.shape)
+        for name, tensor in unet.state_dict().items()
+        if name.endswith(".weight") and tensor.ndim in (2, 4)
+    }
+
+
+def resolve(flat: Mapping[str, Shape], family: str) -> dict[str | None, Shape]:
+    found: dict[str | None, Shape] = {}
+    for name, shape in flat.items():
+        path = unflatten_path(name)
+        layout = find_layout(path)
+        assert layout is not None, name
+        found[spell_canonical(path, layout, choose_ldm_blocks([path], family))] = shape
+    return found
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_module_of_the_network_is_found_under_its_published_name(family: str) -> None:
+    flat = {
+        name.removeprefix("unet.").replace(".", "_"): shape
+        for name, shape in list_modules(family).items()
+        if name.startswith("unet.")
+    }
+    assert resolve(flat, family) == list_published(family)
+
+
+def test_blocks_of_the_original_sd1_network_are_all_known() -> None:
+    path = SHARED / "schemas" / "sd1-ldm.json"
+    if not path.exists():
+        pytest.skip("sd1-ldm.json is in ../shared/fixtures/schemas only, which is absent here")
+    schema = json.loads(path.read_text(encoding="utf-8"))["diffuser"]
+    flat = {
+        name.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_"): tuple(shape)
+        for name, shape in schema.items()
+        if name.endswith(".weight") and len(shape) in (2, 4)
+    }
+    assert resolve(flat, "sd1") == list_published("sd1")
