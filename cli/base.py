@@ -64,7 +64,7 @@ def show(session: Session, /, base: str) -> None:
     """
     location = resolve_base(base, session.registry.bases())
     document = to_json(base, location)
-    session.out.emit(document, [f"{key:<12}{value}" for key, value in document.items() if value is not None])
+    session.out.emit(document, [f"{key:<14}{value}" for key, value in document.items() if value is not None])
 
 
 @base.command("remove", examples=("concepts base remove dreamy",))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from conceptry.cli.bases import TOYBOX
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, SEED, SETTING
 from conceptry.cli.progress import follow_training, track
@@ -172,6 +174,6 @@ def _report(session: Session, job: TrainJob, result: TrainResult, published: Pub
         ],
         quiet=[str(published.reference)],
     )
-    session.out.note(
-        f"hint: concepts generate --with {published.reference.concept} --prompt {prompt!r} -n 4 --out pictures"
-    )
+    words = ["concepts", "generate", "--with", str(published.reference.concept), "--prompt", prompt]
+    base = [] if job.base == TOYBOX else ["--base", job.base]
+    session.out.note(f"hint: {shlex.join([*words, *base, '-n', '4', '--out', 'pictures'])}")

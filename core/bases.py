@@ -77,14 +77,34 @@ _CLIPS: Final = {"text_encoder": 768, "text_encoder_2": 1280}
 _DIT: Final[dict[str, Any]] = {"denoiser": "transformer", "prediction": "flow", "pixels": 1024}
 
 FAMILIES: Final[tuple[BaseFamily, ...]] = (
-    _family("toybox", "Conceptry toybox", "conceptry-toybox-v1", {"text_encoder": 128}, context=128, prediction="v_prediction", pixels=64),
-    _family("sd1", "Stable Diffusion 1.x", "stable-diffusion-v1", {"text_encoder": 768}, context=768, pixels=512),
-    _family("sd2", "Stable Diffusion 2.x", "stable-diffusion-v2", {"text_encoder": 1024}, context=1024, prediction="v_prediction", pixels=768),
+    _family(
+        "toybox",
+        "Conceptry toybox",
+        "conceptry-toybox-v1",
+        {"text_encoder": 128},
+        context=128,
+        prediction="v_prediction",
+        pixels=64,
+    ),
+    _family(
+        "sd1", "Stable Diffusion 1.x", "stable-diffusion-v1", {"text_encoder": 768}, context=768, pixels=512
+    ),
+    _family(
+        "sd2",
+        "Stable Diffusion 2.x",
+        "stable-diffusion-v2",
+        {"text_encoder": 1024},
+        context=1024,
+        prediction="v_prediction",
+        pixels=768,
+    ),
     _family("sdxl", "Stable Diffusion XL", "stable-diffusion-xl-v1-base", _CLIPS, context=2048, pixels=1024),
     _family("sd3", "Stable Diffusion 3", "stable-diffusion-v3", {**_CLIPS, "text_encoder_3": 4096}, **_DIT),
     _family("flux", "Flux.1", "flux-1-dev", {"text_encoder": 768, "text_encoder_2": 4096}, **_DIT),
     _family("qwen_image", "Qwen-Image", "qwen-image", {"text_encoder": 3584}, **_DIT),
-    _family("wan", "Wan", "wan-2", {"text_encoder": 4096}, denoiser="transformer", prediction="flow", pixels=832),
+    _family(
+        "wan", "Wan", "wan-2", {"text_encoder": 4096}, denoiser="transformer", prediction="flow", pixels=832
+    ),
     _family("z_image", "Z-Image", "z-image", {"text_encoder": 2560}, **_DIT),
 )
 FAMILY_BY_ID: Final[dict[str, BaseFamily]] = {family.id: family for family in FAMILIES}
@@ -96,7 +116,8 @@ def find_family(id: str) -> BaseFamily:
     if family is None:
         known = ", ".join(FAMILY_BY_ID)
         raise NotFoundError(
-            f"no base family is called {id!r}", hint=suggest_nearest(id, FAMILY_BY_ID) or f"known families: {known}"
+            f"no base family is called {id!r}",
+            hint=suggest_nearest(id, FAMILY_BY_ID) or f"known families: {known}",
         )
     return family
 
@@ -108,7 +129,9 @@ def locate_toybox() -> Path:
         folder = Path(location) / "weights"
         if (folder / "model_index.json").is_file():
             return folder
-    raise NotFoundError("the bundled toybox base is not installed", hint="reinstall conceptry with its data files")
+    raise NotFoundError(
+        "the bundled toybox base is not installed", hint="reinstall conceptry with its data files"
+    )
 
 
 # --- fingerprints ------------------------------------------------------------------------------------------------
@@ -188,9 +211,7 @@ _ROUNDINGS: Final[tuple[Callable[[float], float], ...]] = (
 
 
 def _same_values(published: Sequence[float], seen: Sequence[float]) -> bool:
-    return any(
-        all(rounding(a) == b for a, b in zip(published, seen, strict=True)) for rounding in _ROUNDINGS
-    )
+    return any(all(rounding(a) == b for a, b in zip(published, seen, strict=True)) for rounding in _ROUNDINGS)
 
 
 # --- does it fit? ------------------------------------------------------------------------------------------------
@@ -219,16 +240,19 @@ class Verdict:
 def judge_fit(declared: BaseIdentity, offered: BaseIdentity) -> Verdict:
     """Returns how well a concept made for ``declared`` fits ``offered``.
 
-    Only components that ``declared`` fingerprints are compared. A concept that fingerprints none fits by family only.
+    Only components that ``declared`` fingerprints are compared. Where one side has none (an imported file, a family
+    without weights), only the families can be compared.
     """
     warnings = _compare_prediction(declared, offered)
+    if not declared.fingerprints or not offered.fingerprints:
+        return _judge_by_family(declared, offered, warnings)
     missing = [name for name in declared.fingerprints if name not in offered.fingerprints]
     if missing:
         return Verdict(Fit.REFUSED, (f"the base has no component {missing[0]!r}",), warnings)
-    if not declared.fingerprints:
-        return _judge_by_family(declared, offered, warnings)
     other_layouts = [
-        name for name, mine in declared.fingerprints.items() if mine.layout != offered.fingerprints[name].layout
+        name
+        for name, mine in declared.fingerprints.items()
+        if mine.layout != offered.fingerprints[name].layout
     ]
     if other_layouts:
         names = ", ".join(sorted(other_layouts))
@@ -239,13 +263,18 @@ def judge_fit(declared: BaseIdentity, offered: BaseIdentity) -> Verdict:
 def _compare_prediction(declared: BaseIdentity, offered: BaseIdentity) -> tuple[str, ...]:
     if declared.prediction_type == offered.prediction_type:
         return ()
-    return (f"the concept was made for {declared.prediction_type}, the base predicts {offered.prediction_type}",)
+    return (
+        f"the concept was made for {declared.prediction_type}, the base predicts {offered.prediction_type}",
+    )
 
 
 def _judge_by_family(declared: BaseIdentity, offered: BaseIdentity, warnings: tuple[str, ...]) -> Verdict:
     if declared.family != offered.family:
         return Verdict(Fit.REFUSED, (f"made for {declared.family}, the base is {offered.family}",), warnings)
-    reason = "same family; the concept carries no fingerprint of its base"
+    unknown = "the base is declared without weights"
+    if not declared.fingerprints:
+        unknown = "the concept carries no fingerprint of its base"
+    reason = f"same family; {unknown}"
     return Verdict(Fit.ARCHITECTURE, (reason,), (*warnings, reason))
 
 
@@ -255,9 +284,13 @@ def _judge_weights(declared: BaseIdentity, offered: BaseIdentity, warnings: tupl
         fit = Fit.EXACT if not warnings else Fit.ARCHITECTURE
         return Verdict(fit, ("all fingerprints are equal",), warnings)
     for parent in offered.parents or ():
-        if all(name in parent for name in declared.fingerprints) and not _find_differing(declared.fingerprints, parent):
+        if all(name in parent for name in declared.fingerprints) and not _find_differing(
+            declared.fingerprints, parent
+        ):
             return Verdict(Fit.LINEAGE, ("the base declares the concept's base among its parents",), warnings)
-    lineage = "its lineage is unknown" if offered.parents is None else "it does not descend from the concept's base"
+    lineage = (
+        "its lineage is unknown" if offered.parents is None else "it does not descend from the concept's base"
+    )
     reason = f"same shapes, other weights in {', '.join(differing)}; {lineage}"
     return Verdict(Fit.ARCHITECTURE, (reason,), (*warnings, reason))
 

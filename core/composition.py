@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, ValidationError
 
 from conceptry.errors import InvalidNameError, UsageError
-from conceptry.manifest import AS_TEXT, Model, Number, PlaceholderText, Text, TEXT_SCHEMA, parsed_by
+from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderText, Text, parsed_by
 from conceptry.names import Reference
 
 MAX_STRENGTH: Final = 10.0
@@ -42,7 +42,8 @@ def parse_member(text: str) -> Member:
         if isinstance(error, InvalidNameError):
             raise
         raise InvalidNameError(
-            f"not a strength: {strength[:40]!r}", hint=f"write {reference}*0.7, between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+            f"not a strength: {strength[:40]!r}",
+            hint=f"write {reference}*0.7, between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}",
         ) from error
 
 
@@ -62,4 +63,8 @@ def format_composition(document: CompositionDocument) -> str:
     """Returns the document as TOML text."""
     import tomlkit
 
-    return tomlkit.dumps(document.model_dump(mode="json", by_alias=True, exclude_none=True))
+    table = document.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for member in table["concepts"]:
+        if not member["rename"]:
+            del member["rename"]
+    return tomlkit.dumps(table)
