@@ -103,6 +103,7 @@ def test_registry_commands_work_without_torch(concepts: Command, tmp_path: Path)
     digest = json.loads(concepts("show", "me/imp", "--json"))["digest"]
     concepts("remote", "add", "studio", (tmp_path / "studio").as_uri())
     concepts("push", "me/imp", "studio")
+    concepts("remote", "add", "studio", (tmp_path / "studio").as_uri(), home="second")
     concepts("pull", "studio::me/imp@1.0.0", home="second")
     assert json.loads(concepts("show", "me/imp", "--json", home="second"))["digest"] == digest
     concepts("verify", home="second")
