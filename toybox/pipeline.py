@@ -68,6 +68,8 @@ def export(runs: Path, folder: Path, *, parts: Sequence[str]) -> None:
         fresh = folder.with_name(folder.name + ".part")
         shutil.rmtree(fresh, ignore_errors=True)
         save(assemble(runs), fresh)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(runs / "text" / "tokenizer" / name, fresh / "tokenizer" / name)
         for entry in sorted(fresh.iterdir()):
             target = folder / entry.name
             if target.is_dir():

@@ -56,7 +56,7 @@ class Reading:
 def as_pixels(pictures: Pictures) -> Tensor:
     """Pictures of any size as floats (n, 3, 64, 64) in [-1, 1]."""
     if isinstance(pictures, np.ndarray):
-        values = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+        values = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float()
         if values.shape[-1] != 64:
             values = F.interpolate(values, (64, 64), mode="area")
         return values / 127.5 - 1.0
