@@ -18,6 +18,7 @@ from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.interrupts import catch_interrupt
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.objectives import weighted_error
+from conceptry.trainer.preparation import plain_attention
 from conceptry.trainer.settings import Settings
 
 REPORT_EVERY_STEPS = 20
@@ -59,7 +60,8 @@ def run_loop(
     """
     settings = context.job.settings
     state = TrainingState(learner, make_optimizer(learner, settings))
-    with learner.attached():
+    positions = context.latents.mean.shape[-1] * context.latents.mean.shape[-2]
+    with learner.attached(), plain_attention(context.pipeline, positions=positions):
         if resume:
             _load_checkpoint(state, checkpoints.read_newest())
         else:
@@ -152,7 +154,7 @@ def make_optimizer(learner: Learner, settings: Settings) -> torch.optim.Optimize
     ]
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.999), foreach=False)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True)
 
 
 def _find_rate(name: str, settings: Settings) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +15,6 @@ from conceptry.base_locations import BaseLocation, resolve_base
 from conceptry.bases import BaseIdentity
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.composer.loading import load_pipeline
-from conceptry.composer.pipelines import list_text_encoders
-from conceptry.composer.placeholders import private_tokenizers
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.trainer.checkpoints import CheckpointFolder
@@ -33,6 +29,7 @@ from conceptry.trainer.latents import encode_pictures, read_resolution
 from conceptry.trainer.loop import LoopResult, run_loop
 from conceptry.trainer.objectives import read_schedule
 from conceptry.trainer.precision import choose_autocast, choose_device, deterministic
+from conceptry.trainer.preparation import prepared
 from conceptry.trainer.prompts import Wording, write_prompts
 
 FEW_PICTURES: Final = 1
@@ -139,26 +136,6 @@ def _open_base(job: TrainJob, base: Any) -> tuple[Any, BaseLocation | None]:
         return base, None
     location = base or resolve_base(job.base, {})
     return load_pipeline(location, device=choose_device(job.device), dtype=torch.float32), location
-
-
-@contextmanager
-def prepared(pipeline: Any) -> Iterator[None]:
-    """Freezes all weights and works on private tokenizers while the block runs; all is as it was afterwards."""
-    modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    modes = [(module, module.training) for whole in modules for module in whole.modules()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    for module in modules:
-        module.eval()
-    try:
-        with private_tokenizers(pipeline):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _device_of(pipeline: Any) -> torch.device:
