@@ -12,8 +12,8 @@ from conceptry.formats.recognised import list_recognised_formats
 
 FORMATS: Final[tuple[Format, ...]] = (
     *list_canonical_formats(),
-    *list_recognised_formats(),
     *list_lora_formats(),
+    *list_recognised_formats(),
     *list_embedding_formats(),
 )
 FORMAT_BY_ID: Final[dict[str, Format]] = {row.id: row for row in FORMATS}

@@ -11,6 +11,7 @@ from conceptry.bases import FamilyId
 from conceptry.formats.catalog import FORMATS
 from conceptry.formats.contract import Detection, Format
 from conceptry.formats.header import Header, read_header
+from conceptry.formats.lora_keys import split_suffix
 
 UNKNOWN_KIND: Final = "unknown"
 MAX_LISTED: Final = 50
@@ -129,12 +130,16 @@ def find_format(header: Header) -> tuple[Format, Detection] | None:
 def _make_unknown(header: Header) -> Identification:
     names = tuple(sorted(header.tensors))
     example = f", such as {names[0][:80]!r}" if names else ""
+    reasons = [f"no known format has tensor names like these {len(names)}{example}"]
+    low_rank = sum(split_suffix(name) is not None for name in names)
+    if low_rank:
+        reasons.append(f"{low_rank} names end as those of adapters do, of a network that is not known")
     return Identification(
         kind=UNKNOWN_KIND,
         dialect=None,
         family=None,
         confidence=0.0,
-        reasons=(f"no known format has tensor names like these {len(names)}{example}",),
+        reasons=tuple(reasons),
         coverage=Coverage(0, len(names), names),
         title="a safetensors file of no kind that is known here",
         stored=False,

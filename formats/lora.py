@@ -47,7 +47,7 @@ class LoraModule:
     @property
     def rank(self) -> int:
         """The inner dimension of the factors."""
-        return self.down.shape[0]
+        return self.down.shape[0] if self.down.shape else 0
 
     @property
     def scale(self) -> float:

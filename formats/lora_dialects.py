@@ -110,10 +110,11 @@ def read_lora_dialect(request: ReadRequest, *, dialect: Dialect) -> Reading:
     assumed = 0
     for name, parts in sorted(found.modules.items()):
         down, up = tensors[parts["down"].tensor], tensors[parts["up"].tensor]
-        stored = _parse_alpha(parts, tensors)
-        alpha = stored if stored else config.find_alpha(name, down.shape[0]) if config else None
+        rank = down.shape[0] if down.shape else 0
+        # Programs that read 0 as "nobody said" wrote these files.
+        alpha = _parse_alpha(parts, tensors) or (config.find_alpha(name, rank) if config else None)
         assumed += alpha is None
-        modules[name] = LoraModule(down=down, up=up, alpha=float(down.shape[0] if alpha is None else alpha))
+        modules[name] = LoraModule(down=down, up=up, alpha=float(rank if alpha is None else alpha))
     contents = LoraContents(modules=modules)
     check_lora(contents)
     rule: ScaleRule = "alpha/sqrt(rank)" if config and config.rank_stabilised else "alpha/rank"
@@ -183,7 +184,8 @@ class _Config:
         row = self._fields.get(component) or self._fields.get("")
         if row is None:
             return None
-        patterns = row.get("alpha_pattern") or {}
+        patterns = row.get("alpha_pattern")
+        patterns = patterns if isinstance(patterns, dict) else {}
         matched = (
             value for pattern, value in patterns.items() if path == pattern or path.endswith(f".{pattern}")
         )

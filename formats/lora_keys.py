@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,6 +22,8 @@ from conceptry.formats.module_names import (
 
 _CLIP_G_WIDTH: Final = 1280
 _OLD_PROCESSOR: Final = "processor."
+_SUFFIX_START: Final = re.compile(r"\.|_lora\.")
+_SUFFIX_PARTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,19 @@ def list_dialects() -> Mapping[str, Dialect]:
 
 
 @functools.cache
-def _list_suffixes() -> tuple[tuple[str, str, str], ...]:
-    rows = [(suffix, algorithm, part) for suffix, algorithm, part in load_table("suffixes")["suffixes"]]
-    return tuple(sorted(rows, key=lambda row: -len(row[0])))
+def _map_suffixes() -> Mapping[str, tuple[str, str]]:
+    return {suffix: (algorithm, part) for suffix, algorithm, part in load_table("suffixes")["suffixes"]}
 
 
 @functools.lru_cache(maxsize=65_536)
 def split_suffix(name: str) -> tuple[str, str, str] | None:
-    """Returns what stands before the suffix, the algorithm and the part; None where no suffix is known."""
-    for suffix, algorithm, part in _list_suffixes():
-        if name.endswith(suffix) and len(name) > len(suffix):
-            return name.removesuffix(suffix), algorithm, part
+    """Returns what stands before the longest known suffix, the algorithm and the part; None where none is known."""
+    suffixes = _map_suffixes()
+    starts = [match.start() for match in _SUFFIX_START.finditer(name)][-_SUFFIX_PARTS:]
+    for start in starts:
+        row = suffixes.get(name[start:])
+        if row is not None and start:
+            return (name[:start], *row)
     return None
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from conceptry.bases import ComponentName
 from conceptry.concepts import open_concept
@@ -449,3 +454,87 @@ def test_real_positional_adapter_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidFileError, match="LoRA by position"):
         import_file(path, tmp_path / "package", settings(placeholder=IMP, base=declare_base("sd1")))
     assert list(tmp_path.iterdir()) == []
+
+
+stems = st.sampled_from(
+    [
+        TO_K,
+        f"{TO_K[:-1]}v",
+        "base_model.model.conv_in",
+        FLAT_TO_K,
+        "lora_unet_input_blocks_4_1_proj_in",
+        "lora_te_x",
+    ]
+)
+ends = st.sampled_from(
+    [
+        *(
+            ".lora_A.weight",
+            ".lora_B.weight",
+            ".lora_down.weight",
+            ".lora_up.weight",
+            ".alpha",
+            "_lora.up.weight",
+        ),
+        *(".lora_mid.weight", ".dora_scale", ".diff", ""),
+    ]
+)
+singles = st.sampled_from(
+    ["emb_params", "clip_l", "clip_g", "*", "<imp>", "text_encoder/<imp>", "i_star", "o_v/a"]
+)
+shapes = st.one_of(
+    st.sampled_from(
+        [(), (1,), (4, 768), (320, 4), (768,), (2, 1280), (4, 4, 3, 3), (320, 4, 1, 1), (0, 768)]
+    ),
+    st.lists(st.integers(0, 5), max_size=5).map(tuple),
+)
+values = st.sampled_from([0.0, 1.0, -2.5, float("inf"), float("nan")])
+configs = st.sampled_from(
+    [
+        "",
+        "{}",
+        "[]",
+        "{",
+        '{"unet.lora_alpha": 4}',
+        '{"unet.lora_alpha": "x", "unet.alpha_pattern": 3}',
+        '{"a": NaN}',
+    ]
+)
+
+
+@example(
+    tensors={f"{TO_K}.lora_A.weight": ((), 1.0), f"{TO_K}.lora_B.weight": ((), 1.0)},
+    kind="",
+    config="",
+    family="sd1",
+)
+@hypothesis.settings(max_examples=150, deadline=None)
+@given(
+    tensors=st.dictionaries(
+        st.one_of(st.builds(lambda stem, end: stem + end, stems, ends), singles),
+        st.tuples(shapes, values),
+        max_size=6,
+    ),
+    kind=st.sampled_from(["", "embedding", "lora", "rank_one", "full"]),
+    config=configs,
+    family=st.sampled_from([None, "sd1", "sdxl", "flux"]),
+)
+def test_any_tensors_are_imported_whole_or_refused_in_words(
+    tensors: dict[str, tuple[Shape, float]], kind: str, config: str, family: str | None
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "file"
+        metadata = {"lora_adapter_metadata": config} | (
+            {"conceptry.kind": kind, "conceptry.schema": "1"} if kind else {}
+        )
+        arrays = {key: np.full(shape, value, np.float32) for key, (shape, value) in tensors.items()}
+        save_file(arrays, path, metadata)
+        base = declare_base(family) if family else None
+        try:
+            manifest = import_file(path, Path(name) / "package", settings(placeholder=IMP, base=base))
+        except ConceptryError:
+            assert list(Path(name).iterdir()) == [path]
+            return
+        assert open_concept(Path(name) / "package").digest == manifest.digest
+        kept = sum(len(read_tensors(file)) for file in (Path(name) / "package").glob("*.safetensors"))
+        assert kept >= len(tensors)
