@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlite_utils import Database
 
@@ -28,12 +28,23 @@ from conceptry.registry.listing import (
     read_index_generation,
 )
 from conceptry.registry.manifests import read_manifest
-from conceptry.registry.migrations import INDEX_MIGRATIONS
+from conceptry.registry.migrations import INDEX_MIGRATIONS, SEARCHED_COLUMNS
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, list_names, list_versions, read_version
 from conceptry.registry.store import Change, Store, read_generation
 
 T = TypeVar("T")
+
+_WHERE: Final = "WHERE namespace = ? AND name = ? AND version = ?"
+_WORDS: Final = ", ".join(SEARCHED_COLUMNS)
+_DELETE: Final = f"DELETE FROM versions {_WHERE}"  # noqa: S608 - both parts are written above
+_ADD_WORDS: Final = (
+    f"INSERT INTO versions_fts (rowid, {_WORDS}) SELECT rowid, {_WORDS} FROM versions {_WHERE}"  # noqa: S608
+)
+_FORGET_WORDS: Final = (
+    f"INSERT INTO versions_fts (versions_fts, rowid, {_WORDS}) "  # noqa: S608
+    f"SELECT 'delete', rowid, {_WORDS} FROM versions {_WHERE}"
+)
 
 
 def record_version(store: Store, change: Change, version: Resolved, manifest: Manifest, origin: str) -> None:
@@ -155,6 +166,7 @@ def _fill(database: Database, layout: Layout, generation: str) -> None:
     with database.atomic():
         database.execute("DELETE FROM versions")
         database.table("versions").insert_all(iter_rows(layout))
+        database.table("versions").rebuild_fts()
         _write_generation(database, generation)
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {INDEX_FORMAT}")
@@ -183,12 +195,16 @@ def _read_row(layout: Layout, name: ConceptName, version: Version) -> dict[str, 
 def _replace_row(database: Database, reference: Reference, row: dict[str, Any]) -> None:
     _delete_row(database, reference)
     database.table("versions").insert(row)
+    database.execute(_ADD_WORDS, _make_key(reference))
 
 
 def _delete_row(database: Database, reference: Reference) -> None:
-    name = reference.concept
-    key = (name.namespace, name.name, str(reference.version))
-    database.execute("DELETE FROM versions WHERE namespace = ? AND name = ? AND version = ?", key)
+    database.execute(_FORGET_WORDS, _make_key(reference))
+    database.execute(_DELETE, _make_key(reference))
+
+
+def _make_key(reference: Reference) -> tuple[str, str, str]:
+    return reference.concept.namespace, reference.concept.name, str(reference.version)
 
 
 def _write_generation(database: Database, generation: str) -> None:

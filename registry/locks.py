@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import socket
 import sys
 import time
@@ -70,7 +69,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def _write_note(descriptor: int) -> None:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
     note = f"pid {os.getpid()} on {socket.gethostname()}: {command}".encode()[:_NOTE_BYTES]
     with contextlib.suppress(OSError):  # a full disk must not turn a note into a failure
         os.ftruncate(descriptor, 0)

@@ -12,7 +12,10 @@ SEARCHED_COLUMNS: Final = ("namespace", "name", "title", "tags", "description", 
 
 @INDEX_MIGRATIONS(name="0001_versions")
 def create_versions(db: Database) -> None:
-    """Makes the table of versions, its full-text search, and the state of the index itself."""
+    """Makes the table of versions, its full-text search, and the state of the index itself.
+
+    No triggers: SQLite refuses them access to full text once the schema of a file is not trusted.
+    """
     table = db.table("versions")
     table.create(
         {
@@ -33,7 +36,7 @@ def create_versions(db: Database) -> None:
         not_null={"namespace", "name", "version", "digest", "size_bytes", "origin"},
     )
     table.create_index(["namespace", "name", "version"], unique=True)
-    table.enable_fts(SEARCHED_COLUMNS, create_triggers=True, tokenize="unicode61 remove_diacritics 2")
+    table.enable_fts(SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2")
     db.table("state").create({"key": str, "value": str}, pk="key")
 
 

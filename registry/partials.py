@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from conceptry.digests import Digest
-from conceptry.errors import IntegrityError, StoreError
+from conceptry.errors import IntegrityError, NotFoundError, StoreError
 from conceptry.registry.blobs import CountBytes, add_blob, check_received
 from conceptry.registry.files import BLOB_MODE, digest_file, ensure_folder, explain_os_errors, sync_folder
 from conceptry.registry.locks import try_lock
@@ -25,7 +25,8 @@ def receive_blob(
 
     Raises:
         IntegrityError: if the remote's bytes are not those of the digest; nothing is kept.
-        NotFoundError, RemoteError: if the remote fails; what arrived is kept for the next attempt.
+        NotFoundError: if the remote does not have them; nothing is kept.
+        RemoteError: if the remote fails; what arrived is kept for the next attempt.
         StoreError: if the disk refuses; nothing is kept.
     """
     with _open_partial(layout, digest) as descriptor:
@@ -36,7 +37,7 @@ def receive_blob(
         try:
             _fill_partial(layout, remote, digest, size_bytes, descriptor=descriptor, on_bytes=on_bytes)
             _commit_partial(layout, digest, descriptor)
-        except (IntegrityError, StoreError):
+        except (IntegrityError, NotFoundError, StoreError):
             layout.partial(digest).unlink(missing_ok=True)
             raise
 

@@ -97,7 +97,11 @@ def test_limit_on_file_sizes_stops_a_publish_and_leaves_nothing(tmp_path: Path) 
     limited = f"ulimit -f {1 << 9}"
     run = [sys.executable, "-c", PROGRAM, str(home), json.dumps([["publish", str(folder)]])]
     finished = subprocess.run(
-        ["sh", "-ec", f'{limited}; "$@"', "sh", *run], check=True, capture_output=True, text=True, timeout=60
+        ["/bin/sh", "-ec", f'{limited}; "$@"', "sh", *run],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     answer = json.loads(finished.stdout)
     assert answer["exit"] == 1

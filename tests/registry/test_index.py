@@ -39,11 +39,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "noise": lambda path: path.write_bytes(os.urandom(8192)),
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "first page zeroed": lambda path: path.write_bytes(bytes(4096) + path.read_bytes()[4096:]),
-    "last pages noise": lambda path: path.write_bytes(path.read_bytes()[:8192] + os.urandom(path.stat().st_size - 8192)),
+    "last pages noise": lambda path: path.write_bytes(
+        path.read_bytes()[:8192] + os.urandom(path.stat().st_size - 8192)
+    ),
     "of another program": lambda path: run_sql(path, "PRAGMA application_id = 1"),
     "of a newer version": lambda path: run_sql(path, "PRAGMA user_version = 99"),
     "without its table": lambda path: run_sql(path, "DROP TABLE versions"),
-    "rows that are nonsense": lambda path: run_sql(path, "UPDATE versions SET version = 'x' || version, digest = '../../x'"),
+    "rows that are nonsense": lambda path: run_sql(
+        path, "UPDATE versions SET version = 'x' || version, digest = '../../x'"
+    ),
     "behind": lambda path: run_sql(path, "DELETE FROM versions; UPDATE state SET value = 'old'"),
 }
 
@@ -61,7 +65,11 @@ def test_index_in_any_state_gives_the_same_listing(filled: Registry, damage: str
 def test_publishing_works_whatever_the_index_is(filled: Registry, tmp_path: Path, damage: str) -> None:
     DAMAGES[damage](filled.root / "index.sqlite")
     filled.publish(write_folder(tmp_path / "d", name="carol/cup"))
-    assert [str(row.reference) for row in filled.list()] == ["bob/ukiyo@1.0.0", "carol/cup@1.0.0", "me/imp@1.10.0"]
+    assert [str(row.reference) for row in filled.list()] == [
+        "bob/ukiyo@1.0.0",
+        "carol/cup@1.0.0",
+        "me/imp@1.10.0",
+    ]
 
 
 def test_folder_in_the_place_of_the_index_does_not_stop_a_listing(filled: Registry) -> None:
@@ -70,7 +78,9 @@ def test_folder_in_the_place_of_the_index_does_not_stop_a_listing(filled: Regist
     assert len(filled.list(EVERYTHING)) == 3
 
 
-def test_reference_that_came_without_the_index_is_listed_after_verify(filled: Registry, tmp_path: Path) -> None:
+def test_reference_that_came_without_the_index_is_listed_after_verify(
+    filled: Registry, tmp_path: Path
+) -> None:
     other = Registry(tmp_path / "other")
     other.publish(write_folder(tmp_path / "d", name="carol/cup"))
     for path in sorted(other.root.rglob("*")):
@@ -85,8 +95,13 @@ def test_reference_that_came_without_the_index_is_listed_after_verify(filled: Re
 def test_rebuilt_rows_are_those_that_publishing_wrote(filled: Registry) -> None:
     with closing(sqlite3.connect(filled.root / "index.sqlite")) as connection:
         connection.row_factory = sqlite3.Row
-        stored = [dict(row) for row in connection.execute("SELECT * FROM versions ORDER BY namespace, name, version")]
-    made = sorted(iter_rows(filled.store.layout), key=lambda row: (row["namespace"], row["name"], row["version"]))
+        stored = [
+            dict(row)
+            for row in connection.execute("SELECT * FROM versions ORDER BY namespace, name, version")
+        ]
+    made = sorted(
+        iter_rows(filled.store.layout), key=lambda row: (row["namespace"], row["name"], row["version"])
+    )
     assert stored == made
 
 
@@ -111,3 +126,14 @@ def test_full_text_stays_in_step_with_the_rows(filled: Registry) -> None:
     assert filled.search("woodblock") == ()
     filled.restore("bob/ukiyo@1.0.0")
     assert len(filled.search("woodblock")) == 1
+
+
+def test_publishing_adds_to_the_index_and_does_not_make_it_anew(filled: Registry, tmp_path: Path) -> None:
+    run_sql(filled.root / "index.sqlite", "INSERT INTO state VALUES ('seen', 'yes')")
+    filled.publish(write_folder(tmp_path / "d", name="carol/cup", description="porcelain"))
+    filled.remove("bob/ukiyo@1.0.0")
+    with closing(sqlite3.connect(filled.root / "index.sqlite")) as connection:
+        assert connection.execute("SELECT value FROM state WHERE key = 'seen'").fetchall() == [("yes",)]
+        connection.execute("INSERT INTO versions_fts (versions_fts, rank) VALUES ('integrity-check', 1)")
+    assert len(filled.search("porcelain")) == 1
+    assert filled.search("woodblock") == ()

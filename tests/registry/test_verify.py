@@ -45,7 +45,9 @@ def test_store_without_damage_has_no_findings(registry: Registry, imp: Path) -> 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_blob_is_named_with_its_concept_file_and_place(registry: Registry, imp: Path, damage: str) -> None:
+def test_damaged_blob_is_named_with_its_concept_file_and_place(
+    registry: Registry, imp: Path, damage: str
+) -> None:
     registry.publish(imp)
     change, fault = DAMAGES[damage]
     path = blob_of(registry, "me/imp")
@@ -96,7 +98,9 @@ def test_each_changed_byte_of_a_manifest_is_found(registry: Registry, imp: Path)
             registry.get("me/imp")
 
 
-def test_damaged_reference_is_found_and_does_not_hide_the_others(registry: Registry, imp: Path, tmp_path: Path) -> None:
+def test_damaged_reference_is_found_and_does_not_hide_the_others(
+    registry: Registry, imp: Path, tmp_path: Path
+) -> None:
     registry.publish(imp)
     registry.publish(write_folder(tmp_path / "ukiyo", name="bob/ukiyo"))
     path = registry.root / "refs" / "me" / "imp" / "versions" / "1.0.0"
