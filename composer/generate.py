@@ -19,18 +19,21 @@ def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    steps: int,
-    guidance: float,
+    steps: int | None = None,
+    guidance: float | None = None,
     negative: str = "",
 ) -> list[Image]:
     """Returns one picture for each prompt, drawn together; noise comes from the processor, equal on every device.
+
+    A seed gives the same picture in every company, but for the rounding of sums over a batch (a few of 256 levels).
 
     Args:
         pipeline: an open pipeline, with whatever is attached to it.
         prompts: what to draw.
         seeds: the seed of each picture's noise.
-        steps: denoising steps.
-        guidance: classifier-free guidance scale (arXiv 2207.12598, equation 6, as 1 + w); 1 is none.
+        steps: denoising steps; None takes the pipeline's own number.
+        guidance: classifier-free guidance scale (arXiv 2207.12598, equation 6, as 1 + w); 1 is none, None the
+            pipeline's own.
         negative: what guidance leads away from.
 
     Raises:
@@ -40,11 +43,11 @@ def generate(
         raise UsageError(f"{len(prompts)} prompts have {len(seeds)} seeds, each needs one")
     if not prompts:
         return []
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     drawn = pipeline(
         prompt=list(prompts),
         negative_prompt=[negative] * len(prompts) if negative else None,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        **{name: value for name, value in settings.items() if value is not None},
     )
     return list(drawn.images)

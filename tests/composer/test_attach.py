@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def test_all_kinds_work_at_once_and_leave_nothing_behind(pipeline: Any, tmp_path
             assert not torch.equal(render(pipeline, PROMPT), together)
 
 
-@pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
 def test_separate_attachments_come_out_in_any_order(
     pipeline: Any, tmp_path: Path, order: tuple[int, ...]
 ) -> None:

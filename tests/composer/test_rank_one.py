@@ -267,6 +267,7 @@ def test_gradients_reach_value_targets_and_the_encoding_but_not_the_target_input
 def test_a_target_input_that_moves_in_place_is_seen_at_the_next_call(sd1: Any) -> None:
     edit = make_edit(sd1, None)
     context = torch.randn(1, 5, context_width(sd1))
+    context[0, 0] = edit.i_star
     layer = get_layer(sd1)
     with RankOnePatch(sd1, [edit]):
         before = layer.to_v(context)

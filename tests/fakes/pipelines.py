@@ -157,7 +157,7 @@ def _amplify(part: torch.nn.Module) -> None:
     """Makes the random weights of attention large enough that the prompt changes the picture."""
     for name, parameter in part.named_parameters():
         if "attn" in name or "embedding" in name:
-            parameter.mul_(8.0)
+            parameter.mul_(4.0)
 
 
 def render(
@@ -197,7 +197,7 @@ def snapshot(pipeline: Any, *, with_settings: bool = True) -> dict[str, Any]:
             for setting in () if with_settings else ("padding", "truncation"):
                 del backend[setting]
             state[name] = (id(part), backend, dict(part.get_vocab()), sorted(vars(part)))
-    state["config"] = dict(pipeline.config)
+    state["config"] = {name: pipeline.config[name] for name in pipeline.components}
     return state
 
 
