@@ -33,7 +33,9 @@ class Concept:
         """Returns where the bytes of ``file`` lie. Raises NotFoundError."""
         path = self.blobs.get(file.sha256)
         if path is None:
-            raise NotFoundError(f"{self.label} lacks the file {file.path!r}", hint=f"concepts pull {self.label}")
+            raise NotFoundError(
+                f"{self.label} lacks the file {file.path!r}", hint=f"concepts pull {self.label}"
+            )
         return path
 
     def __mul__(self, strength: float) -> WeightedConcept:
@@ -75,7 +77,9 @@ def _check_file(folder: Path, file: File, index: int) -> Path:
         raise InvalidFileError(f"{file.path!r} is missing or no regular file", where=f"files[{index}].path")
     size = path.stat().st_size
     if size != file.size:
-        raise InvalidFileError(f"{file.path!r} has {size} bytes, not {file.size}", where=f"files[{index}].size")
+        raise InvalidFileError(
+            f"{file.path!r} has {size} bytes, not {file.size}", where=f"files[{index}].size"
+        )
     found = Digest.of_file(path)
     if found != file.sha256:
         raise InvalidFileError(

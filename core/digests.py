@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from conceptry.errors import InvalidDigestError
+from conceptry.errors import InvalidDigestError, InvalidManifestError
 
 _PATTERN: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _CHUNK_BYTES: Final = 1 << 20
@@ -72,7 +72,14 @@ class Digest:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns ``value`` as RFC 8785 canonical JSON; a change here would change the identity of every version."""
+    """Returns ``value`` as RFC 8785 canonical JSON; a change here would change the identity of every version.
+
+    Raises:
+        InvalidManifestError: for numbers that JSON cannot carry (not finite, integers of 2^53 and more).
+    """
     import rfc8785
 
-    return rfc8785.dumps(value)
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise InvalidManifestError(f"not writable as canonical JSON: {error}") from error

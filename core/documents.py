@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 from conceptry.errors import InvalidManifestError
@@ -10,7 +11,7 @@ from conceptry.errors import InvalidManifestError
 MAX_DOCUMENT_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 MAX_STRING_CHARS: Final = 4096
-MAX_INTEGER: Final = 1 << 53
+MAX_INTEGER: Final = (1 << 53) - 1
 
 
 def load_strict_json(data: bytes) -> Any:
@@ -20,7 +21,9 @@ def load_strict_json(data: bytes) -> Any:
         InvalidManifestError: naming the first rule that is broken.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise InvalidManifestError(f"the document has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed")
+        raise InvalidManifestError(
+            f"the document has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed"
+        )
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
@@ -57,11 +60,15 @@ def _check_value(value: Any, depth: int) -> None:
     elif isinstance(value, str):
         _check_string(value)
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_INTEGER:
-        raise InvalidManifestError(f"the integer {str(value)[:40]} is outside ±2^53")
+        raise InvalidManifestError(f"the integer {str(value)[:40]} is not between -2^53 and 2^53")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidManifestError("a number is too great for any computer")
 
 
 def _check_string(text: str) -> None:
     if len(text) > MAX_STRING_CHARS:
-        raise InvalidManifestError(f"a string has {len(text)} characters, at most {MAX_STRING_CHARS} are allowed")
+        raise InvalidManifestError(
+            f"a string has {len(text)} characters, at most {MAX_STRING_CHARS} are allowed"
+        )
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise InvalidManifestError("a string holds a lone surrogate")

@@ -83,14 +83,18 @@ PlaceholderText = Annotated[Placeholder, Field(max_length=64), parsed_by(parse_p
 MemberPath = Annotated[str, AfterValidator(check_member_path)]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
 
 class Model(BaseModel):
     """Base of all parts of the manifest: frozen, closed, digests and names as types."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True, ser_json_inf_nan="strings"
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        populate_by_name=True,
+        ser_json_inf_nan="strings",
     )
 
 
@@ -176,7 +180,7 @@ class Gate(Model):
 
 
 class RankOneMethod(Model):
-    """Perfusion: value targets per layer, keys locked to the superclass; packages compose when covariances are equal."""
+    """Perfusion: value targets per layer, keys locked to the superclass; packages compose if covariances are equal."""
 
     kind: Literal["rank_one"] = "rank_one"
     layers: tuple[ShortText, ...]
@@ -209,9 +213,7 @@ class FullMethod(Model):
     total_tensors: Positive
 
 
-Method = Annotated[
-    EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod, Field(discriminator="kind")
-]
+Method = Annotated[EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod, Field(discriminator="kind")]
 
 
 class Part(Model):
@@ -257,7 +259,8 @@ class Base(Model):
     def identity(self) -> BaseIdentity:
         """The base as the value that ``judge_fit`` compares."""
         prints = {
-            ComponentName(name): Fingerprint(model.layout, model.weights) for name, model in self.fingerprints.items()
+            ComponentName(name): Fingerprint(model.layout, model.weights)
+            for name, model in self.fingerprints.items()
         }
         return BaseIdentity(
             family=FamilyId(self.family), prediction_type=self.prediction_type, fingerprints=prints
@@ -359,7 +362,9 @@ class Manifest(Model):
 
     def to_bytes(self) -> bytes:
         """Returns the canonical bytes, whose digest is the version's identity; what is unset is left out."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_defaults=False, exclude_none=True))
+        return canonical_json(
+            self.model_dump(mode="json", by_alias=True, exclude_defaults=False, exclude_none=True)
+        )
 
     @property
     def digest(self) -> Digest:

@@ -68,7 +68,7 @@ _SEGMENT: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)
 _WINDOWS_DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{stem}{digit}" for stem in ("com", "lpt") for digit in range(10)}
 )
-_COMPARATOR: Final = re.compile(r"(\^|~|>=|<=|>|<|=)?\s*([0-9].*)", re.ASCII)
+_COMPARATOR: Final = re.compile(r"(\^|~|>=|<=|>|<|=)? *([0-9].*)", re.ASCII)
 _HINT: Final = "a reference is written namespace/name, namespace/name:tag or namespace/name@1.2.3"
 
 
@@ -79,8 +79,10 @@ def _check_segment(text: str, what: str) -> str:
             f"not a {what}: {text[:80]!r}",
             hint="use lower-case letters, digits and - _ . between them, 64 characters at most",
         )
-    if text.split(".")[0] in _WINDOWS_DEVICES:
-        raise InvalidNameError(f"not a {what}: {text!r} is a device name on Windows", hint="choose another name")
+    if text.split(".", maxsplit=1)[0] in _WINDOWS_DEVICES:
+        raise InvalidNameError(
+            f"not a {what}: {text!r} is a device name on Windows", hint="choose another name"
+        )
     return text
 
 
@@ -109,7 +111,9 @@ def parse_tag(text: str) -> Tag:
 def parse_version(text: str) -> Version:
     """Returns a Semantic Versioning 2.0.0 version. Raises InvalidNameError."""
     if len(text) > MAX_SEGMENT_CHARS or not text.isascii() or not Version.is_valid(text):
-        raise InvalidNameError(f"not a version: {text[:80]!r}", hint="a version is written 1.2.3 (semver.org)")
+        raise InvalidNameError(
+            f"not a version: {text[:80]!r}", hint="a version is written 1.2.3 (semver.org)"
+        )
     return Version.parse(text)
 
 
@@ -121,7 +125,9 @@ def parse_placeholder(text: str) -> Placeholder:
     """
     ok = 0 < len(text) <= MAX_PLACEHOLDER_CHARS and text.isprintable() and text == text.strip()
     if not ok:
-        raise InvalidNameError(f"not a placeholder: {text[:80]!r}", hint="use a short word such as '<blue-imp>'")
+        raise InvalidNameError(
+            f"not a placeholder: {text[:80]!r}", hint="use a short word such as '<blue-imp>'"
+        )
     return Placeholder(text)
 
 
@@ -205,7 +211,9 @@ class VersionRange:
     def _bounds(self) -> list[tuple[str, Version]]:
         if self.text == "*":
             return []
-        return [bound for part in self.text.split(",") for bound in _expand_comparator(part.strip(), self.text)]
+        return [
+            bound for part in self.text.split(",") for bound in _expand_comparator(part.strip(" "), self.text)
+        ]
 
     def __str__(self) -> str:
         return self.text
@@ -266,7 +274,9 @@ def _expand_comparator(text: str, whole: str) -> list[tuple[str, Version]]:
     match = _COMPARATOR.fullmatch(text)
     parts = match.group(2).split(".") if match else []
     if match is None or (len(parts) < 3 and not all(part.isdigit() for part in parts)):
-        raise InvalidNameError(f"not a version range: {whole[:80]!r}", hint="write ^1.2, ~1.2.3 or >=1.0,<2.0")
+        raise InvalidNameError(
+            f"not a version range: {whole[:80]!r}", hint="write ^1.2, ~1.2.3 or >=1.0,<2.0"
+        )
     lower = parse_version(match.group(2) if len(parts) >= 3 else ".".join([*parts, "0", "0"][:3]))
     operator = match.group(1) or ("=" if len(parts) >= 3 else "~")
     if operator == "^":

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.digests import Digest
 from conceptry.errors import IntegrityError
 from conceptry.registry import Registry, checks
+from conceptry.registry.blobs import is_intact
+from conceptry.registry.paths import Layout
 from tests.registry.folders import CONTENTS
 
 
@@ -26,11 +29,10 @@ def blob(registry: Registry, imp: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Give the list of blobs that are read from now on."""
     read: list[str] = []
-    real = checks.is_intact
 
-    def count(layout: object, digest: object, size_bytes: object) -> bool:
+    def count(layout: Layout, digest: Digest, size_bytes: int) -> bool:
         read.append(str(digest))
-        return real(layout, digest, size_bytes)  # type: ignore[arg-type]
+        return is_intact(layout, digest, size_bytes)
 
     monkeypatch.setattr(checks, "is_intact", count)
     return read

@@ -17,7 +17,9 @@ from tests.registry.folders import files_below, write_folder
 needs_mounts = pytest.mark.skipif(
     os.geteuid() != 0
     or subprocess.run(
-        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False, capture_output=True
+        ["/usr/bin/env", "unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        check=False,
+        capture_output=True,
     ).returncode
     != 0,
     reason="only root may mount a small disk",
@@ -44,7 +46,7 @@ def call(home: Path, *calls: list[str], before: str = "", after: str = "") -> li
     run = [sys.executable, "-c", PROGRAM, str(home), json.dumps(calls)]
     if before:
         script = f'{before}; "$@"; {after}'
-        run = ["unshare", "--mount", "sh", "-ec", script, "sh", *run]
+        run = ["/usr/bin/env", "unshare", "--mount", "sh", "-ec", script, "sh", *run]
     finished = subprocess.run(run, check=False, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stderr
     return [json.loads(line) for line in finished.stdout.splitlines()]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.names import RemoteName
 from conceptry.registry import Registry
 from tests.registry.folders import temporaries_below, write_folder
 
@@ -101,6 +102,6 @@ def test_signal_in_the_middle_of_a_push_leaves_the_remote_as_it_was(
         assert temporaries_below(studio) == []
     assert registry.push("me/imp", studio.as_uri()).created
     other = Registry(tmp_path / "second")
-    other.add_remote("studio", studio.as_uri())
+    other.add_remote(RemoteName("studio"), studio.as_uri())
     other.pull("studio::me/imp")
     assert other.verify() == ()

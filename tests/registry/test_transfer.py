@@ -12,6 +12,7 @@ from conceptry.errors import ConflictError, IntegrityError, InvalidManifestError
 from conceptry.names import RemoteName, Tag
 from conceptry.registry import Registry
 from conceptry.registry.directory import DirectoryRemote
+from conceptry.registry.events import Progress
 from tests.registry.folders import CONTENTS, files_below, make_document, temporaries_below, write_folder
 
 BLOB = Digest.of_bytes(CONTENTS)
@@ -231,7 +232,7 @@ def test_link_in_the_place_of_a_partial_is_not_followed(second: Registry, tmp_pa
 
 
 def test_progress_of_a_pull_ends_at_all_its_bytes(second: Registry) -> None:
-    events = []
+    events: list[Progress] = []
     second.pull("studio::me/imp", on_event=events.append)
     assert (events[-1].done_bytes, events[-1].total_bytes) == (len(CONTENTS), len(CONTENTS))
 

@@ -10,6 +10,7 @@ import pytest
 from conceptry.errors import IntegrityError
 from conceptry.names import Reference, Tag
 from conceptry.registry import Registry
+from conceptry.registry.events import Progress
 from conceptry.registry.verify import raise_first
 from tests.registry.folders import CONTENTS, write_folder
 
@@ -144,6 +145,6 @@ def test_one_damaged_blob_is_reported_for_each_concept_that_needs_it(
 
 def test_progress_ends_at_the_size_of_all_blobs(registry: Registry, imp: Path) -> None:
     registry.publish(imp)
-    events = []
+    events: list[Progress] = []
     registry.verify(on_event=events.append)
     assert (events[-1].done_bytes, events[-1].total_bytes) == (len(CONTENTS), len(CONTENTS))
