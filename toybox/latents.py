@@ -1,9 +1,10 @@
-"""Training pictures as latents, encoded once, so that the diffusion recipe never touches a pixel."""
+"""Training pictures as latents and captions as token ids, made once: the diffusion recipe touches neither again."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,10 +12,15 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from conceptry.toybox.autoencoder import to_tensor
-from conceptry.toybox.pictures import training_pictures
+from conceptry.toybox.captions import describe
+from conceptry.toybox.pictures import in_parallel, training_pictures
 from conceptry.toybox.scene import Scene
+from conceptry.toybox.text import encode_captions
+
+_CHUNK: Final = 1000
 
 
 @torch.inference_mode()
@@ -38,6 +44,26 @@ def training_latents(
         save_file({"latents": encode_pictures(vae, images)}, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
     return scenes, load_file(path)["latents"]
+
+
+def _say(task: tuple[list[Scene], int, int]) -> list[str]:
+    scenes, variants, seed = task
+    rng = np.random.default_rng((9, seed))
+    return [describe(scene, rng).text for scene in scenes for _ in range(variants)]
+
+
+def caption_bank(
+    folder: Path, scenes: list[Scene], tokenizer: CLIPTokenizer, *, seed: int, variants: int
+) -> Tensor:
+    """Token ids (scenes, variants, 32) of several captions for each scene, int16, made once a folder."""
+    path = folder / f"captions-{seed}-{len(scenes)}-{variants}.safetensors"
+    if not path.is_file():
+        starts = range(0, len(scenes), _CHUNK)
+        tasks = [(scenes[at : at + _CHUNK], variants, seed * 1_000_003 + at) for at in starts]
+        parts = [encode_captions(tokenizer, texts).to(torch.int16) for texts in in_parallel(_say, tasks)]
+        save_file({"ids": torch.cat(parts).view(len(scenes), variants, -1)}, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+    return load_file(path)["ids"]
 
 
 def scaling_factor(latents: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +73,3 @@ def render(scenes: Sequence[Scene], size: int = 64) -> NDArray[np.uint8]:
         _paint_layer(images, scenes, layer)
     images = _apply_styles(images, [scene.style for scene in scenes])
     return np.asarray(np.clip(images, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-
-
-def render_batches(
-    scenes: Sequence[Scene], *, size: int = 64, batch: int = 256
-) -> Iterator[NDArray[np.uint8]]:
-    """The same pictures a batch at a time, so that memory stays small."""
-    for start in range(0, len(scenes), batch):
-        yield render(scenes[start : start + batch], size)
