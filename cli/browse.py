@@ -11,7 +11,6 @@ from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
 from conceptry.errors import NotFoundError, suggest_nearest
-from conceptry.kinds import KIND_BY_ID
 from conceptry.names import ConceptName, parse_namespace
 from conceptry.registry.listing import Filter, ListedVersion
 
@@ -65,11 +64,8 @@ def search(session: Session, /, words: tuple[str, ...], **chosen: Any) -> None:
 
 def _make_filter(chosen: Mapping[str, Any]) -> Filter:
     kind, name, namespace = chosen.get("kind"), chosen.get("name"), chosen.get("namespace")
-    if kind is not None and kind not in KIND_BY_ID:
-        known = ", ".join(KIND_BY_ID)
-        raise NotFoundError(
-            f"no kind is called {kind!r}", hint=suggest_nearest(kind, KIND_BY_ID) or f"kinds: {known}"
-        )
+    if kind is not None:
+        _check_kind(kind)
     return Filter(
         name=None if name is None else ConceptName.parse(name),
         namespace=None if namespace is None else parse_namespace(namespace),
@@ -77,6 +73,14 @@ def _make_filter(chosen: Mapping[str, Any]) -> Filter:
         family=chosen.get("family"),
         all_versions=chosen.get("all_versions", False),
     )
+
+
+def _check_kind(kind: str) -> None:
+    from conceptry.kinds import KIND_BY_ID
+
+    if kind not in KIND_BY_ID:
+        hint = suggest_nearest(kind, KIND_BY_ID) or f"kinds: {', '.join(KIND_BY_ID)}"
+        raise NotFoundError(f"no kind is called {kind!r}", hint=hint)
 
 
 def _print_rows(session: Session, rows: tuple[ListedVersion, ...], *, empty: str) -> None:

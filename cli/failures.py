@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,6 +35,8 @@ class Failure:
     def report(self, out: Output, error: BaseException) -> None:
         """Says it; the traceback of a bug follows with ``--verbose``."""
         if self.is_bug and out.verbose:
+            import traceback
+
             click.echo("".join(traceback.format_exception(error)), err=True)
         text = f"{self.where}: {self.message}" if self.where and out.mode != "json" else self.message
         fields = {"where": self.where, "code": self.code, "exit_code": self.exit_code}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,15 +17,22 @@ from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes, format_seconds
 from conceptry.errors import ConflictError, NotFoundError, UsageError
-from conceptry.names import Reference
+from conceptry.names import ConceptName, Reference, parse_placeholder, parse_version
 
 if TYPE_CHECKING:
     from conceptry.registry.publish import Published
     from conceptry.trainer.jobs import TrainJob
     from conceptry.trainer.training import TrainResult
 
-# What is looked for in the job's text: options that belong to this run and not to the job.
-_NOT_OF_THE_JOB: Final = frozenset({"job", "resume", "workdir"})
+_NOT_OF_THE_JOB: Final = frozenset({"job"})
+_NEEDED: Final = ("images", "name", "placeholder", "superclass")
+
+# Parsed here, so that a fault is explained as everywhere else.
+_PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "name": ConceptName.parse,
+    "version": parse_version,
+    "placeholder": parse_placeholder,
+}
 
 
 @click.command(
@@ -89,24 +96,30 @@ def train(session: Session, /, *, resume: bool, workdir: Path | None, **given: A
 def make_job(given: Mapping[str, Any]) -> TrainJob:
     """Returns the job that options describe, over those of ``--job FILE``. Raises UsageError."""
     from conceptry.trainer import jobs
+    from conceptry.trainer.methods import TRAINER_BY_ID, find_trainer
 
-    options = {
-        key: value
-        for key, value in given.items()
-        if value is not None and key not in {*_NOT_OF_THE_JOB, "settings"}
-    }
     written: dict[str, Any] = {}
     if given.get("job") is not None:
         job = jobs.read_job(given["job"])
         written = {name: getattr(job, name) for name in job.model_fields_set}
-    if "method" not in {*options, *written}:
-        from conceptry.trainer.methods import TRAINER_BY_ID
-
+    said = {key: value for key, value in given.items() if value is not None and key not in _NOT_OF_THE_JOB}
+    settings = {**written.get("settings", {}), **_nest(said.pop("settings", ()))}
+    values = {**written, **{key: _PARSE.get(key, _keep)(value) for key, value in said.items()}}
+    if "method" not in values:
         raise UsageError(
             "no training method is named", hint=f"concepts train METHOD: {', '.join(TRAINER_BY_ID)}"
         )
-    settings = {**written.get("settings", {}), **_nest(given.get("settings", ()))}
-    return jobs.make_job({**written, **options, **({"settings": settings} if settings else {})})
+    find_trainer(values["method"])
+    missing = [f"--{key}" for key in _NEEDED if key not in values]
+    if missing:
+        raise UsageError(
+            f"concepts train needs {' and '.join(missing)}", hint="concepts train --help has examples"
+        )
+    return jobs.make_job({**values, **({"settings": settings} if settings else {})})
+
+
+def _keep(value: Any) -> Any:
+    return value
 
 
 def _nest(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
@@ -139,9 +152,7 @@ def run_job(
 ) -> TrainResult:
     """Returns the finished concept of a job. Raises what ``conceptry.trainer.training.train`` raises."""
     from conceptry.base_locations import resolve_base
-    from conceptry.trainer.methods import find_trainer
 
-    find_trainer(job.method)
     location = resolve_base(job.base, session.registry.bases())
     with track(session.out, "loading the base") as meter:
         from conceptry.trainer.training import train as train_job

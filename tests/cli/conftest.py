@@ -1,0 +1,56 @@
+"""The command line as a function, on an empty store, and concepts to work on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from conceptry.cli.main import concepts
+from tests.cli.packages import write_package
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON document on stdout."""
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs ``concepts`` in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run_concepts(*words: str, code: int = 0) -> Finished:
+        result = CliRunner().invoke(concepts, list(words), prog_name="concepts")
+        finished = Finished(result.exit_code, result.stdout, result.stderr)
+        assert finished.code == code, f"{finished.err}\n{finished.out}"
+        return finished
+
+    return run_concepts
+
+
+@pytest.fixture
+def imp(run: Run, tmp_path: Path) -> str:
+    """Give the reference of a LoRA in the store."""
+    run("publish", str(write_package(tmp_path / "imp")))
+    return "me/imp@1.0.0"

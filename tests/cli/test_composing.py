@@ -1,0 +1,96 @@
+"""Checking and writing compositions: from manifests and headers, before a tensor is read."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.packages import TO_Q, write_package
+
+
+@pytest.fixture
+def look(run: Run, tmp_path: Path) -> str:
+    """Give a second concept for the same base, which changes the same module."""
+    token = {"placeholder": "<look>"}
+    run("publish", str(write_package(tmp_path / "look", "me/look", "2.0.0", tokens=[token])))
+    return "me/look@2.0.0"
+
+
+def test_check_shows_fit_words_licences_and_overlaps(run: Run, imp: str, look: str) -> None:
+    document = run("check", "me/imp", "me/look*0.7", "--json").document
+    assert document["base"] == {"family": "sd1", "prediction_type": "epsilon"}
+    assert [(row["reference"], row["strength"], row["fit"]) for row in document["concepts"]] == [
+        (imp, 1.0, "architecture"),
+        (look, 0.7, "architecture"),
+    ]
+    assert document["concepts"][1]["words"] == {"<look>": "<look>"}
+    assert document["overlaps"] == [{"first": imp, "second": look, "modules": [TO_Q]}]
+    assert document["permissions"]["commercial"] == "unknown"
+
+
+def test_a_concept_of_strength_zero_overlaps_with_nothing(run: Run, imp: str, look: str) -> None:
+    assert run("check", "me/imp", "me/look*0", "--json").document["overlaps"] == []
+
+
+def test_a_concept_for_another_base_is_refused_by_name(run: Run, imp: str) -> None:
+    finished = run("check", "me/imp", "--base", "sdxl", code=6)
+    assert finished.out == ""
+    assert "me/imp@1.0.0 does not fit this base (refused, " in finished.err
+    assert "made for sd1, the base is sdxl" in finished.err
+    assert finished.err.endswith("hint: it was made for sd1: use that base\n")
+
+
+def test_a_concept_without_fingerprints_fits_its_family_with_a_warning(run: Run, imp: str) -> None:
+    finished = run("check", "me/imp", "--base", "sd1")
+    assert (
+        "warning: me/imp@1.0.0: same family; the concept carries no fingerprint of its base\n" in finished.err
+    )
+
+
+def test_asking_for_a_closer_fit_than_there_is_is_refused(run: Run, imp: str) -> None:
+    assert "exact is asked" in run("check", "me/imp", "--fit", "exact", code=6).err
+
+
+def test_composition_file_pins_versions_and_can_be_checked(run: Run, imp: str, look: str) -> None:
+    run(
+        "compose",
+        "me/imp",
+        "me/look*0.7",
+        "--base",
+        "sd1",
+        "--rename",
+        "me/imp:<imp>=<devil>",
+        "--out",
+        "two.toml",
+    )
+    assert tomllib.loads(Path("two.toml").read_text(encoding="utf-8")) == {
+        "schema": 1,
+        "base": "sd1",
+        "concepts": [
+            {"reference": imp, "strength": 1.0, "rename": {"<imp>": "<devil>"}},
+            {"reference": look, "strength": 0.7},
+        ],
+    }
+    checked = run("compose", "--file", "two.toml", "--json").document
+    assert checked["concepts"][0]["reference"] == imp
+    assert [path.name for path in Path().iterdir()] == ["two.toml"]
+
+
+def test_a_composition_file_is_not_overwritten_unasked(run: Run, imp: str) -> None:
+    run("compose", "me/imp", "--out", "one.toml")
+    before = Path("one.toml").read_bytes()
+    assert run("compose", "me/imp*0.5", "--out", "one.toml", code=8).err == (
+        "error: 'one.toml' exists already\nhint: add --force, or another --out\n"
+    )
+    assert Path("one.toml").read_bytes() == before
+    run("compose", "me/imp*0.5", "--out", "one.toml", "--force")
+    assert Path("one.toml").read_bytes() != before
+
+
+def test_no_file_is_written_when_the_concepts_do_not_fit(run: Run, imp: str, tmp_path: Path) -> None:
+    run("publish", str(write_package(tmp_path / "xl", "me/xl", family="sdxl")))
+    run("compose", "me/imp", "me/xl", "--out", "both.toml", code=6)
+    assert list(Path().iterdir()) == []
