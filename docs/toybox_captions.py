@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from conceptry.toybox.captions import describe
-from conceptry.toybox.scene import TRAINING_SEEDS, draw_scenes
+from conceptry.toybox.sampling import TRAINING_SEEDS, draw_scenes
 from conceptry.trainer.caption_grammar import pack_lines
 
 SCENES: Final = 12_000

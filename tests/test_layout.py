@@ -47,7 +47,7 @@ def functions_in(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def test_package_list_equals_the_folders_that_hold_code() -> None:
-    holding_code = {path.parent.name for path in ROOT.glob("*/*.py")} - NOT_PACKAGES
+    holding_code = {path.parent.name for path in ROOT.glob("[!.]*/*.py")} - NOT_PACKAGES
     assert sorted(holding_code) == ROOM_FOLDERS
     assert sorted(SETTINGS["tool"]["setuptools"]["packages"]) == sorted(PACKAGE_FOLDERS)
 
