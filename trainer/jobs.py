@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -57,7 +58,10 @@ class TrainJob(BaseModel):
                 continue
             words += [f"--{key}", str(value)]
         for key, value in self.settings.items():
-            words += ["--set", f"{key}={value}"]
+            rows = value.items() if isinstance(value, dict) else [(None, value)]
+            for inner, one in rows:
+                name = key if inner is None else f"{key}.{inner}"
+                words += ["--set", f"{name}={one if isinstance(one, str) else json.dumps(one)}"]
         return shlex.join(words)
 
 

@@ -78,8 +78,10 @@ def resolve_settings(method: str, family: FamilyId, overrides: Mapping[str, Json
     merged: dict[str, Any] = {key: value for key, value in rows.items() if key != "families"}
     for layer in (rows.get("families", {}).get(family, {}), overrides):
         for key, value in layer.items():
-            nested = key == "learning_rates" and isinstance(value, Mapping)
-            merged[key] = {**merged.get(key, {}), **value} if nested else value
+            if key == "learning_rates" and isinstance(value, Mapping):
+                merged[key] = {**merged.get(key, {}), **value}
+            else:
+                merged[key] = value
     return _validate(method, merged, known_rates=rows["learning_rates"])
 
 

@@ -96,12 +96,17 @@ def test_a_missing_key_is_named_with_its_flag() -> None:
 
 
 def test_the_command_line_of_a_job_says_what_was_asked_for_and_no_default() -> None:
-    job = make_job({**WRITTEN, "seed": 3, "steps": 40, "settings": {"rank": 2}})
+    job = make_job(
+        {**WRITTEN, "seed": 3, "steps": 40, "settings": {"rank": 2, "learning_rates": {"lora": 0.01}}}
+    )
     words = shlex.split(job.to_command())
     assert words[:3] == ["concepts", "train", "lora"]
     assert words[words.index("--placeholder") + 1] == "<imp>"
     assert words[words.index("--steps") + 1] == "40"
-    assert words[words.index("--set") + 1] == "rank=2"
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == [
+        "rank=2",
+        "learning_rates.lora=0.01",
+    ]
     assert "--device" not in words
     assert "--version" not in words
 
