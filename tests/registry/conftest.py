@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conceptry.registry import Registry
 from tests.registry.folders import write_folder
+
+IN_MEMORY = Path("/dev/shm")
+NEEDED_BYTES = 256 << 20
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a folder in memory where there is room: each write here waits for the disk, on purpose."""
+    if not IN_MEMORY.is_dir() or shutil.disk_usage(IN_MEMORY).free < NEEDED_BYTES:
+        yield tmp_path_factory.mktemp("registry")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="conceptry-", dir=IN_MEMORY))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +16,7 @@ from conceptry.registry import Registry
 from tests.registry.folders import temporaries_below, write_folder
 
 ROOT = Path(__file__).parent.parent.parent
-IN_MEMORY = Path("/dev/shm")
 PUSH = "import sys; from conceptry.registry import Registry; Registry().push('me/imp', sys.argv[1])"
-
-
-@pytest.fixture
-def quick_folder() -> Iterator[Path]:
-    """Give a folder in memory where there is one: these tests are about order, not about disks."""
-    parent = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="conceptry-", dir=parent))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def try_points(folder: Path, command: str, fault: str, step: int) -> None:
@@ -47,7 +33,7 @@ def try_points(folder: Path, command: str, fault: str, step: int) -> None:
     report = json.loads(finished.stdout.splitlines()[-1])
     assert report["violations"] == []
     assert report["struck"] > 0
-    assert report["points"] >= 15
+    assert report["points"] >= 10
 
 
 @pytest.mark.parametrize(
@@ -61,19 +47,17 @@ def try_points(folder: Path, command: str, fault: str, step: int) -> None:
         ("remove", "kill"),
     ],
 )
-def test_command_that_ends_early_can_simply_be_run_again(
-    quick_folder: Path, command: str, fault: str
-) -> None:
-    try_points(quick_folder, command, fault, step=7)
+def test_command_that_ends_early_can_simply_be_run_again(tmp_path: Path, command: str, fault: str) -> None:
+    try_points(tmp_path, command, fault, step=7)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["kill", "interrupt", "full"])
 @pytest.mark.parametrize("command", ["publish", "push", "pull", "remove"])
 def test_command_that_ends_at_any_point_can_simply_be_run_again(
-    quick_folder: Path, command: str, fault: str
+    tmp_path: Path, command: str, fault: str
 ) -> None:
-    try_points(quick_folder, command, fault, step=1)
+    try_points(tmp_path, command, fault, step=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
