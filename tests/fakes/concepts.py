@@ -11,7 +11,7 @@ import torch
 from conceptry.bases import BaseIdentity, find_family
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.lora import LoraFactors
-from conceptry.composer.pipelines import find_tensor
+from conceptry.composer.pipelines import find_tensor, iter_cross_attention
 from conceptry.composer.tensors import from_torch
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
@@ -23,12 +23,13 @@ from conceptry.manifest import Base, Manifest
 from tests.fakes.edits import make_edit, make_factors, make_rows
 
 COVARIANCE = "sha256:" + "c" * 64
-LORA_PATHS = (
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v",
-    "mid_block.resnets.0.conv1",
-)
+
+
+def list_paths(pipeline: Any) -> list[str]:
+    """Returns a few layers of each sort: self-attention, keys, values, a convolution."""
+    cross, _ = next(iter_cross_attention(pipeline.unet))
+    self_attention = cross.removesuffix("attn2") + "attn1"
+    return [f"{self_attention}.to_q", f"{cross}.to_k", f"{cross}.to_v", "mid_block.resnets.0.conv1"]
 
 
 def describe_base(identity: BaseIdentity, *, fingerprints: bool = True) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def make_rank_one(
 
 
 def make_lora(folder: Path, pipeline: Any, *, seed: int = 13, **fields: Any) -> Concept:
-    factors = make_factors(pipeline.unet, list(LORA_PATHS), seed=seed)
+    factors = make_factors(pipeline.unet, list_paths(pipeline), seed=seed)
     modules = {f"unet.{path}": _as_module(one) for path, one in factors.items()}
     prefix = "text_model." if hasattr(pipeline.text_encoder, "text_model") else ""
     text = make_factors(pipeline.text_encoder, [f"{prefix}encoder.layers.0.self_attn.q_proj"], seed=seed)
@@ -148,7 +149,7 @@ def _as_module(factors: LoraFactors) -> LoraModule:
 
 def make_full(folder: Path, pipeline: Any, *, seed: int = 14, **fields: Any) -> Concept:
     generator = torch.Generator().manual_seed(seed)
-    names = [f"{path}.weight" for path in LORA_PATHS]
+    names = [f"{path}.weight" for path in list_paths(pipeline)]
     tensors = {}
     for name in names:
         value = find_tensor(pipeline.unet, name)
