@@ -7,7 +7,6 @@ place in the document or the picture folder, ``hint`` the next command. Only ``c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -163,12 +162,14 @@ class InterruptedByUserError(ConceptryError):
 
 
 class TrainingError(ConceptryError):
-    """Raised when a training run ends without a usable concept: a loss that is not finite, a file that changes nothing."""
+    """Raised when training ends without a usable concept: a loss that is not finite, a file that changes nothing."""
 
     code = "training"
 
 
 def suggest_nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns ``did you mean 'x'?`` for the nearest known name, or None when nothing is near."""
+    from difflib import get_close_matches  # failures alone need it, and a listing starts in milliseconds
+
     matches = get_close_matches(name, list(known), n=1)
     return f"did you mean '{matches[0]}'?" if matches else None

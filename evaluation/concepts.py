@@ -56,7 +56,9 @@ def evaluate_concept(
     draw = _Drawer(pipeline, len(prompts), on_progress)
     word, superclass = find_words(concept)
     base_pictures = draw([prompt.with_superclass(superclass) for prompt in prompts])
-    with attach(Composition(concept * (concept.manifest.usage.strength if strength is None else strength)), pipeline):
+    with attach(
+        Composition(concept * (concept.manifest.usage.strength if strength is None else strength)), pipeline
+    ):
         pictures = draw([prompt.with_concept(word) for prompt in prompts])
     return ConceptScores(
         protocol=PROTOCOL,
@@ -87,9 +89,7 @@ class _Drawer:
         for start in range(0, len(prompts), 8):
             chunk = list(prompts[start : start + 8])
             seeds = [_FIRST_SEED + start + index for index in range(len(chunk))]
-            pictures += generate(
-                self._pipeline, chunk, seeds, steps=INFERENCE_STEPS, guidance=GUIDANCE_SCALE
-            )
+            pictures += generate(self._pipeline, chunk, seeds, steps=INFERENCE_STEPS, guidance=GUIDANCE_SCALE)
             self._done += len(chunk)
             if self._on_progress:
                 self._on_progress(self._done, self._total)
@@ -118,7 +118,9 @@ def _measure_prompts(
 ) -> PromptScore:
     shares = [check_reading(prompt, one) for prompt, one in zip(prompts, scorer.read(pictures), strict=True)]
     own = [check_reading(prompt, one) for prompt, one in zip(prompts, scorer.read(base), strict=True)]
-    return PromptScore(score=float(np.mean(shares)), base=float(np.mean(own)), interval=bootstrap_interval(shares))
+    return PromptScore(
+        score=float(np.mean(shares)), base=float(np.mean(own)), interval=bootstrap_interval(shares)
+    )
 
 
 def check_reading(prompt: Prompt, reading: Reading) -> float:

@@ -57,7 +57,9 @@ def render_references(truth: Any) -> References:
     kind = truth.get("kind") if isinstance(truth, dict) else None
     seed = truth.get("seed") if isinstance(truth, dict) else None
     if kind not in ("instance", "style") or not isinstance(seed, int):
-        raise InvalidManifestError("not the description of a toybox instance", where=f"extensions.{EXTENSION}")
+        raise InvalidManifestError(
+            "not the description of a toybox instance", where=f"extensions.{EXTENSION}"
+        )
     if kind == "instance":
         instance = held_out_instance(str(truth.get("class")), seed)
         first = instance_scenes(instance, REFERENCE_PICTURES, part=_REFERENCE_PART)
@@ -66,7 +68,7 @@ def render_references(truth: Any) -> References:
         style = held_out_style(seed)
         first = style_scenes(style, REFERENCE_PICTURES, part=_REFERENCE_PART)
         second = style_scenes(style, CEILING_PICTURES, part=_CEILING_PART)
-    return References(subject=cast(Subject, kind), reference=render(first), ceiling=render(second))
+    return References(subject=cast("Subject", kind), reference=render(first), ceiling=render(second))
 
 
 def read_references(folder: Path) -> References:

@@ -34,7 +34,10 @@ def draw_sheet(columns: Sequence[str], rows: Sequence[SheetRow], *, cell_pixels:
     Rows may be shorter than ``columns``; small pictures are enlarged without smoothing, as their pixels are.
     """
     step = cell_pixels + _MARGIN_PIXELS
-    size = (_LABEL_PIXELS + step * len(columns) + _MARGIN_PIXELS, _HEAD_PIXELS + step * len(rows) + _MARGIN_PIXELS)
+    size = (
+        _LABEL_PIXELS + step * len(columns) + _MARGIN_PIXELS,
+        _HEAD_PIXELS + step * len(rows) + _MARGIN_PIXELS,
+    )
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT_PIXELS)
@@ -65,7 +68,9 @@ def _write(
     width_pixels: int,
 ) -> None:
     characters = max(8, int(width_pixels / (0.53 * _FONT_PIXELS)))
-    draw.multiline_text(place, "\n".join(textwrap.wrap(text, characters)[:3]), fill=color, font=font, spacing=3)
+    draw.multiline_text(
+        place, "\n".join(textwrap.wrap(text, characters)[:3]), fill=color, font=font, spacing=3
+    )
 
 
 def _fit(picture: Image.Image, cell_pixels: int) -> Image.Image:

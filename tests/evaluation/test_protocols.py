@@ -62,7 +62,12 @@ def test_one_reference_picture_is_too_few(tmp_path: Path) -> None:
 def test_the_demonstration_composes_only_what_it_teaches() -> None:
     plan = load_demonstration()
     names = {concept.name for concept in plan.concepts}
-    assert {concept.method for concept in plan.concepts} == {"textual_inversion", "perfusion", "lora", "dreambooth"}
+    assert {concept.method for concept in plan.concepts} == {
+        "textual_inversion",
+        "perfusion",
+        "lora",
+        "dreambooth",
+    }
     assert all(plan.find_subject(concept) for concept in plan.concepts)
     for composition in plan.compositions:
         mentioned = {composition.subject, composition.style, composition.second} - {None}
