@@ -26,9 +26,9 @@ _HINTS: Final[dict[int, str]] = {
     errno.ENOSPC: "free some space on that disk, then run the same command again",
     errno.EDQUOT: "your quota is used up: free some space, then run the same command again",
     errno.EFBIG: "files of this size are not allowed there: raise the limit (ulimit -f) or use another disk",
-    errno.EACCES: "give yourself permission, or name another store with CONCEPTRY_HOME",
-    errno.EPERM: "give yourself permission, or name another store with CONCEPTRY_HOME",
-    errno.EROFS: "it can be read but not changed: name another store with CONCEPTRY_HOME",
+    errno.EACCES: "give yourself permission, or use another folder (CONCEPTRY_HOME names the store)",
+    errno.EPERM: "give yourself permission, or use another folder (CONCEPTRY_HOME names the store)",
+    errno.EROFS: "it can be read but not changed: use another folder (CONCEPTRY_HOME names the store)",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.EIO: "the disk reports an error: check it, then run concepts verify",
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ def try_lock(descriptor: int) -> bool:
 
 def _write_note(descriptor: int) -> None:
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    note = f"pid {os.getpid()} on {socket.gethostname()}: {command}".encode()[:_NOTE_BYTES]
+    note = f"pid {os.getpid()} on {os.uname().nodename}: {command}".encode()[:_NOTE_BYTES]
     with contextlib.suppress(OSError):  # a full disk must not turn a note into a failure
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, note, 0)

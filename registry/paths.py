@@ -7,13 +7,9 @@ came from elsewhere ever becomes part of one. ``tests/registry/test_paths.py`` h
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
-
-from platformdirs import user_data_path
 
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, UsageError
@@ -31,7 +27,11 @@ _MOVE_DIGITS: Final = 8
 def choose_home() -> Path:
     """Returns the user's store: ``CONCEPTRY_HOME``, else the platform's folder for user data."""
     chosen = os.environ.get(HOME_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else user_data_path("conceptry", appauthor=False)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_data_path  # here and below: a listing starts in milliseconds without these
+
+    return user_data_path("conceptry", appauthor=False)
 
 
 def locate_file_uri(uri: str) -> Path:
@@ -40,6 +40,8 @@ def locate_file_uri(uri: str) -> Path:
     Raises:
         UsageError: for another scheme, another host, or a path that is not absolute.
     """
+    from urllib.parse import unquote, urlsplit
+
     parts = urlsplit(uri)
     path = Path(unquote(parts.path))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
@@ -65,6 +67,12 @@ def locate_record(folder: Path) -> Path:
 def locate_member(folder: Path, file: File) -> Path:
     """Returns where a published folder has a file of its manifest; the manifest has checked the name."""
     return folder.joinpath(*file.path.split("/"))
+
+
+def _draw_name(count_bytes: int) -> str:
+    import secrets
+
+    return secrets.token_hex(count_bytes)
 
 
 def name_version_file(version: Version) -> str:
@@ -144,7 +152,7 @@ class Layout:
 
     def temporary(self) -> Path:
         """A new private name, on the same file system as everything else."""
-        return self.root / "tmp" / secrets.token_hex(16)
+        return self.root / "tmp" / _draw_name(16)
 
     # --- references --------------------------------------------------------------------------------------------
 
@@ -189,7 +197,7 @@ class Layout:
 
     def trashed_version(self, name: ConceptName, version: Version, time_ns: int) -> Path:
         """A removed reference; the name sorts by time."""
-        return self.trashed_versions(name, version) / f"{time_ns:020d}-{secrets.token_hex(4)}"
+        return self.trashed_versions(name, version) / f"{time_ns:020d}-{_draw_name(4)}"
 
     def list_trashed(self, name: ConceptName, version: Version) -> tuple[Path, ...]:
         """What was removed under this version, oldest first."""
@@ -198,7 +206,7 @@ class Layout:
 
     def quarantined(self, digest: Digest) -> Path:
         """A new name for a file whose bytes are not ``digest`` although it was called so."""
-        return self.root / "trash" / "damaged" / f"{digest.hex}-{secrets.token_hex(8)}"
+        return self.root / "trash" / "damaged" / f"{digest.hex}-{_draw_name(8)}"
 
     def describe(self, path: Path) -> str:
         """Returns ``path`` as seen from the root, for messages."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +105,8 @@ def read_generation(layout: Layout) -> str:
 
 def begin_generation(layout: Layout) -> str:
     """Returns a new name for the state of the references; an index of any other is behind from now on."""
+    import secrets
+
     generation = secrets.token_hex(16)
     write_file(layout.generation, generation.encode("ascii"), temporary=layout.temporary(), replace=True)
     return generation
