@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from conceptry.cli.commands import COMMANDS, ROW_BY_NAME, CommandRow
-from conceptry.cli.failures import explain
 from conceptry.cli.session import Session
 from conceptry.errors import UsageError, suggest_nearest
 
@@ -76,6 +75,10 @@ class ConceptsGroup(click.Group):
 
     command_class = ConceptsCommand
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Returns what is left of the words; without any word the help is shown."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -120,6 +123,8 @@ class ConceptsRoot(ConceptsGroup):
         except Exception as error:  # noqa: BLE001  # the one place where every failure becomes words
             if "--json" in words:
                 session.out.mode = "json"  # a line that does not parse never reached the option
+            from conceptry.cli.failures import explain
+
             failure = explain(error, _name_command(words))
             failure.report(session.out, error)
             sys.exit(failure.exit_code)

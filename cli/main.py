@@ -12,7 +12,6 @@ concepts = ConceptsRoot(
     help="Learned visual concepts, as packages: teach them, keep them, share them, put several into one picture.",
     params=make_common_options(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    no_args_is_help=True,
 )
 click.version_option(__version__, "-V", "--version", prog_name="concepts", message="%(prog)s %(version)s")(
     concepts
