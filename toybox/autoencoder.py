@@ -32,10 +32,14 @@ _DEFAULT_PICTURES: Final = 30_000
 _DEFAULT_BATCH: Final = 16
 
 
-def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+def from_bytes(images: Tensor) -> Tensor:
     """Bytes (n, h, w, 3) as floats (n, 3, h, w) in [-1, 1]."""
-    values = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
-    return values.float().div_(127.5).sub_(1.0).contiguous()
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Bytes (n, h, w, 3) as floats (n, 3, h, w) in [-1, 1] on ``device``."""
+    return from_bytes(torch.from_numpy(np.array(images)).to(device))
 
 
 def train_autoencoder(settings: Settings) -> None:
@@ -46,11 +50,12 @@ def train_autoencoder(settings: Settings) -> None:
     count = settings.pictures or _DEFAULT_PICTURES
     _, images = training_pictures(settings.out / "data", seed=settings.seed, count=count)
     run = Run("autoencoder", settings, {"vae": vae}, peak_lr=2e-3, weight_decay=1e-4)
-    generator = np.random.default_rng((settings.seed, run.step))
+    source = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + run.step)
+    store = torch.from_numpy(np.array(images)).to(device)
     batch = settings.batch or _DEFAULT_BATCH
     while run.running():
-        rows = np.sort(generator.integers(count, size=batch))
-        pixels = to_tensor(images[rows], device)
+        rows = torch.randint(count, (batch,), generator=source, device=device)
+        pixels = from_bytes(store[rows])
         with autocast(device):
             posterior = vae.encode(pixels).latent_dist
             restored = vae.decode(posterior.sample()).sample
@@ -60,9 +65,6 @@ def train_autoencoder(settings: Settings) -> None:
         loss = squared + 0.05 * error.abs().mean() + _KL_WEIGHT * kl
         psnr = float(-10.0 * torch.log10(squared.detach() / 4.0))
         run.update(loss, psnr=psnr, kl=float(kl.detach()))
-        if run.step % 500 == 0:
-            run.save()
-            run.export()
     run.finish()
 
 

@@ -167,7 +167,4 @@ def train_unet(settings: Settings) -> None:
             states = encoder(input_ids=batch.ids).last_hidden_state
             predicted = forward(noisy, batch.steps, states).sample
         run.update(velocity(predicted, target, batch.steps, batch.cells))
-        if run.step % 200 == 0:
-            run.save()
-            run.export()
     run.finish()

@@ -24,8 +24,7 @@ from conceptry.toybox.vocabulary import CLASSES
 INSTANCES_PER_CLASS: Final = 2000
 _STYLES: Final = 1500
 _TEMPERATURE: Final = 0.1
-_PACKS: Final = 18
-_STYLE_GROUPS: Final = 6
+_DEFAULT_PACKS: Final = 18
 
 
 def contrast(embeddings: Tensor, ids: Tensor) -> Tensor:
@@ -63,15 +62,17 @@ def _cell_targets(boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 class _Batches:
     """Draws rows: packs of few classes, so that most strangers are of the same class, and groups of a style."""
 
-    def __init__(self, packs: int, styles: int, rng: np.random.Generator) -> None:
-        self._packs, self._styles, self._rng = packs, styles, rng
+    def __init__(self, packs: int, size: int, rng: np.random.Generator) -> None:
+        self._packs, self._size, self._rng = packs, size, rng
 
     def rows(self) -> NDArray[np.int64]:
         kinds = self._rng.choice(len(CLASSES), 3, replace=False)
         per_class = self._packs // len(CLASSES)
-        chosen = self._rng.integers(per_class, size=_PACKS) * len(CLASSES) + self._rng.choice(kinds, _PACKS)
+        chosen = self._rng.integers(per_class, size=self._size) * len(CLASSES) + self._rng.choice(
+            kinds, self._size
+        )
         rows = (chosen[:, None] * PACK + np.arange(PACK)).ravel()
-        groups = self._rng.choice(self._styles, _STYLE_GROUPS, replace=False)
+        groups = self._rng.choice(_STYLES, self._size // 3, replace=False)
         styled = (groups[:, None] * STYLE_PACK + np.arange(STYLE_PACK)).ravel() + self._packs * PACK
         return np.concatenate([rows, styled])
 
@@ -134,7 +135,7 @@ def train_scorer(settings: Settings) -> None:
     judge = _Judge(net, label(scenes), device)
     run = Run("scorer", settings, {"net": net}, peak_lr=2e-3)
     rng = np.random.default_rng((settings.seed, run.step))
-    batches = _Batches(packs, _STYLES, rng)
+    batches = _Batches(packs, settings.batch or _DEFAULT_PACKS, rng)
     while run.running():
         rows = batches.rows()
         chosen = np.ascontiguousarray(images[rows])
@@ -145,9 +146,6 @@ def train_scorer(settings: Settings) -> None:
         picture_loss, picture_right = judge.picture(pixels, index)
         object_loss, object_right = judge.objects(pixels, index)
         run.update(picture_loss + object_loss, **picture_right, **object_right)
-        if run.step % 200 == 0:
-            run.save()
-            write_scorer(run)
     run.finish()
     write_scorer(run)
 

@@ -94,8 +94,6 @@ def train_text(settings: Settings) -> None:
             states = encoder(input_ids=ids).pooler_output
         loss, right = listener.loss(states.float(), listener.targets(captions).to(device))
         run.update(loss, right=right)
-        if run.step % 500 == 0:
-            run.save()
     run.finish()
 
 

@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WARMUP_SHARE: Final = 0.03
+WARMUP_STEPS: Final = 200
 FLOOR_SHARE: Final = 0.02
+CHECKPOINT_SECONDS: Final = 60.0
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,6 +80,7 @@ class Run:
     elapsed: float = 0.0
     groups: list[dict[str, Any]] | None = None
     _last: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=time.monotonic)
     _rows: list[dict[str, float]] = field(default_factory=list)
     optimizer: torch.optim.AdamW = field(init=False)
     average: MovingAverage = field(init=False)
@@ -110,7 +112,7 @@ class Run:
     def running(self) -> bool:
         """Whether budget is left; also sets the learning rate for the next step (warm-up, then cosine)."""
         done = self.progress()
-        warm = min(1.0, (self.step + 1) / 200)
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         rate = self.peak_lr * warm * (FLOOR_SHARE + (1 - FLOOR_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
@@ -129,6 +131,10 @@ class Run:
         self.elapsed += now - self._last
         self._last = now
         self._record({"loss": float(loss.detach()), **values})
+        if now - self._saved > CHECKPOINT_SECONDS:
+            self.save()
+            self.export()
+            self._saved = now
 
     def _record(self, values: dict[str, float]) -> None:
         self._rows.append(values)
