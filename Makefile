@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test slow check lint types imports docs links system-packages clean
+.PHONY: install demo test slow check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -63,13 +63,6 @@ links:
 	@find .links/conceptry -type l ! -exec test -e {} \; -delete
 	@for room in $(ROOMS); do ln -sfn ../../$$room .links/conceptry/$$room; done
 	@for file in core/*.py core/py.typed; do ln -sfn ../../$$file .links/conceptry/$$(basename $$file); done
-
-# Debian's packages that some tests drive; those tests say so and are skipped where the program is missing.
-system-packages:
-	@if command -v strace >/dev/null; then :; \
-	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends strace || echo "system packages were not installed: strace"; \
-	else echo "system packages were not installed: strace"; fi
 
 clean:
 	rm -rf .links .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info $(OUT)
