@@ -66,7 +66,9 @@ def solve_coefficients(
     mask = active[samples][:, concepts].float()
     inverse, energies = _invert_gram(edits, mask.double().cpu())
     duals = torch.stack([edit.c_inv_i_star.to(context.device, torch.float32) for edit in edits])
-    similar = context[samples].float() @ duals.T
+    with torch.autocast(context.device.type, enabled=False):  # half precision would blur where a gate opens
+        similar = context[samples].float() @ duals.T
+        remove = similar @ inverse.to(similar)
     strengths = mask * torch.tensor([edit.strength for edit in edits], device=context.device)
     bias = torch.tensor([edit.bias for edit in edits], device=context.device)
     temperature = torch.tensor([edit.temperature for edit in edits], device=context.device)
@@ -74,7 +76,7 @@ def solve_coefficients(
     return Coefficients(
         samples,
         concepts,
-        remove=(similar @ inverse.to(similar)) * strengths[:, None],
+        remove=remove * strengths[:, None],
         insert=gates * strengths[:, None],
     )
 

@@ -7,7 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from conceptry.composer.gram import RankOneEdit
-from conceptry.composer.pipelines import Pipeline, encode_prompts, find_last_token, get_device
+from conceptry.composer.pipelines import (
+    Pipeline,
+    encode_prompts,
+    find_last_token,
+    get_device,
+    list_text_encoders,
+)
 from conceptry.composer.templates import LOCK_TEMPLATES
 from conceptry.errors import IncompatibleError
 
@@ -34,4 +40,6 @@ def find_superclass(pipeline: Pipeline, edit: RankOneEdit) -> Tensor | None:
         return edit.superclass_encoding
     if edit.superclass is None:
         raise IncompatibleError("a rank-one edit needs a superclass or key targets")
+    if not list_text_encoders(pipeline):
+        raise IncompatibleError("the pipeline has no text encoder, which locked keys are read from")
     return encode_superclass(pipeline, edit.superclass)

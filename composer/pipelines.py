@@ -73,6 +73,12 @@ def list_components(pipeline: Pipeline) -> dict[ComponentName, nn.Module]:
             parts[ComponentName(name)] = module
     for encoder in list_text_encoders(pipeline):
         parts[encoder.component] = encoder.module
+    for name, module in parts.items():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise IncompatibleError(
+                f"{name} is compiled, and compiled code does not notice what is attached",
+                hint="attach to the pipeline as it was before torch.compile",
+            )
     if not parts:
         raise IncompatibleError(
             f"{type(pipeline).__name__} has no denoiser and no text encoder that is known here"

@@ -14,7 +14,9 @@ from torch import Tensor
 from conceptry.bases import ComponentName
 from conceptry.names import Placeholder
 
-RECENT_SEQUENCES: Final = 256
+RECENT_SEQUENCES: Final = 512
+RECENT_STATES: Final = 4
+"""SDXL reads the last hidden state but one; ``clip_skip`` goes a little further back."""
 
 Present = frozenset[Placeholder]
 
@@ -42,7 +44,7 @@ class EncodingLog:
     def record(self, component: ComponentName, output: Any, present: Sequence[Present]) -> None:
         """Remembers the outputs of one call of a text encoder, one set of placeholders for each sequence."""
         hidden = getattr(output, "last_hidden_state", None)
-        states = [hidden, *(getattr(output, "hidden_states", None) or ())]
+        states = [hidden, *(getattr(output, "hidden_states", None) or ())[-RECENT_STATES:]]
         tensors = [state.detach() for state in states if isinstance(state, Tensor)]
         if not tensors:
             return
@@ -75,13 +77,14 @@ class EncodingLog:
 
 def _match(entries: Iterable[_Entry], row: Tensor, start: int) -> tuple[int, Present] | None:
     """Returns the width and the placeholders of all entries that equal ``row`` from column ``start`` on."""
-    width = 0
-    names: set[Placeholder] = set()
-    for entry in entries:
-        part = row[-1, start : start + entry.last.shape[1]]
-        if entry.length != row.shape[0] or part.shape[0] != entry.last.shape[1]:
-            continue
-        if bool((entry.last.to(part) == part).all(dim=1).any()):
-            width = entry.last.shape[1]
-            names |= entry.present
-    return (width, frozenset(names)) if width else None
+    fitting = [entry for entry in entries if entry.length == row.shape[0]]
+    if not fitting:
+        return None
+    width = fitting[0].last.shape[1]
+    part = row[-1, start : start + width]
+    if part.shape[0] != width:
+        return None
+    owners = [number for number, entry in enumerate(fitting) for _ in entry.last]
+    equal = (torch.cat([entry.last for entry in fitting]).to(part) == part).all(dim=1)
+    found = [fitting[owners[place]].present for place in equal.nonzero().flatten().tolist()]
+    return (width, frozenset().union(*found)) if found else None

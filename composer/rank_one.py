@@ -134,7 +134,8 @@ class _Stack:
             if found is None:
                 return None
             targets, removed = self._find_targets(layer, path, found.concepts, is_key=is_key, like=args[0])
-            change = found.insert @ targets - found.remove @ removed
+            with torch.autocast(output.device.type, enabled=False):
+                change = found.insert @ targets - found.remove @ removed
             result = output.clone()
             result[found.samples] = (result[found.samples].float() + change).to(output.dtype)
             return result

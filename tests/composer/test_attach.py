@@ -355,3 +355,11 @@ def test_the_report_reproduces_the_composition(sd1: Any, tmp_path: Path) -> None
     assert entry["reference"] == "test/lora@1.0.0"
     assert entry["digest"] == str(concept.digest)
     assert entry["strength"] == 0.25
+
+
+def test_a_compiled_denoiser_is_refused_instead_of_ignoring_what_is_attached(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    concept = make_lora(tmp_path / "l", pipeline)
+    pipeline.unet.compile(backend="eager")
+    with pytest.raises(IncompatibleError, match="compiled"):
+        attach(Composition(concept), pipeline)

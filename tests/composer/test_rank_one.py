@@ -310,3 +310,15 @@ def test_an_edit_of_another_base_is_refused_and_leaves_no_hook(sd1: Any, change:
         o_v[LAYER] = o_v[LAYER][:-1]
     with pytest.raises(IncompatibleError):
         RankOnePatch(sd1, [replace(edit, o_v=o_v)]).attach()
+
+
+def test_mixed_precision_does_not_blur_where_a_gate_opens(sd1: Any) -> None:
+    edit = make_edit(sd1, None)
+    context = torch.randn(1, 5, context_width(sd1))
+    context[0, 0] = edit.i_star
+    layer = get_layer(sd1)
+    with torch.no_grad(), RankOnePatch(sd1, [edit]):
+        expected = layer.to_v(context)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = layer.to_v(context.clone())
+    assert torch.allclose(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
