@@ -22,10 +22,11 @@ from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
-from conceptry.trainer.folders import locate_home
+from conceptry.trainer.folders import claimed, locate_home
 from conceptry.trainer.images import PictureFolder, scan_pictures
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
 from conceptry.trainer.latents import encode_pictures, read_resolution
+from conceptry.trainer.learners import Learner
 from conceptry.trainer.loop import LoopResult, run_loop
 from conceptry.trainer.objectives import read_schedule
 from conceptry.trainer.precision import choose_autocast, choose_device, deterministic
@@ -86,22 +87,13 @@ def train(
         context = _make_context(resolved, opened, pictures, cache_folder or home / "cache", on_event)
         if location is not None:
             context = replace(context, repo=location.repo, revision=location.revision)
+        learner = resolved.row.prepare(context)
         checkpoints = CheckpointFolder(
             folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
         )
-        if not resume:
-            _discard_checkpoints(checkpoints, context)
-        learner = resolved.row.prepare(context)
-        context.announce(f"{resolved.row.title}, {resolved.settings.steps} steps")
-        loop = run_loop(context, learner, checkpoints, resume=resume)
-        context.announce("checking the result")
-        if not loop.fixed_loss_after < loop.fixed_loss_before:
-            before, after = loop.fixed_loss_before, loop.fixed_loss_after
-            context.warn(f"the loss on fixed samples did not fall ({before:.4g} to {after:.4g})")
-        outcome = judge_learner(context, learner, loop, data=pictures.digest, instance=pictures.instance)
-        record = _make_record(context, pictures, loop, time.perf_counter() - started)
-        record["facts"] = dict(outcome.draft.facts)
-        concept = write_concept(context, outcome, folder / "concept", record=record)
+        with claimed(folder):
+            loop = _learn(context, learner, checkpoints, resume=resume)
+            concept = _finish(context, learner, loop, pictures, folder=folder / "concept", started=started)
     checkpoints.clear()
     return TrainResult(
         concept=concept,
@@ -112,6 +104,37 @@ def train(
         fixed_loss_before=loop.fixed_loss_before,
         fixed_loss_after=loop.fixed_loss_after,
     )
+
+
+def _learn(
+    context: TrainingContext, learner: Learner, checkpoints: CheckpointFolder, *, resume: bool
+) -> LoopResult:
+    found = checkpoints.find_complete()
+    if found and not resume:
+        context.warn(f"an unfinished run ({found[-1].name}) is discarded; --resume would go on with it")
+        checkpoints.clear()
+    context.announce(f"{context.job.row.title}, {context.job.settings.steps} steps")
+    loop = run_loop(context, learner, checkpoints, resume=resume)
+    before, after = loop.fixed_loss_before, loop.fixed_loss_after
+    if not after < before:
+        context.warn(f"the loss on fixed samples did not fall ({before:.4g} to {after:.4g})")
+    return loop
+
+
+def _finish(
+    context: TrainingContext,
+    learner: Learner,
+    loop: LoopResult,
+    pictures: PictureFolder,
+    *,
+    folder: Path,
+    started: float,
+) -> Concept:
+    context.announce("checking the result")
+    outcome = judge_learner(context, learner, loop, data=pictures.digest, instance=pictures.instance)
+    record = _make_record(context, pictures, loop, time.perf_counter() - started)
+    record["facts"] = dict(outcome.draft.facts)
+    return write_concept(context, outcome, folder, record=record)
 
 
 def _name_folder(job: TrainJob) -> str:
@@ -188,13 +211,6 @@ def _digest_job(resolved: ResolvedJob, pictures: PictureFolder, identity: BaseId
         "seed": resolved.job.seed,
     }
     return Digest.of_bytes(canonical_json(parts))
-
-
-def _discard_checkpoints(checkpoints: CheckpointFolder, context: TrainingContext) -> None:
-    found = checkpoints.find_complete()
-    if found:
-        context.warn(f"an unfinished run ({found[-1].name}) is discarded; --resume would go on with it")
-        checkpoints.clear()
 
 
 def _make_record(

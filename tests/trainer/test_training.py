@@ -14,7 +14,14 @@ import torch
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
 from conceptry.concepts import open_concept
-from conceptry.errors import InterruptedByUserError, InvalidImagesError, InvalidPlaceholderError, UsageError
+from conceptry.errors import (
+    InterruptedByUserError,
+    InvalidImagesError,
+    InvalidPlaceholderError,
+    StoreError,
+    TrainingError,
+    UsageError,
+)
 from conceptry.formats.tensors import read_tensors
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.training import TrainResult, train
@@ -303,6 +310,34 @@ def test_pictures_that_cannot_be_read_leave_nothing_behind(tmp_path: Path) -> No
     (tmp_path / "pictures" / "a.png").write_text("text", encoding="utf-8")
     with pytest.raises(InvalidImagesError):
         run("lora", tmp_path)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    events: list[TrainEvent] = []
+    with pytest.raises(StoreError, match="nothing can be written"):
+        run("lora", tmp_path, work="file/work", on_event=events.append)
+    assert not any(event.kind == "step" for event in events)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_hint_and_no_concept(tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="at step 1") as caught:
+        run("lora", tmp_path, base=pipeline)
+    assert caught.value.hint
+    assert not (tmp_path / "work").exists()
+
+
+def test_latents_that_are_not_finite_name_their_picture(tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        pipeline.vae.quant_conv.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError) as caught:
+        run("lora", tmp_path, base=pipeline)
+    assert caught.value.where == "images/0.png"
     assert not (tmp_path / "work").exists()
 
 
