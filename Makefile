@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test slow check lint types imports docs links clean
+.PHONY: install demo test slow bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -39,6 +39,11 @@ test: $(INSTALLED_DEV)
 
 slow: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
+
+# Ours and the peer in one run; figures go to benchmarks/results/.
+bench: $(INSTALLED_DEV)
+	$(OFFLINE) $(BIN)/python benchmarks/startup.py benchmarks/results/startup.json
+	$(OFFLINE) $(BIN)/python benchmarks/attaching.py benchmarks/results/attaching.json
 
 check: lint types imports docs
 

@@ -1,0 +1,66 @@
+"""What all benchmarks share: interleaved runs, medians and ratios, the machine, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of several runs of one thing."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median_seconds(self) -> float:
+        """The median run."""
+        return statistics.median(self.seconds)
+
+
+def interleave(things: Mapping[str, Callable[[], None]], runs: int) -> dict[str, Timing]:
+    """Returns the timings of each thing, run in turn so that a noisy machine is equally unfair to all."""
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for thing in things.values():
+        thing()
+    for _ in range(runs):
+        for name, thing in things.items():
+            started = time.perf_counter()
+            thing()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(name, tuple(values)) for name, values in seconds.items()}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns what a reader needs to judge the figures."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def report(title: str, timings: Mapping[str, Timing], *, ours: str, out: Path | None, **more: Any) -> None:
+    """Prints a table of medians with ratios to ``ours`` and writes the same as JSON to ``out``."""
+    base = timings[ours].median_seconds
+    print(title)
+    print(f"{'':36}{'median':>12}{'of ours':>10}")
+    for timing in timings.values():
+        print(f"{timing.name:36}{1000 * timing.median_seconds:9.1f} ms{timing.median_seconds / base:9.2f}x")
+    if out is not None:
+        rows = {
+            name: {"median_seconds": one.median_seconds, "runs": one.seconds} for name, one in timings.items()
+        }
+        document = {"title": title, "ours": ours, "machine": describe_machine(), "timings": rows, **more}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
