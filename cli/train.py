@@ -16,7 +16,7 @@ from conceptry.cli.progress import follow_training, track
 from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes, format_seconds
-from conceptry.errors import ConflictError, NotFoundError, UsageError
+from conceptry.errors import ConflictError, InterruptedByUserError, NotFoundError, UsageError
 from conceptry.names import ConceptName, Reference, parse_placeholder, parse_version
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from conceptry.trainer.jobs import TrainJob
     from conceptry.trainer.training import TrainResult
 
-_NOT_OF_THE_JOB: Final = frozenset({"job"})
+# Options of this run, which say nothing of the concept.
+_NOT_OF_THE_JOB: Final = frozenset({"job", "resume", "workdir"})
 _NEEDED: Final = ("images", "name", "placeholder", "superclass")
 
 # Parsed here, so that a fault is explained as everywhere else.
@@ -157,13 +158,18 @@ def run_job(
     with track(session.out, "loading the base") as meter:
         from conceptry.trainer.training import train as train_job
 
-        return train_job(
-            job,
-            on_event=follow_training(meter, session.out),
-            workdir=workdir,
-            resume=resume,
-            base=location,
-        )
+        try:
+            return train_job(
+                job,
+                on_event=follow_training(meter, session.out),
+                workdir=workdir,
+                resume=resume,
+                base=location,
+            )
+        except InterruptedByUserError as error:
+            if workdir is not None and error.hint is not None:
+                error.hint = f"{error.hint} --workdir {shlex.quote(str(workdir))}"
+            raise
 
 
 def _report(session: Session, job: TrainJob, result: TrainResult, published: Published) -> None:
