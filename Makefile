@@ -6,7 +6,6 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 ROOMS := cli composer evaluation formats registry toybox trainer
-SOURCES := core $(ROOMS) tests docs
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
