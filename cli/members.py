@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conceptry.cli.progress import track
 from conceptry.cli.session import Session
 from conceptry.errors import UsageError
 
@@ -35,9 +36,10 @@ def fetch_composition(session: Session, document: CompositionDocument) -> Compos
         NotFoundError: if the store lacks one.
         IntegrityError: if a byte of one changed.
     """
-    from conceptry.composer.compositions import Composition
+    with track(session.out, "reading the concepts"):
+        from conceptry.composer.compositions import Composition
 
-    concepts = [session.registry.get(member.reference) for member in document.concepts]
+        concepts = [session.registry.get(member.reference) for member in document.concepts]
     rename = {
         str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}
         for member in document.concepts

@@ -118,7 +118,7 @@ def follow_training(meter: Meter, out: Output) -> Callable[[TrainEvent], None]:
         elif event.kind == "phase":
             meter.phase(event.message)
         else:
-            loss = "" if event.loss is None else f"loss {event.loss:.4f}"
-            meter.update(event.step, event.total, loss)
+            loss = "" if event.loss is None else f", loss {event.loss:.4f}"
+            meter.update(event.step, event.total, f"step {event.step} of {event.total}{loss}")
 
     return show

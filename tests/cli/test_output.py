@@ -103,6 +103,12 @@ def test_nothing_but_data_reaches_a_pipe(run: Run, imp: str) -> None:
     assert finished.err == ""
 
 
+def test_verbose_says_what_is_going_on_where_no_bar_can_move(run: Run, imp: str) -> None:
+    finished = run("verify", "--verbose")
+    assert finished.out == "the store: every byte is right\n"
+    assert finished.err == "reading\n"
+
+
 def test_a_reader_that_leaves_early_is_no_error(run: Run, imp: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
