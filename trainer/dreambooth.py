@@ -82,6 +82,11 @@ class DreamBooth(Learner):
         """The base's own values; to be read while detached."""
         return {f"weights/{name}": weight.detach() for name, weight in self.tuned.items()}
 
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """The tuned values."""
+        return {f"weights/{name}": value for name, value in self.values.items()}
+
     def attach(self) -> None:
         """Puts the tuned values in the place of the base's."""
         self.patch.attach()
@@ -141,12 +146,11 @@ class DreamBooth(Learner):
         }
         if not changed:
             raise TrainingError("no weight differs from the base's", hint="train for more steps")
-        contents = FullContents(
-            component=UNET, tensors={name: from_torch(value) for name, value in changed.items()}
-        )
 
         def write(path: Path, metadata: Mapping[str, str]) -> None:
-            write_full(path, contents, metadata)
+            # Bytes are made here and not before: of a large model they are gigabytes.
+            tensors = {name: from_torch(value) for name, value in changed.items()}
+            write_full(path, FullContents(component=UNET, tensors=tensors), metadata)
 
         total = sum(1 for _ in iter_tensors(self.context.pipeline.unet))
         return Draft(

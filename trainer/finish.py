@@ -90,19 +90,19 @@ def judge_learner(
 
 
 def _check_values(learner: Learner) -> None:
-    with learner.attached():
-        trained = {name: value.detach().clone() for name, value in learner.parameters.items()}
-    moved = False
+    moved = filled = False
+    trained = learner.trained
     for name, before in learner.initial.items():
-        value = trained[name]
+        value = trained[name].detach()
         if not bool(torch.isfinite(value).all()):
             raise TrainingError(f"{name} is not finite after training", hint="lower the learning rate")
         moved = moved or not torch.equal(value, before.to(value))
+        filled = filled or bool(value.any())
     if not moved:
         raise TrainingError(
             "training moved no parameter", hint="raise the learning rate or the number of steps"
         )
-    if not any(bool(value.any()) for value in trained.values()):
+    if not filled:
         raise TrainingError("all trained values are zero", hint="lower the learning rate")
 
 

@@ -52,6 +52,11 @@ class Learner(ABC):
         """The values that the parameters began with."""
 
     @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """The values that the parameters have now, under the same names; readable while detached."""
+        return self.parameters
+
+    @property
     def state(self) -> Mapping[str, Tensor]:
         """Further tensors that a checkpoint must hold."""
         return {}

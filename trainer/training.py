@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +20,7 @@ from conceptry.composer.fingerprints import find_pipeline_family, identify_pipel
 from conceptry.composer.loading import load_pipeline
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
+from conceptry.errors import InterruptedByUserError
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
@@ -91,7 +95,7 @@ def train(
         checkpoints = CheckpointFolder(
             folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
         )
-        with claimed(folder):
+        with claimed(folder), _naming(workdir):
             loop = _learn(context, learner, checkpoints, resume=resume)
             concept = _finish(context, learner, loop, pictures, folder=folder / "concept", started=started)
     checkpoints.clear()
@@ -104,6 +108,17 @@ def train(
         fixed_loss_before=loop.fixed_loss_before,
         fixed_loss_after=loop.fixed_loss_after,
     )
+
+
+@contextmanager
+def _naming(workdir: Path | None) -> Iterator[None]:
+    """Puts the folder that the caller chose into the command that goes on with a stopped run."""
+    try:
+        yield
+    except InterruptedByUserError as error:
+        if workdir is not None and error.hint:
+            error.hint = f"{error.hint} --workdir {shlex.quote(str(workdir))}"
+        raise
 
 
 def _learn(

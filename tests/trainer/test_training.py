@@ -94,7 +94,8 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(method: str,
         run(method, tmp_path, work="stopped", settings={"ema_decay": 0.9}, on_event=stop_after_three)
     assert caught.value.exit_code == 130
     assert caught.value.hint
-    assert caught.value.hint.endswith("--resume")
+    assert caught.value.hint.startswith(f"concepts train {method} ")
+    assert caught.value.hint.endswith(f" --resume --workdir {tmp_path / 'stopped'}")
     assert not (tmp_path / "stopped" / "concept").exists()
 
     resumed = run(method, tmp_path, work="stopped", settings={"ema_decay": 0.9}, resume=True)
