@@ -7,6 +7,7 @@ next command of a pipe would want, and errors. Text that came from a package is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,7 +110,18 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 def _dump(document: Mapping[str, Any], indent: int | None) -> str:
     # ASCII only, so that no character of a package reaches a terminal as itself; DEL is the one ASCII control left.
-    return json.dumps(document, indent=indent, ensure_ascii=True, allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(_clean(document), indent=indent, ensure_ascii=True, allow_nan=False).replace(
+        "\x7f", "\\u007f"
+    )
+
+
+def _clean(value: Any) -> Any:
+    """Returns ``value`` with null in place of numbers that are not finite: a score without a span, a mean of none."""
+    if isinstance(value, Mapping):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

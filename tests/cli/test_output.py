@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.cli.output import Output
 from conceptry.cli.text import count_things, format_bytes, format_seconds, make_visible
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
@@ -131,6 +132,11 @@ def test_a_reader_that_leaves_early_is_no_error(run: Run, imp: str) -> None:
 )
 def test_only_what_a_terminal_obeys_or_hides_is_escaped(text: str, visible: str) -> None:
     assert make_visible(text) == visible
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(mode="json").emit({"normalised": float("nan"), "interval": (0.5, float("inf"))}, [])
+    assert json.loads(capsys.readouterr().out) == {"normalised": None, "interval": [0.5, None]}
 
 
 def test_numbers_are_written_for_people() -> None:
