@@ -30,7 +30,9 @@ def test_the_second_moment_counts_every_token_but_the_start_and_the_padding(shap
     rows = []
     for line, encoded in zip(lines, encode_prompts(pipeline, lines), strict=True):
         words = len(pipeline.tokenizer(line)["input_ids"])
-        rows.append(encoded[1:words].double())  # words and end token, as the pipeline itself encodes them
+        rows.append(
+            encoded[1:words].detach().double()
+        )  # words and end token, as the pipeline itself encodes them
     kept = torch.cat(rows)
     expected = kept.T @ kept / len(kept)
     error = compute_second_moment(pipeline, lines) - expected
