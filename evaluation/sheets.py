@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN_PIXELS: Final = 10
 _LABEL_PIXELS: Final = 190
-_HEAD_PIXELS: Final = 64
+_HEAD_PIXELS: Final = 76
 _FONT_PIXELS: Final = 15
 _INK: Final = (30, 32, 38)
 _FAINT: Final = (120, 124, 132)

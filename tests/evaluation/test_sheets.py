@@ -18,7 +18,7 @@ def test_each_picture_is_at_its_row_and_column() -> None:
     found = {color for _, color in sheet.getcolors(1 << 24) or []}
     assert set(colors) <= found
     columns = {
-        color: [x for x in range(sheet.width) if sheet.getpixel((x, 70)) == color] for color in colors[:2]
+        color: [x for x in range(sheet.width) if sheet.getpixel((x, 120)) == color] for color in colors[:2]
     }
     assert max(columns[colors[0]]) < min(columns[colors[1]])
 
