@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conceptry.errors import InvalidDigestError, InvalidManifestError
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 _PATTERN: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _CHUNK_BYTES: Final = 1 << 20
+
+
+def new_hasher() -> _Hash:
+    """Returns a fresh SHA-256; OpenSSL is loaded here, since a listing starts without it."""
+    import hashlib
+
+    return hashlib.sha256()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,12 +55,14 @@ class Digest:
     @classmethod
     def of_bytes(cls, data: bytes | bytearray | memoryview) -> Digest:
         """Returns the digest of ``data``."""
-        return cls(hashlib.sha256(data).hexdigest())
+        hasher = new_hasher()
+        hasher.update(data)
+        return cls(hasher.hexdigest())
 
     @classmethod
     def of_chunks(cls, chunks: Iterable[bytes | memoryview]) -> Digest:
         """Returns the digest of all ``chunks`` in order."""
-        hasher = hashlib.sha256()
+        hasher = new_hasher()
         for chunk in chunks:
             hasher.update(chunk)
         return cls(hasher.hexdigest())

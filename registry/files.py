@@ -7,7 +7,6 @@ without ever replacing a file that must not change. What the operating system re
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from conceptry.digests import Digest
+from conceptry.digests import Digest, new_hasher
 from conceptry.errors import StoreError
 
 CHUNK_BYTES: Final = 1 << 20
@@ -72,7 +71,7 @@ class NewFile:
         self.path = path
         self.size_bytes = 0
         self._descriptor = descriptor
-        self._hasher = hashlib.sha256()
+        self._hasher = new_hasher()
 
     @property
     def digest(self) -> Digest:
@@ -188,7 +187,7 @@ def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:
 
 def digest_file(path: Path) -> tuple[Digest, int]:
     """Returns the digest and size of the bytes of ``path``. Raises OSError."""
-    hasher, size = hashlib.sha256(), 0
+    hasher, size = new_hasher(), 0
     for chunk in read_chunks(path):
         hasher.update(chunk)
         size += len(chunk)
