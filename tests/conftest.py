@@ -6,7 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("conceptry", deadline=None)
+hypothesis.settings.load_profile("conceptry")
 
 # Before torch is first imported: results on one thread do not depend on the number of workers.
 os.environ.update(
