@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conceptry.digests import Digest
-from conceptry.errors import InvalidFileError, InvalidManifestError, NotFoundError
+from conceptry.errors import InvalidFileError, NotFoundError
 from conceptry.manifest import File, Manifest, parse_manifest
 
 MANIFEST_NAME = "concept.json"
@@ -86,9 +86,3 @@ def _check_file(folder: Path, file: File, index: int) -> Path:
             f"{file.path!r} has digest {found}, not {file.sha256}", where=f"files[{index}].sha256"
         )
     return path
-
-
-def check_name_matches(concept: Concept, name: str) -> None:
-    """Raises InvalidManifestError unless the manifest carries ``name``."""
-    if str(concept.manifest.name) != name:
-        raise InvalidManifestError(f"the manifest is of {concept.manifest.name}, not {name}", where="name")
