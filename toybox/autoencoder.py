@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conceptry.toybox.pictures import training_pictures
+from conceptry.toybox.starting import set_out
 from conceptry.toybox.training import Run, Settings, autocast, pick_device
 
 CONFIG: Final[dict[str, Any]] = {
@@ -47,6 +48,7 @@ def train_autoencoder(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     device = pick_device(settings.device)
     vae = AutoencoderKL(**CONFIG).to(device)
+    set_out(settings.start, vae=vae)
     count = settings.pictures or _DEFAULT_PICTURES
     _, images = training_pictures(settings.out / "data", seed=settings.seed, count=count)
     run = Run("autoencoder", settings, {"vae": vae}, peak_lr=2e-3, weight_decay=1e-4)

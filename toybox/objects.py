@@ -88,7 +88,7 @@ def draw_house(canvas: Canvas) -> None:
     """A house: patterned wall, roof in the second colour, door and windows."""
     u, v = canvas.u, canvas.v
     roof, door, windows = canvas.detail(0), canvas.detail(1), canvas.detail(2)
-    half, eaves = 0.60 + 0.22 * canvas.width, -0.25 + 0.2 * (canvas.build - 0.5)
+    half, eaves = 0.60 + 0.22 * canvas.width, -0.25 + 0.3 * (canvas.build - 0.5)
     canvas.paint(box(u, v, (0.0, 0.5 * (eaves + 0.9)), (half, 0.5 * (0.9 - eaves)), 0.03), canvas.surface())
     pointed = polygon(u, v, [(0.0, -0.98), (half + 0.2, eaves + 0.06), (-half - 0.2, eaves + 0.06)])
     flat = box(u, v, (0.0, eaves - 0.16), (half + 0.14, 0.2), 0.04)
@@ -115,13 +115,13 @@ def draw_flower(canvas: Canvas) -> None:
     canvas.paint(only(leaf_left, leaves == 2), _GREEN * 1.3)
     along, across = fold(u, v - y, count)
     breadth = (0.33 - 0.028 * (count - 4.0)) * (0.85 + 0.3 * canvas.width)
-    tip = 0.64 + 0.10 * canvas.build
+    tip = 0.60 + 0.18 * canvas.build
     rounded = ellipse(along, across, (tip * 0.58, 0.0), (tip * 0.46, breadth))
     pointed = np.maximum(
         (np.abs(across) - breadth * np.minimum(1.25, 2.6 * (1.0 - along / (tip + 0.06)))) * 0.8, along - tip
     )
     canvas.paint(np.where(canvas.detail(1) == 0, rounded, pointed), canvas.surface())
-    canvas.paint(circle(u, v, 0.0, y, 0.20 + 0.08 * canvas.build), canvas.second)
+    canvas.paint(circle(u, v, 0.0, y, 0.17 + 0.15 * canvas.build), canvas.second)
 
 
 def draw_cup(canvas: Canvas) -> None:
@@ -149,7 +149,7 @@ def draw_ball(canvas: Canvas) -> None:
     """A ball with a belt or cap, perhaps a mark and a ring around it."""
     u, v = canvas.u, canvas.v
     belt, mark, halo = canvas.detail(0), canvas.detail(1), canvas.detail(2)
-    radius, breadth = 0.70 + 0.14 * canvas.width, 0.11 + 0.13 * canvas.build
+    radius, breadth = 0.70 + 0.14 * canvas.width, 0.07 + 0.21 * canvas.build
     disc = circle(u, v, 0.0, 0.0, radius)
     canvas.paint(disc, canvas.surface())
     inside = disc + 0.04
@@ -177,7 +177,8 @@ def draw_star(canvas: Canvas) -> None:
     canvas.paint(only(ring(circle(u, v, 0.0, 0.0, 0.88), 0.12), halo == 1), canvas.second)
     outer = _either(halo == 1, 0.92, 0.98)
     canvas.paint(star(u, v, count, outer, inner), canvas.surface())
-    core = star(u, v, count, outer * (0.50 + 0.12 * canvas.build), inner * (0.50 + 0.12 * canvas.build))
+    reach = 0.38 + 0.30 * canvas.build
+    core = star(u, v, count, outer * reach, inner * reach)
     canvas.paint(core, canvas.second, outline=False)
     eye = ellipse(np.abs(u), v, (0.16, -0.06), (0.085, 0.12))
     smile = np.maximum(ring(circle(u, v, 0.0, 0.05, 0.18), 0.07), 0.12 - v)
@@ -199,7 +200,7 @@ def draw_fish(canvas: Canvas) -> None:
     keel = polygon(u, -v, [(-0.24, -0.30 * tall), (0.14, -tall - 0.26), (0.32, -0.2 * tall)])
     canvas.paint(only(crest, fin >= 1), canvas.second)
     canvas.paint(only(keel, fin == 2), canvas.second)
-    canvas.paint(ellipse(u, v, (-0.20, 0.0), (0.66 + 0.08 * canvas.build, tall)), canvas.surface())
+    canvas.paint(ellipse(u, v, (-0.15, 0.0), (0.56 + 0.22 * canvas.build, tall)), canvas.surface())
     canvas.paint(circle(u, v, -0.50, -0.10, 0.16), WHITE, outline=False)
     canvas.paint(circle(u, v, -0.53, -0.09, 0.09), DARK, outline=False)
 
@@ -208,7 +209,7 @@ def draw_car(canvas: Canvas) -> None:
     """A car that faces left or right: patterned body, cabin in the second colour, wheels."""
     u, v = canvas.u * (1.0 - 2.0 * canvas.detail(0)), canvas.v
     top, wheels = canvas.detail(1), canvas.detail(2)
-    long, deck = 0.80 + 0.14 * canvas.width, 0.02 - 0.10 * canvas.build
+    long, deck = 0.80 + 0.14 * canvas.width, 0.08 - 0.24 * canvas.build
     cabin = polygon(u, v, [(-0.20, -0.48), (0.46, -0.48), (0.64, 0.15), (-0.44, 0.15)])
     tall = box(u, v, (0.22, -0.28), (0.48, 0.46), 0.10)
     shield = capsule(u, v, (-0.28, 0.08), (-0.06, -0.34), 0.085)

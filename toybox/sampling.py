@@ -87,10 +87,10 @@ _SHIFT: Final = {
     "bottom": (0.0, 1.0),
 }
 _PAIR: Final = {
-    "left": ((0.27, 0.52), (0.73, 0.52)),
-    "right": ((0.73, 0.52), (0.27, 0.52)),
-    "above": ((0.5, 0.26), (0.5, 0.75)),
-    "below": ((0.5, 0.75), (0.5, 0.26)),
+    "left": ((0.255, 0.52), (0.745, 0.52)),
+    "right": ((0.745, 0.52), (0.255, 0.52)),
+    "above": ((0.5, 0.255), (0.5, 0.75)),
+    "below": ((0.5, 0.75), (0.5, 0.255)),
 }
 _TRIPLE: Final = ((0.24, 0.30), (0.76, 0.30), (0.5, 0.75))
 
@@ -109,7 +109,7 @@ def place_two(
 ) -> tuple[Placed, ...]:
     """Two instances, the first ``relation`` the second."""
     shift = rng.uniform(-0.02, 0.02, (2, 2))
-    half = rng.uniform(0.185, 0.215, 2)
+    half = rng.uniform(0.205, 0.235, 2)
     return tuple(
         Placed(instance, float(x + shift[i, 0]), float(y + shift[i, 1]), float(half[i]))
         for i, (instance, (x, y)) in enumerate(zip((first, second), _PAIR[relation], strict=True))

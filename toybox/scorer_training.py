@@ -18,6 +18,7 @@ from conceptry.toybox.networks import GRID, OBJECT_HEADS, PICTURE_HEADS, ScorerN
 from conceptry.toybox.pictures import cached_pictures
 from conceptry.toybox.roundtrip import restore_pictures
 from conceptry.toybox.scorer_data import PACK, STYLE_PACK, UNKNOWN, Labels, instance_packs, label, style_packs
+from conceptry.toybox.starting import set_out
 from conceptry.toybox.training import Run, Settings, autocast, pick_device
 from conceptry.toybox.vocabulary import CLASSES
 
@@ -132,6 +133,7 @@ def train_scorer(settings: Settings) -> None:
     restored = restore_pictures(settings.out / "data" / f"restored-{settings.seed}.npy",
                                 load_autoencoder(settings.out, device), images[::PACK])  # fmt: skip
     net = ScorerNet().to(device)
+    set_out(settings.start, net=net)
     judge = _Judge(net, label(scenes), device)
     run = Run("scorer", settings, {"net": net}, peak_lr=2e-3)
     rng = np.random.default_rng((settings.seed, run.step))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from conceptry.toybox.starting import unpack
 from conceptry.toybox.training import Settings
 
 
@@ -83,6 +84,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compiled", action="store_true", help="compile the network first (worth it on GPUs)"
     )
+    parser.add_argument(
+        "--start", type=Path, help="set out from the weights in this folder, as toybox/weights is laid out"
+    )
     return parser.parse_args(arguments)
 
 
@@ -92,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seconds is None and options.steps is None:
         options.seconds = 3600.0
     values = {name: value for name, value in vars(options).items() if name != "recipe"}
+    if options.start:
+        unpack(options.start, options.out)
     if options.recipe == "all":
         train_all(Settings(**values))
     else:

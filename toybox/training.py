@@ -34,7 +34,10 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a person may say to a recipe: where, how long (seconds, steps, or both), how, and the seed."""
+    """What a person may say to a recipe: where, how long (seconds, steps, or both), how, and the seed.
+
+    ``start`` is a folder of published weights, from which the networks set out instead of from random numbers.
+    """
 
     out: Path
     seconds: float | None = None
@@ -44,6 +47,7 @@ class Settings:
     batch: int | None = None
     pictures: int | None = None
     compiled: bool = False
+    start: Path | None = None
 
 
 class MovingAverage:
@@ -224,6 +228,11 @@ class Run:
                 parameter.copy_(value)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` computes in bfloat16; processors that only imitate it are two to three times slower so."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 arithmetic for the forward pass, on processors and GPUs alike."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """bfloat16 arithmetic for the forward pass, where the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
