@@ -7,18 +7,19 @@ a name, which succeeds for exactly one of several writers.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from conceptry.digests import Digest
 from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import IntegrityError, NotFoundError, RemoteError
-from conceptry.names import ConceptName, Reference, Tag, Version
-from conceptry.registry import refs, tags
+from conceptry.names import LATEST, ConceptName, Reference, Tag, Version
+from conceptry.registry import refs, tags, yanks
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
 from conceptry.registry.files import (
     ensure_folder,
@@ -29,10 +30,22 @@ from conceptry.registry.files import (
 )
 from conceptry.registry.manifests import add_manifest
 from conceptry.registry.paths import Layout, locate_file_uri
+from conceptry.registry.protocol import (
+    DEFAULT_SEARCH_LIMIT,
+    EVERYTHING,
+    Capabilities,
+    RemoteConcept,
+    RemoteEntry,
+    RemoteVersion,
+    describe_concept,
+)
 from conceptry.registry.refs import Resolved, VersionRef
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import begin_generation
 from conceptry.registry.tags import TagMove
+
+if TYPE_CHECKING:
+    from conceptry.manifest import File
 
 FORMAT: Final = 1
 _LIMIT_BYTES: Final = 4096
@@ -44,6 +57,7 @@ class DirectoryRemote:
 
     uri: str
     layout: Layout
+    capabilities: Capabilities = EVERYTHING
 
     @classmethod
     def open(cls, uri: str) -> DirectoryRemote:
@@ -52,57 +66,69 @@ class DirectoryRemote:
         _check_format(uri, layout)
         return cls(uri, layout)
 
-    def resolve(self, reference: Reference) -> Resolved:
+    def resolve(self, reference: Reference) -> RemoteVersion:
         """Returns what a reference means there now. Raises NotFoundError, RemoteError."""
         self._check_present()
         local = Reference(reference.concept, reference.selector)
         try:
-            return resolve_reference(self.layout, local)
+            found = resolve_reference(self.layout, local)
         except NotFoundError as error:
             raise NotFoundError(f"{error.message} on {self.uri}", hint=error.hint) from error
+        yanked = yanks.read_yank(self.layout, found.reference.concept, _require_version(found))
+        return RemoteVersion(reference=found.reference, digest=found.digest, yanked=yanked)
+
+    def list_versions(self, name: ConceptName) -> tuple[RemoteEntry, ...]:
+        """Returns the versions of a concept there, smallest first. Raises RemoteError."""
+        self._check_present()
+        return tuple(
+            RemoteEntry(version=version, yanked=yanks.read_yank(self.layout, name, version))
+            for version in refs.list_versions(self.layout, name)
+        )
+
+    def search(self, words: str = "", *, limit: int = DEFAULT_SEARCH_LIMIT) -> Iterator[RemoteConcept]:
+        """Yields the concepts that have all words, in order of name. Raises RemoteError."""
+        self._check_present()
+        wanted = words.casefold().split()
+        found = (
+            concept
+            for name in refs.list_names(self.layout)
+            if (concept := self._describe(name)) is not None and _has_words(concept, wanted)
+        )
+        return itertools.islice(found, limit)
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
         """Returns the digest of a version there, None if there is none. Raises IntegrityError."""
         ref = refs.read_version(self.layout, name, version)
         return ref.digest if ref else None
 
-    def list(self, name: ConceptName | None = None) -> Iterator[Resolved]:
-        """Returns the versions there, in order of name and precedence. Raises RemoteError."""
-        self._check_present()
-        for concept in [name] if name else refs.list_names(self.layout):
-            for version in refs.list_versions(self.layout, concept):
-                ref = refs.read_version(self.layout, concept, version)
-                if ref is not None:
-                    yield Resolved(Reference(concept, version), ref.digest)
-
-    def has(self, digest: Digest, size_bytes: int) -> bool:
-        """Returns whether a blob is there and every byte of it is right. Raises StoreError."""
-        return is_intact(self.layout, digest, size_bytes)
-
-    @contextmanager
-    def get(self, digest: Digest, *, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
-        """Opens a blob's bytes from an offset on. Raises NotFoundError, StoreError."""
-        path = self.layout.blob(digest)
-        with explain_os_errors("read", path), contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(open_regular(path))
-            except FileNotFoundError:
-                raise NotFoundError(f"the blob {digest} is missing on {self.uri}") from None
-            yield file.iter_chunks(offset_bytes)
-
-    def get_manifest(self, version: Resolved) -> bytes:
+    def get_manifest(self, version: RemoteVersion) -> bytes:
         """Returns a manifest's bytes, unchecked, at most one more than the limit. Raises NotFoundError."""
         data = read_small_file(self.layout.manifest(version.digest), MAX_DOCUMENT_BYTES)
         if data is None:
             raise NotFoundError(f"the manifest of {version.reference} is missing on {self.uri}")
         return data
 
-    def put(self, digest: Digest, size_bytes: int, source: Path, *, on_bytes: CountBytes) -> None:
+    @contextmanager
+    def get(self, version: RemoteVersion, file: File, *, offset_bytes: int = 0) -> Iterator[Iterator[bytes]]:
+        """Opens a file's bytes from an offset on. Raises NotFoundError, StoreError."""
+        path = self.layout.blob(file.sha256)
+        with explain_os_errors("read", path), contextlib.ExitStack() as stack:
+            try:
+                opened = stack.enter_context(open_regular(path))
+            except FileNotFoundError:
+                raise NotFoundError(f"the blob {file.sha256} is missing on {self.uri}") from None
+            yield opened.iter_chunks(offset_bytes)
+
+    def has(self, version: Resolved, file: File) -> bool:
+        """Returns whether a blob is there and every byte of it is right. Raises StoreError."""
+        return is_intact(self.layout, file.sha256, file.size)
+
+    def put(self, version: Resolved, file: File, source: Path, *, on_bytes: CountBytes) -> None:
         """Copies a blob there unless it is there and intact. Raises IntegrityError, StoreError."""
         self._prepare()
-        add_blob_from_file(self.layout, source, digest, size_bytes, on_bytes=on_bytes)
+        add_blob_from_file(self.layout, source, file.sha256, file.size, on_bytes=on_bytes)
 
-    def put_manifest(self, version: Resolved, data: bytes) -> bool:
+    def put_manifest(self, version: Resolved, data: bytes, sources: Mapping[Digest, Path]) -> bool:
         """Returns True if the version is new there, False if it was there already. Raises ConflictError, StoreError."""
         number = _require_version(version)
         self._prepare()
@@ -124,6 +150,22 @@ class DirectoryRemote:
         """Moves a tag if it still is where it was seen. Raises ConflictError, StoreError."""
         self._prepare()
         return tags.move_tag(self.layout, name, tag, to, expected=expected)
+
+    def yank(self, name: ConceptName, version: Version, reason: str | None) -> None:
+        """Marks a version as one that nobody should choose anew; None takes the mark back. Raises NotFoundError."""
+        self._check_present()
+        with self._outdate_index():
+            yanks.write_yank(self.layout, name, version, reason)
+
+    def _describe(self, name: ConceptName) -> RemoteConcept | None:
+        """What cannot be read is left out: one damaged concept must not hide the others."""
+        from conceptry.registry.manifests import read_manifest
+
+        try:
+            manifest = read_manifest(self.layout, resolve_reference(self.layout, Reference(name, LATEST)))
+        except (IntegrityError, NotFoundError):
+            return None
+        return describe_concept(manifest)
 
     @contextmanager
     def _outdate_index(self) -> Iterator[None]:
@@ -170,3 +212,8 @@ def _require_version(version: Resolved) -> Version:
     if number is None:
         raise IntegrityError(f"{version.reference} names no version")
     return number
+
+
+def _has_words(concept: RemoteConcept, wanted: list[str]) -> bool:
+    text = " ".join([str(concept.name), concept.title, *concept.tags, *concept.kinds, *concept.families])
+    return all(word in text.casefold() for word in wanted)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, NotFoundError, StoreError
@@ -15,12 +17,22 @@ from conceptry.registry.blobs import CountBytes, add_blob, check_received
 from conceptry.registry.files import BLOB_MODE, digest_file, ensure_folder, explain_os_errors, sync_folder
 from conceptry.registry.locks import try_lock
 from conceptry.registry.paths import Layout
-from conceptry.registry.remotes import Remote
+from conceptry.registry.protocol import Remote, RemoteVersion
+
+if TYPE_CHECKING:
+    from conceptry.manifest import File
 
 
-def receive_blob(
-    layout: Layout, remote: Remote, digest: Digest, size_bytes: int, *, on_bytes: CountBytes
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the bytes of one blob come from."""
+
+    remote: Remote
+    version: RemoteVersion
+    file: File
+
+
+def receive_blob(layout: Layout, source: Source, *, on_bytes: CountBytes) -> None:
     """Brings a blob from a remote into the store, going on where an interrupted attempt ended.
 
     Raises:
@@ -29,43 +41,42 @@ def receive_blob(
         RemoteError: if the remote fails; what arrived is kept for the next attempt.
         StoreError: if the disk refuses; nothing is kept.
     """
+    digest, size_bytes = source.file.sha256, source.file.size
     with _open_partial(layout, digest) as descriptor:
         if descriptor is None:
-            with remote.get(digest) as chunks:
+            with source.remote.get(source.version, source.file) as chunks:
                 add_blob(layout, digest, size_bytes, chunks, on_bytes=on_bytes)
             return
         try:
-            _fill_partial(layout, remote, digest, size_bytes, descriptor=descriptor, on_bytes=on_bytes)
+            _fill_partial(layout, source, descriptor=descriptor, on_bytes=on_bytes)
             _commit_partial(layout, digest, descriptor)
         except (IntegrityError, NotFoundError, StoreError):
             layout.partial(digest).unlink(missing_ok=True)
             raise
 
 
-def _fill_partial(
-    layout: Layout, remote: Remote, digest: Digest, size_bytes: int, *, descriptor: int, on_bytes: CountBytes
-) -> None:
+def _fill_partial(layout: Layout, source: Source, *, descriptor: int, on_bytes: CountBytes) -> None:
+    digest, size_bytes = source.file.sha256, source.file.size
     start = os.fstat(descriptor).st_size
     if 0 < start <= size_bytes:
         on_bytes(start)
-        _append(layout, remote, digest, size_bytes, descriptor=descriptor, on_bytes=on_bytes)
+        _append(layout, source, descriptor=descriptor, on_bytes=on_bytes)
         if _digest_partial(layout, digest) == (digest, size_bytes):
             return
     with explain_os_errors("write", layout.partial(digest)):
         os.ftruncate(descriptor, 0)
-    _append(layout, remote, digest, size_bytes, descriptor=descriptor, on_bytes=on_bytes)
+    _append(layout, source, descriptor=descriptor, on_bytes=on_bytes)
     found, found_bytes = _digest_partial(layout, digest)
     check_received(found, found_bytes, digest=digest, size_bytes=size_bytes)
 
 
-def _append(
-    layout: Layout, remote: Remote, digest: Digest, size_bytes: int, *, descriptor: int, on_bytes: CountBytes
-) -> None:
+def _append(layout: Layout, source: Source, *, descriptor: int, on_bytes: CountBytes) -> None:
     """Never takes more than one piece beyond the declared size."""
+    digest, size_bytes = source.file.sha256, source.file.size
     written = os.fstat(descriptor).st_size
     if written == size_bytes and written > 0:
         return
-    with remote.get(digest, offset_bytes=written) as chunks:
+    with source.remote.get(source.version, source.file, offset_bytes=written) as chunks:
         for chunk in chunks:
             with explain_os_errors("write", layout.partial(digest)):
                 rest = memoryview(chunk)

@@ -177,6 +177,10 @@ class Layout:
         """The file that says which manifest a version is."""
         return self.versions(name) / name_version_file(version)
 
+    def yank(self, name: ConceptName, version: Version) -> Path:
+        """The file that says why nobody should choose a version anew."""
+        return self.concept(name) / "yanks" / name_version_file(version)
+
     def tags(self, name: ConceptName) -> Path:
         """The folder of a concept's tags."""
         return self.concept(name) / "tags"

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from conceptry.concepts import Concept
     from conceptry.manifest import Manifest
+    from conceptry.registry.protocol import Remote
     from conceptry.registry.publish import Published
     from conceptry.registry.reading import Shown
-    from conceptry.registry.remotes import Remote
     from conceptry.registry.transfer import Pulled, Pushed
     from conceptry.registry.verify import Finding
 

@@ -1,66 +1,17 @@
-"""Remotes: the small protocol they speak, and the table of their kinds by scheme."""
+"""The table of kinds of remotes by the scheme of their addresses; what they all speak is in ``protocol``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
-from conceptry.digests import Digest
 from conceptry.errors import NotFoundError, UsageError, suggest_nearest
-from conceptry.names import ConceptName, Reference, RemoteName, Tag, Version
-from conceptry.registry.blobs import CountBytes
+from conceptry.names import RemoteName
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.paths import locate_file_uri
-from conceptry.registry.refs import Resolved
-from conceptry.registry.tags import TagMove
-
-
-class Remote(Protocol):
-    """Where others keep theirs. Names are resolved once; everything after asks for digests."""
-
-    @property
-    def uri(self) -> str:
-        """The remote's address, for messages."""
-
-    def resolve(self, reference: Reference) -> Resolved:
-        """Returns what a reference means there now. Raises NotFoundError, RemoteError."""
-
-    def read_version(self, name: ConceptName, version: Version) -> Digest | None:
-        """Returns the digest of a version there, None if there is none, also where nothing was ever pushed."""
-
-    def list(self, name: ConceptName | None = None) -> Iterable[Resolved]:
-        """Returns the versions there, of one concept or of all. Raises RemoteError."""
-
-    def has(self, digest: Digest, size_bytes: int) -> bool:
-        """Returns whether a blob is there, complete. Raises RemoteError."""
-
-    def get(self, digest: Digest, *, offset_bytes: int = 0) -> AbstractContextManager[Iterator[bytes]]:
-        """Opens a blob's bytes from an offset on. Raises NotFoundError, RemoteError."""
-
-    def get_manifest(self, version: Resolved) -> bytes:
-        """Returns a manifest's bytes, at most 1 MiB, unchecked. Raises NotFoundError, RemoteError."""
-
-    def put(self, digest: Digest, size_bytes: int, source: Path, *, on_bytes: CountBytes) -> None:
-        """Copies a blob there; its bytes are hashed on the way. Raises IntegrityError, RemoteError."""
-
-    def put_manifest(self, version: Resolved, data: bytes) -> bool:
-        """Returns True if the version is there from now on, False if it was already.
-
-        Of several who put the same version at the same time with other contents, exactly one succeeds.
-
-        Raises:
-            ConflictError: if the version is there with other contents.
-        """
-
-    def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
-        """Returns where a tag points there. Raises RemoteError."""
-
-    def move_tag(self, name: ConceptName, tag: Tag, to: Resolved, *, expected: TagMove | None) -> TagMove:
-        """Moves a tag if it still is where it was seen. Raises ConflictError, RemoteError."""
+from conceptry.registry.protocol import Remote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from conceptry.names import LATEST, ConceptName, Reference, Tag, Version, pick_l
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, list_versions, missing_concept, missing_version, read_version
 from conceptry.registry.tags import list_tags, read_tag
+from conceptry.registry.yanks import read_yank
 
 
 def resolve_reference(layout: Layout, reference: Reference) -> Resolved:
@@ -23,14 +24,28 @@ def resolve_reference(layout: Layout, reference: Reference) -> Resolved:
     if isinstance(selector, Digest):
         return _resolve_digest(layout, name, selector)
     if selector == LATEST:
-        latest = pick_latest(list_versions(layout, name))
-        if latest is None:
-            raise missing_concept(layout, name)
-        return _resolve_version(layout, name, latest)
+        return _resolve_latest(layout, name)
     move = read_tag(layout, name, selector)
     if move is None:
         raise _missing_tag(layout, name, selector)
     return Resolved(Reference(name, move.version), _resolve_version(layout, name, move.version).digest)
+
+
+def _resolve_latest(layout: Layout, name: ConceptName) -> Resolved:
+    versions = list_versions(layout, name)
+    latest = pick_latest(version for version in versions if read_yank(layout, name, version) is None)
+    if latest is not None:
+        return _resolve_version(layout, name, latest)
+    if not versions:
+        raise missing_concept(layout, name)
+    raise describe_all_yanked(name, versions[-1])
+
+
+def describe_all_yanked(name: ConceptName, version: Version) -> NotFoundError:
+    """Returns the error for a concept of which every version was yanked."""
+    return NotFoundError(
+        f"every version of {name} is yanked", hint=f"name one to have it all the same: {name}@{version}"
+    )
 
 
 def _resolve_version(layout: Layout, name: ConceptName, version: Version) -> Resolved:

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conceptry.digests import Digest
-from conceptry.errors import IntegrityError, NotFoundError, RemoteError
+from conceptry.errors import IntegrityError, NotFoundError
 from conceptry.manifest import File, Manifest
 from conceptry.names import LATEST, Reference, Tag, Version
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
 from conceptry.registry.manifests import check_manifest, iter_places, read_manifest_bytes
-from conceptry.registry.partials import receive_blob
+from conceptry.registry.partials import Source, receive_blob
+from conceptry.registry.protocol import Remote
 from conceptry.registry.publish import commit_version, refuse_other_contents
 from conceptry.registry.reading import explain_damage
 from conceptry.registry.refs import Resolved, describe_conflict
-from conceptry.registry.remotes import Remote
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
 from conceptry.registry.tags import move_tag, read_tag
@@ -58,9 +58,10 @@ def push_version(
         raise describe_conflict(version, there).inside(remote.uri)
     members = _list_distinct(manifest)
     _check_here(store, version, members, on_event)
-    sent_bytes = _send(store, remote, members, on_event)
+    sent_bytes = _send(store, remote, version, members, on_event=on_event)
     on_event(Progress(step="manifest", item=str(version.reference), done_bytes=0, total_bytes=len(data)))
-    created = remote.put_manifest(version, data)
+    sources = {file.sha256: store.layout.blob(file.sha256) for _, file in members}
+    created = remote.put_manifest(version, data, sources)
     on_event(Progress(step="ref", item=str(version.reference), done_bytes=len(data), total_bytes=len(data)))
     tag = _explicit_tag(reference)
     if tag is not None:
@@ -79,8 +80,9 @@ def pull_version(
     store: Store, reference: Reference, remote: Remote, *, on_event: OnEvent = ignore_event
 ) -> Pulled:
     """Returns the version that came from the remote; see ``Registry.pull``."""
-    version = remote.resolve(reference)
-    data = remote.get_manifest(version)
+    found = remote.resolve(reference)
+    version = found.resolved
+    data = remote.get_manifest(found)
     manifest = check_manifest(data, version)
     refuse_other_contents(store, version)
     store.prepare_for_writing()
@@ -90,7 +92,7 @@ def pull_version(
         ]
     meter = Meter("blob", sum(file.size for _, file in missing), on_event)
     for place, file in missing:
-        _receive(store, remote, version, place=place, file=file, meter=meter)
+        _receive(store, Source(remote, found, file), place=place, meter=meter)
     published = commit_version(store, version, manifest, data=data, origin="pulled")
     tag = _explicit_tag(reference)
     if tag is not None:
@@ -112,34 +114,30 @@ def _check_here(store: Store, version: Resolved, members: Iterable[Member], on_e
             explain_damage(store, version, place, file, checks)
 
 
-def _send(store: Store, remote: Remote, members: list[Member], on_event: OnEvent) -> int:
-    missing = [file for _, file in members if not remote.has(file.sha256, file.size)]
+def _send(
+    store: Store, remote: Remote, version: Resolved, members: list[Member], *, on_event: OnEvent
+) -> int:
+    missing = [file for _, file in members if not remote.has(version, file)]
     meter = Meter("blob", sum(file.size for file in missing), on_event)
     for file in missing:
-        remote.put(file.sha256, file.size, store.layout.blob(file.sha256), on_bytes=meter.start(file.path))
-    for file in missing:
-        if not remote.has(file.sha256, file.size):
-            raise RemoteError(
-                f"{remote.uri} took the file {file.path!r} but does not have it",
-                hint="run the same command again; nothing was made visible there",
-            )
+        source = store.layout.blob(file.sha256)
+        remote.put(version, file, source, on_bytes=meter.start(file.path))
     return sum(file.size for file in missing)
 
 
-def _receive(
-    store: Store, remote: Remote, version: Resolved, *, place: str, file: File, meter: Meter
-) -> None:
+def _receive(store: Store, source: Source, *, place: str, meter: Meter) -> None:
+    version, file, uri = source.version.reference, source.file, source.remote.uri
     try:
-        receive_blob(store.layout, remote, file.sha256, file.size, on_bytes=meter.start(file.path))
+        receive_blob(store.layout, source, on_bytes=meter.start(file.path))
     except IntegrityError as error:
         raise IntegrityError(
-            f"{version.reference}: the file {file.path!r} on {remote.uri} is wrong: {error.message}",
+            f"{version}: the file {file.path!r} on {uri} is wrong: {error.message}",
             where=f"{place}.sha256",
             hint="who pushed it can push it again, which puts the right bytes back; nothing was listed here",
         ) from error
     except NotFoundError as error:
         raise IntegrityError(
-            f"{version.reference}: the file {file.path!r} is missing on {remote.uri}",
+            f"{version}: the file {file.path!r} is missing on {uri}",
             where=f"{place}.sha256",
             hint="who pushed it can push it again, which puts it back; nothing was listed here",
         ) from error

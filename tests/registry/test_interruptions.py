@@ -80,7 +80,7 @@ def test_signal_in_the_middle_of_a_push_leaves_the_remote_as_it_was(
         process.send_signal(number)
         process.wait(timeout=60)
     assert process.returncode == -number
-    assert list(registry.open_remote(studio.as_uri()).list()) == []
+    assert list(registry.open_remote(studio.as_uri()).search()) == []
     assert list(studio.glob("blobs/sha256/*")) == []
     if number == signal.SIGINT:
         assert temporaries_below(studio) == []

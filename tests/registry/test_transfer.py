@@ -9,10 +9,12 @@ import pytest
 
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import ConflictError, IntegrityError, InvalidManifestError, UsageError
+from conceptry.manifest import File
 from conceptry.names import RemoteName, Tag
 from conceptry.registry import Registry
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.events import Progress
+from conceptry.registry.protocol import RemoteVersion
 from tests.registry.folders import CONTENTS, files_below, make_document, temporaries_below, write_folder
 
 BLOB = Digest.of_bytes(CONTENTS)
@@ -82,13 +84,15 @@ def test_pull_without_a_remote_says_how(second: Registry) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_version_with_other_contents_is_not_pushed_over(pushed: Registry, tmp_path: Path) -> None:
+def test_version_with_other_contents_is_not_pushed_over(
+    pushed: Registry, tmp_path: Path, studio: Path
+) -> None:
     other = Registry(tmp_path / "other")
     other.publish(write_folder(tmp_path / "mine", file=b"mine"))
     with pytest.raises(ConflictError) as caught:
         other.push("me/imp", pushed.remotes()[STUDIO])
     assert caught.value.exit_code == 8
-    assert not pushed.open_remote(STUDIO).has(Digest.of_bytes(b"mine"), 4)
+    assert not (studio / "blobs" / "sha256" / Digest.of_bytes(b"mine").hex).exists()
 
 
 def test_version_with_other_contents_is_not_pulled_over(second: Registry, tmp_path: Path) -> None:
@@ -199,9 +203,9 @@ def test_interrupted_pull_goes_on_where_it_ended(second: Registry, monkeypatch: 
     offsets: list[int] = []
     real = DirectoryRemote.get
 
-    def watch(self: DirectoryRemote, digest: Digest, *, offset_bytes: int = 0):  # type: ignore[no-untyped-def] # noqa: ANN202
+    def watch(self: DirectoryRemote, version: RemoteVersion, file: File, *, offset_bytes: int = 0):  # type: ignore[no-untyped-def] # noqa: ANN202
         offsets.append(offset_bytes)
-        return real(self, digest, offset_bytes=offset_bytes)
+        return real(self, version, file, offset_bytes=offset_bytes)
 
     monkeypatch.setattr(DirectoryRemote, "get", watch)
     second.pull("studio::me/imp")
