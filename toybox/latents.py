@@ -19,6 +19,7 @@ from conceptry.toybox.captions import describe
 from conceptry.toybox.pictures import in_parallel, training_pictures
 from conceptry.toybox.scene import Scene
 from conceptry.toybox.text import encode_captions
+from conceptry.toybox.training import autocast
 
 _CHUNK: Final = 1000
 
@@ -29,7 +30,7 @@ def encode_pictures(vae: AutoencoderKL, images: NDArray[np.uint8], *, batch: int
     parts = []
     for start in range(0, len(images), batch):
         pixels = to_tensor(images[start : start + batch], vae.device)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             parts.append(vae.encode(pixels).latent_dist.mean.half().cpu())
     return torch.cat(parts)
 

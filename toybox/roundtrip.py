@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conceptry.toybox.autoencoder import to_tensor
+from conceptry.toybox.training import autocast
 
 
 def to_bytes(pixels: Tensor) -> NDArray[np.uint8]:
@@ -26,7 +27,7 @@ def round_trip(vae: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64
     parts = []
     for start in range(0, len(images), batch):
         pixels = to_tensor(images[start : start + batch], vae.device)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             parts.append(to_bytes(vae.decode(vae.encode(pixels).latent_dist.mean).sample))
     return np.concatenate(parts)
 
