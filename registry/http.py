@@ -1,0 +1,511 @@
+"""The one way to the web: verified ranges, patience with an end, and credentials that stay with their origin.
+
+A ``Transport`` belongs to one remote. ``read`` brings a small document whole; ``stream`` brings a blob of known size
+from any offset on, and goes on by itself where a connection ended; ``send`` does the rest. Whose bytes they are is
+the caller's to check, by digest: nothing here believes a header that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+
+from conceptry.errors import ConceptryError, IntegrityError, RemoteError, UsageError
+from conceptry.registry.answers import (
+    REDIRECTS,
+    RETRIED,
+    Answer,
+    describe_url,
+    explain_status,
+    find_host,
+    find_origin,
+    follow_redirect,
+    is_web_page,
+    read_content_range,
+    read_length,
+    read_retry_after,
+    read_strong_etag,
+)
+from conceptry.registry.wire import WATCH, Limits, Watch, make_pool
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
+Body: TypeAlias = "bytes | SupportsRead[bytes] | None"
+Headers = Mapping[str, str]
+
+CHUNK_BYTES: Final = 1 << 18
+OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "CONCEPTRY_OFFLINE")
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO_HEADERS: Final[Headers] = MappingProxyType({})
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
+_PROGRESS_BYTES: Final = 1 << 20  # less than this is no reason to believe in a connection again
+_SLOWEST_BYTES_PER_SECOND: Final = 1024.0
+
+
+def is_offline() -> bool:
+    """Returns whether the user forbade the network (``--offline``, ``HF_HUB_OFFLINE``)."""
+    return any(os.environ.get(name, "").strip().lower() in _YES for name in OFFLINE_VARIABLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret for one origin. It is sent nowhere else, and over plain http only within this machine."""
+
+    origin: str
+    """``scheme://host:port``, as ``find_origin`` writes it."""
+
+    value: str = field(repr=False)
+    """What the header ``Authorization`` says."""
+
+    def fits(self, url: str) -> bool:
+        """Returns whether the secret may be sent with a request for ``url``."""
+        private = url.startswith("https:") or find_host(url) in ("localhost", "127.0.0.1", "::1")
+        return private and find_origin(url) == self.origin
+
+
+class _Retry(Exception):
+    """What went wrong may go right the next time."""
+
+    def __init__(self, error: ConceptryError, wait_seconds: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.wait_seconds = wait_seconds
+
+
+class Transport:
+    """Requests to one remote, whose address the user wrote: ``address`` decides what else may be contacted.
+
+    An http address is the user's wish; from an https address nothing leads back to http. Hosts inside this network
+    are reached only if the user named them (``address``, or ``hosts``).
+
+    Raises:
+        UsageError: if ``address`` is no http or https address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credential: Credential | None = None,
+        limits: Limits | None = None,
+        hosts: frozenset[str] = frozenset(),
+        connections: int = 8,
+    ) -> None:
+        self.origin: Final = find_origin(address)
+        self.limits: Final = limits or Limits()
+        self._credential = credential
+        self._hosts = hosts | {find_host(address)}
+        self._pool = make_pool(self.limits, connections=connections)
+
+    def close(self) -> None:
+        """Gives the open connections back."""
+        self._pool.clear()
+
+    # --- whole documents ---------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        url: str,
+        *,
+        limit_bytes: int,
+        headers: Headers = _NO_HEADERS,
+        credential: Credential | None = None,
+    ) -> Answer:
+        """Returns the document at ``url``, whole, read again where the way there failed.
+
+        Raises:
+            NotFoundError: if it is not there.
+            IntegrityError: if it is larger than ``limit_bytes``.
+            RemoteError: if the remote cannot be reached, is too slow, or answers something else.
+        """
+        return self.send("GET", url, limit_bytes=limit_bytes, headers=headers, credential=credential)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Body = None,
+        headers: Headers = _NO_HEADERS,
+        credential: Credential | None = None,
+        accept: frozenset[int] = frozenset({200}),
+        limit_bytes: int = 1 << 20,
+    ) -> Answer:
+        """Returns the answer to one request; its status is among ``accept``.
+
+        A request with a body that is read from a file is made once, any other again where the way there failed.
+
+        Raises:
+            NotFoundError, IntegrityError, RemoteError: as ``read``.
+        """
+        once = not (body is None or isinstance(body, bytes))
+        patience = _Patience(self.limits, deadline_seconds=self.limits.deadline_seconds)
+        while True:
+            try:
+                with self._exchange(
+                    method, url, body=body, headers=headers, credential=credential, body_bytes=limit_bytes
+                ) as (response, place):
+                    return _read_whole(response, place, accept=accept, limit_bytes=limit_bytes, method=method)
+            except _Retry as failed:
+                if once:
+                    raise failed.error from failed
+                patience.wait(failed)
+
+    # --- blobs -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def stream(
+        self,
+        url: str,
+        *,
+        size_bytes: int,
+        offset_bytes: int = 0,
+        headers: Headers = _NO_HEADERS,
+        credential: Credential | None = None,
+    ) -> Iterator[Iterator[bytes]]:
+        """Opens the bytes of ``url`` from an offset on: exactly up to ``size_bytes``, or an error.
+
+        Where a connection ends early the rest is asked for, with the first answer's entity tag as a condition. The
+        bytes are as they come: the caller compares their digest.
+
+        Raises:
+            NotFoundError: if it is not there.
+            IntegrityError: if the remote has another number of bytes.
+            RemoteError: if the remote cannot be reached, is too slow, or answers something else.
+        """
+        pieces = _Blob(self, url, size_bytes, offset_bytes, headers, credential).iter_pieces()
+        if offset_bytes >= size_bytes:
+            yield iter(())
+            return
+        first = next(pieces)  # what is missing is told when it is opened
+
+        def chain() -> Iterator[bytes]:
+            yield first
+            yield from pieces
+
+        try:
+            yield chain()
+        finally:
+            pieces.close()
+
+    # --- one request -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Body = None,
+        headers: Headers = _NO_HEADERS,
+        credential: Credential | None = None,
+        body_bytes: int,
+    ) -> Iterator[tuple[urllib3.BaseHTTPResponse, str]]:
+        """Yields the answer that is no redirect, and where it came from."""
+        with _as_retries(url):
+            place = url
+            for _ in range(self.limits.max_redirects + 1):
+                response = self._request(
+                    method, place, body=body, headers=headers, credential=credential, body_bytes=body_bytes
+                )
+                if response.status not in REDIRECTS:
+                    try:
+                        yield response, place
+                    finally:
+                        _finish(response)
+                    return
+                response.close()
+                if method not in ("GET", "HEAD"):
+                    raise RemoteError(
+                        f"{describe_url(place)} sends uploads somewhere else",
+                        hint="write the address that it redirects to into the remote",
+                    )
+                place = follow_redirect(place, response.headers.get("location"))
+        raise RemoteError(
+            f"{describe_url(url)} redirects more than {self.limits.max_redirects} times",
+            hint="tell who runs that remote",
+        )
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Body,
+        headers: Headers,
+        credential: Credential | None,
+        body_bytes: int,
+    ) -> urllib3.BaseHTTPResponse:
+        if is_offline():
+            raise RemoteError(
+                f"{describe_url(url)} was not asked: the network is forbidden",
+                hint="leave out --offline, or unset HF_HUB_OFFLINE",
+            )
+        watch = Watch(self.limits, body_bytes=body_bytes, hosts=self._hosts)
+        token = WATCH.set(watch)
+        try:
+            response = self._pool.request(
+                method,
+                url,
+                body=body,
+                headers=self._choose_headers(url, headers, credential or self._credential),
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        finally:
+            WATCH.reset(token)
+        watch.begin_body()
+        return response
+
+    def _choose_headers(self, url: str, headers: Headers, credential: Credential | None) -> dict[str, str]:
+        """Secrets go to their own origin; nobody is asked to compress, so that bytes are counted as they are."""
+        here = find_origin(url) == self.origin
+        chosen = {k: v for k, v in headers.items() if here or k.lower() not in _SECRET_HEADERS}
+        chosen |= {"User-Agent": "conceptry", "Accept-Encoding": "identity"}
+        if credential is not None and credential.fits(url):
+            chosen["Authorization"] = credential.value
+        return chosen
+
+
+class _Patience:
+    """How often and how long one thing is tried."""
+
+    def __init__(self, limits: Limits, *, deadline_seconds: float) -> None:
+        self._limits = limits
+        self._deadline = time.monotonic() + deadline_seconds
+        self._failures = 0
+
+    def begin_anew(self) -> None:
+        """Notes progress: earlier failures count no more."""
+        self._failures = 0
+
+    def wait(self, failed: _Retry) -> None:
+        """Waits before the next attempt. Raises the error that was met if there is to be none."""
+        self._failures += 1
+        asked = failed.wait_seconds
+        if asked is not None and asked > self._limits.max_wait_seconds:
+            raise RemoteError(
+                f"{failed.error.message} and asks to wait {asked:.0f} seconds", hint="repeat it then"
+            )
+        backoff = min(8.0, self._limits.backoff_seconds * 2 ** (self._failures - 1)) * random.uniform(
+            0.5, 1.5
+        )
+        wait = max(backoff, asked or 0.0)
+        if self._failures >= self._limits.attempts or time.monotonic() + wait > self._deadline:
+            raise failed.error from failed
+        time.sleep(wait)
+
+
+class _Blob:
+    """One blob on its way, over as many connections as it takes."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        url: str,
+        size_bytes: int,
+        offset_bytes: int,
+        headers: Headers,
+        credential: Credential | None,
+    ) -> None:
+        self._transport = transport
+        self._url = url
+        self._size_bytes = size_bytes
+        self._position = offset_bytes
+        self._headers = headers
+        self._credential = credential
+        self._etag: str | None = None
+        self._ranges = True
+
+    def iter_pieces(self) -> Iterator[bytes]:
+        """Yields the bytes from the position to the end."""
+        limits = self._transport.limits
+        deadline_seconds = limits.deadline_seconds + self._size_bytes / _SLOWEST_BYTES_PER_SECOND
+        patience = _Patience(limits, deadline_seconds=deadline_seconds)
+        while self._position < self._size_bytes:
+            start = self._position
+            try:
+                yield from self._iter_connection()
+            except _Retry as failed:
+                if self._position - start >= _PROGRESS_BYTES:
+                    patience.begin_anew()
+                patience.wait(failed)
+
+    def _iter_connection(self) -> Iterator[bytes]:
+        headers = dict(self._headers)
+        if self._position and self._ranges:
+            headers["Range"] = f"bytes={self._position}-"
+            if self._etag:
+                headers["If-Range"] = self._etag
+        exchange = self._transport._exchange(
+            "GET", self._url, headers=headers, credential=self._credential, body_bytes=self._size_bytes
+        )
+        with exchange as (response, place):
+            skip = self._check_answer(response, place)
+            for piece in _iter_body(response):
+                fresh = piece[skip:] if skip else piece
+                skip = max(0, skip - len(piece))
+                if not fresh:
+                    continue
+                if self._position + len(fresh) > self._size_bytes:
+                    raise _wrong_size(place, f"more than {self._size_bytes}", self._size_bytes)
+                self._position += len(fresh)
+                yield fresh
+        if self._position < self._size_bytes:
+            raise _Retry(_web_page(place) if is_web_page(_lower(response)) else self._cut(place))
+
+    def _check_answer(self, response: urllib3.BaseHTTPResponse, place: str) -> int:
+        """Returns how many bytes of this answer are known already. Raises if it cannot be the blob's rest."""
+        headers = _lower(response)
+        _check_encoding(headers, place)
+        if response.status == 206 and "range" not in self._asked_for():
+            raise _Retry(RemoteError(f"{describe_url(place)} sent a part of what was asked for"))
+        if response.status == 206:
+            found = read_content_range(headers)
+            if found is None or found.first != self._position or found.last >= self._size_bytes:
+                self._ranges = False
+                raise _Retry(RemoteError(f"{describe_url(place)} sent another part than was asked for"))
+            if found.total not in (None, self._size_bytes):
+                raise _wrong_size(place, str(found.total), self._size_bytes)
+            self._etag = self._etag or read_strong_etag(headers)
+            return 0
+        if response.status == 416:
+            if not self._ranges:
+                raise explain_status(place, response.status)
+            self._ranges = False
+            raise _Retry(explain_status(place, response.status))
+        _check_status(response, place, frozenset({200}))
+        length = read_length(headers)
+        if length not in (None, self._size_bytes):
+            if is_web_page(headers):
+                raise _web_page(place)
+            raise _wrong_size(place, str(length), self._size_bytes)
+        self._etag = read_strong_etag(headers)
+        return self._position
+
+    def _cut(self, place: str) -> RemoteError:
+        return RemoteError(
+            f"{describe_url(place)} ended after {self._position} of {self._size_bytes} bytes",
+            hint="what arrived is kept: run the same command again",
+        )
+
+    def _asked_for(self) -> frozenset[str]:
+        return frozenset({"range"}) if self._position and self._ranges else frozenset()
+
+
+def _read_whole(
+    response: urllib3.BaseHTTPResponse, place: str, *, accept: frozenset[int], limit_bytes: int, method: str
+) -> Answer:
+    _check_status(response, place, accept)
+    headers = _lower(response)
+    _check_encoding(headers, place)
+    length = read_length(headers)
+    if method == "HEAD":
+        return Answer(response.status, headers, b"", place)
+    if length is not None and length > limit_bytes:
+        raise _too_large(place, limit_bytes)
+    pieces: list[bytes] = []
+    count_bytes = 0
+    for piece in _iter_body(response):
+        pieces.append(piece)
+        count_bytes += len(piece)
+        if count_bytes > limit_bytes:
+            raise _too_large(place, limit_bytes)
+    if length is not None and count_bytes != length:
+        raise _Retry(RemoteError(f"{describe_url(place)} ended after {count_bytes} of {length} bytes"))
+    return Answer(response.status, headers, b"".join(pieces), place)
+
+
+def _iter_body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    while piece := response.read1(CHUNK_BYTES, decode_content=False):
+        yield piece
+
+
+def _check_status(response: urllib3.BaseHTTPResponse, place: str, accept: frozenset[int]) -> None:
+    if response.status in accept:
+        return
+    error = explain_status(place, response.status)
+    if response.status in RETRIED:
+        raise _Retry(error, read_retry_after(_lower(response)))
+    raise error
+
+
+def _check_encoding(headers: Headers, place: str) -> None:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RemoteError(
+            f"{describe_url(place)} sends its bytes packed as {encoding[:40]!r}, which was not asked for",
+            hint="whoever runs that remote should switch compression off for these files",
+        )
+
+
+def _finish(response: urllib3.BaseHTTPResponse) -> None:
+    """A connection that was read to its end is used again, any other is closed."""
+    remaining = getattr(response, "length_remaining", None)
+    if remaining == 0:
+        response.release_conn()
+    else:
+        response.close()
+
+
+def _lower(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+@contextmanager
+def _as_retries(url: str) -> Iterator[None]:
+    """Turns what the network does into ``_Retry``."""
+    place = describe_url(url)
+    try:
+        yield
+    except SSLError as error:
+        raise RemoteError(
+            f"{place} cannot prove who it is ({_name_reason(error)})",
+            hint="is the clock right? a company's own certificate goes into SSL_CERT_FILE",
+        ) from error
+    except LocationParseError as error:
+        raise UsageError(f"not an address on the web: {place!r}", hint="write https://host/path") from error
+    except (HTTPError, OSError) as error:
+        failed = RemoteError(
+            f"{place} cannot be reached: {_name_reason(error)}",
+            hint="is the network up, and the address right? what arrived is kept: run the same command again",
+        )
+        raise _Retry(failed) from error
+
+
+def _name_reason(error: BaseException) -> str:
+    """The innermost cause, without addresses of objects, on one line."""
+    inner: BaseException = error
+    while isinstance(reason := getattr(inner, "reason", None) or inner.__cause__, BaseException):
+        inner = reason
+    text = " ".join(str(inner.args[-1] if inner.args else inner).split())
+    return f"{text[:200] or type(inner).__name__}"
+
+
+def _wrong_size(place: str, found: str, size_bytes: int) -> IntegrityError:
+    return IntegrityError(f"{describe_url(place)} has {found} bytes, {size_bytes} were declared")
+
+
+def _too_large(place: str, limit_bytes: int) -> IntegrityError:
+    return IntegrityError(f"{describe_url(place)} has more than the {limit_bytes} bytes that it may have")
+
+
+def _web_page(place: str) -> RemoteError:
+    return RemoteError(
+        f"{describe_url(place)} answers with a web page",
+        hint="is a sign-in page of this network in between? open the address in a browser",
+    )
+
+
+__all__ = ["Answer", "Credential", "Limits", "Transport", "is_offline"]
