@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -27,13 +27,15 @@ from conceptry.formats.header import (
     open_binary,
     parse_header,
 )
+from conceptry.formats.sources import CHUNK_BYTES, FileRange, InMemory, OpenFile, Source
 
 if TYPE_CHECKING:
     import numpy as np
 
 ALIGNMENT_BYTES: Final = 8
 DATA_HASH_KEY: Final = "modelspec.hash_sha256"
-_CHUNK_BYTES: Final = 1 << 20
+_SMALL_BYTES: Final = 1 << 14
+_SCAN_VALUES: Final = 1 << 16
 
 # dtype -> (numpy or ml_dtypes name, unsigned view, bits that are all set in a value that is not finite)
 _NUMPY: Final[dict[str, tuple[str, str, int]]] = {
@@ -56,18 +58,51 @@ _NUMPY: Final[dict[str, tuple[str, str, int]]] = {
 FLOAT_DTYPES: Final = frozenset(name for name, row in _NUMPY.items() if row[2])
 
 
-@dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A tensor as its bytes: little-endian, row-major. Equal when dtype, shape and bytes are equal."""
+    """A tensor as its bytes: little-endian, row-major. Equal when dtype, shape and bytes are equal.
 
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
+    The bytes may lie in a file that is read when they are wanted: ``data`` returns them all, ``iter_chunks`` in pieces.
+    """
 
-    def __post_init__(self) -> None:
-        expected = count_elements(self.shape) * DTYPE_BYTES.get(self.dtype, 0)
-        if self.dtype not in DTYPE_BYTES or len(self.data) != expected:
-            raise InvalidFileError(f"{len(self.data)} bytes are no tensor of {self.dtype} {list(self.shape)}")
+    __slots__ = ("_finite", "_source", "dtype", "shape")
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | Source) -> None:
+        expected = count_elements(shape) * DTYPE_BYTES.get(dtype, 0)
+        if dtype not in DTYPE_BYTES or len(data) != expected:
+            raise InvalidFileError(f"{len(data)} bytes are no tensor of {dtype} {list(shape)}")
+        self.dtype = dtype
+        self.shape = shape
+        self._source: Source = InMemory(data) if isinstance(data, (bytes, memoryview)) else data
+        self._finite: bool | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RawTensor):
+            return NotImplemented
+        return (self.dtype, self.shape) == (other.dtype, other.shape) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash((self.dtype, self.shape))
+
+    def __repr__(self) -> str:
+        return f"RawTensor({self.dtype} {list(self.shape)})"
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """All its bytes. Raises InvalidFileError if they lie in a file that changed."""
+        return self._source.read()
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it takes; nothing is read."""
+        return len(self._source)
+
+    def iter_chunks(self) -> Iterator[bytes | memoryview]:
+        """Returns its bytes in pieces of about a megabyte. Raises InvalidFileError as ``data``."""
+        return self._source.iter_chunks()
+
+    def reshape(self, shape: tuple[int, ...]) -> RawTensor:
+        """Returns the same bytes under another shape; nothing is read. Raises InvalidFileError if they do not fit."""
+        return RawTensor(self.dtype, shape, self._source)
 
     @classmethod
     def from_numpy(cls, array: np.ndarray[Any, Any]) -> RawTensor:
@@ -103,18 +138,28 @@ class RawTensor:
         return count_elements(self.shape)
 
     def is_finite(self) -> bool:
-        """Returns whether no value is NaN or infinite; whole numbers always are finite."""
-        import numpy as np
+        """Returns whether no value is NaN or infinite; whole numbers always are finite. It is read once, in pieces."""
+        if self._finite is None:
+            self._finite = all(are_finite(self.dtype, chunk) for chunk in self.iter_chunks())
+        return self._finite
 
-        _, unsigned, bits = _NUMPY[self.dtype]
-        if not bits:
-            return True
-        values = np.frombuffer(self.data, dtype=unsigned)
-        step = _CHUNK_BYTES
-        mask = values.dtype.type(bits)
-        return not any(
-            bool(((values[at : at + step] & mask) == mask).any()) for at in range(0, len(values), step)
-        )
+
+def are_finite(dtype: str, data: bytes | memoryview) -> bool:
+    """Returns whether no value of ``dtype`` in ``data`` is NaN or infinite."""
+    import numpy as np
+
+    _, unsigned, bits = _NUMPY[dtype]
+    if not bits or not len(data):
+        return True
+    values = np.frombuffer(data, dtype=unsigned)
+    mask = values.dtype.type(bits)
+    scratch = np.empty(min(len(values), _SCAN_VALUES), values.dtype)
+    for at in range(0, len(values), _SCAN_VALUES):
+        part = values[at : at + _SCAN_VALUES]
+        # The largest of the masked values is the mask exactly when all its bits are set somewhere.
+        if np.bitwise_and(part, mask, out=scratch[: len(part)]).max() == mask:
+            return False
+    return True
 
 
 def count_elements(shape: Iterable[int]) -> int:
@@ -131,6 +176,8 @@ def count_elements(shape: Iterable[int]) -> int:
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, RawTensor]:
     """Returns the named tensors of a safetensors file, or all of them, in the order of the file.
 
+    Large ones stay in the file, which is kept open, and are read when their bytes are wanted.
+
     Raises:
         NotFoundError: if there is no file.
         InvalidFileError: as ``read_header``, and if a name is not there.
@@ -138,7 +185,8 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Ra
     with open_binary(path) as file:
         header = parse_header(file, path.name)
         wanted = header.tensors if names is None else _select(header, names, path.name)
-        return {name: _read_one(file, header, name) for name in wanted}
+        kept = OpenFile(file, path.name)
+        return {name: _read_one(kept, header, name) for name in wanted}
 
 
 def _select(header: Header, names: Iterable[str], file_name: str) -> list[str]:
@@ -149,13 +197,10 @@ def _select(header: Header, names: Iterable[str], file_name: str) -> list[str]:
     return [name for name in header.tensors if name in asked]
 
 
-def _read_one(file: BinaryIO, header: Header, name: str) -> RawTensor:
+def _read_one(file: OpenFile, header: Header, name: str) -> RawTensor:
     info = header.tensors[name]
-    file.seek(header.data_start + info.start)
-    data = file.read(info.end - info.start)
-    if len(data) != info.end - info.start:
-        raise InvalidFileError(f"the file became shorter while {name!r} was read", hint="try again")
-    return RawTensor(info.dtype, info.shape, data)
+    place = FileRange(file, header.data_start + info.start, info.end - info.start)
+    return RawTensor(info.dtype, info.shape, place.read() if place.size <= _SMALL_BYTES else place)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -172,29 +217,46 @@ def write_tensors(
         InvalidFileError: if a value is not finite, or the result would not be read back; nothing is written.
         StoreError: if the disk is full or the folder read-only; nothing is left behind.
     """
-    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
-    for name in order:
-        if not tensors[name].is_finite():
-            raise InvalidFileError("a value is NaN or infinite", where=name)
-    digest = hashlib.sha256()
-    for name in order:
-        digest.update(tensors[name].data)
-    merged = {**(metadata or {}), DATA_HASH_KEY: f"0x{digest.hexdigest()}"}
-    head = _format_header({name: tensors[name] for name in order}, merged)
     with replace_file(path) as file:
-        file.write(head)
-        for name in order:
-            file.write(tensors[name].data)
-        file.flush()
+        stream_tensors(file, tensors, metadata)
         file.seek(0)
         parse_header(file, path.name)
+
+
+def stream_tensors(
+    file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes what ``write_tensors`` writes to an open file; each tensor is read once and never held whole.
+
+    Raises:
+        InvalidFileError: if a value is not finite or a name cannot be written.
+        OSError: if the disk is full.
+    """
+    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
+    ordered = {name: tensors[name] for name in order}
+    # The digest stands in front of what it is the digest of: its place is kept and filled at the end.
+    file.write(_format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash("0" * 64)}))
+    digest = hashlib.sha256()
+    for name, tensor in ordered.items():
+        for chunk in tensor.iter_chunks():
+            if not are_finite(tensor.dtype, chunk):
+                raise InvalidFileError("a value is NaN or infinite", where=name)
+            digest.update(chunk)
+            file.write(chunk)
+    file.seek(0)
+    file.write(_format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash(digest.hexdigest())}))
+    file.flush()
+
+
+def _format_hash(digits: str) -> str:
+    return f"0x{digits}"
 
 
 def _format_header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
     document: dict[str, Any] = {METADATA_KEY: dict(sorted(metadata.items()))}
     position = 0
     for name, tensor in tensors.items():
-        end = position + len(tensor.data)
+        end = position + tensor.size_bytes
         document[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     try:
@@ -242,7 +304,9 @@ def digest_tensors(tensors: Mapping[str, RawTensor]) -> Digest:
     """Returns the digest of names, dtypes, shapes and values, whatever their order and the metadata beside them."""
     names = sorted(tensors)
     infos = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
-    return Digest.of_chunks([_describe(infos), *(tensors[name].data for name in names)])
+    return Digest.of_chunks(
+        itertools.chain([_describe(infos)], *(tensors[name].iter_chunks() for name in names))
+    )
 
 
 def digest_tensor_file(path: Path) -> Digest:
@@ -269,7 +333,7 @@ def _iter_chunks(file: BinaryIO, header: Header, first: bytes) -> Iterator[bytes
         file.seek(header.data_start + info.start)
         left = info.end - info.start
         while left:
-            chunk = file.read(min(left, _CHUNK_BYTES))
+            chunk = file.read(min(left, CHUNK_BYTES))
             if not chunk:
                 raise InvalidFileError(f"the file became shorter while {name!r} was read", hint="try again")
             left -= len(chunk)
