@@ -99,6 +99,14 @@ FAMILIES: Final[tuple[BaseFamily, ...]] = (
         pixels=768,
     ),
     _family("sdxl", "Stable Diffusion XL", "stable-diffusion-xl-v1-base", _CLIPS, context=2048, pixels=1024),
+    _family(
+        "sdxl_refiner",
+        "Stable Diffusion XL refiner",
+        "stable-diffusion-xl-v1-refiner",
+        {"text_encoder_2": 1280},
+        context=1280,
+        pixels=1024,
+    ),
     _family("sd3", "Stable Diffusion 3", "stable-diffusion-v3", {**_CLIPS, "text_encoder_3": 4096}, **_DIT),
     _family("flux", "Flux.1", "flux-1-dev", {"text_encoder": 768, "text_encoder_2": 4096}, **_DIT),
     _family("qwen_image", "Qwen-Image", "qwen-image", {"text_encoder": 3584}, **_DIT),
@@ -106,6 +114,8 @@ FAMILIES: Final[tuple[BaseFamily, ...]] = (
         "wan", "Wan", "wan-2", {"text_encoder": 4096}, denoiser="transformer", prediction="flow", pixels=832
     ),
     _family("z_image", "Z-Image", "z-image", {"text_encoder": 2560}, **_DIT),
+    _family("flux2", "Flux.2", "flux-2-dev", {"text_encoder": 5120}, **_DIT),
+    _family("krea2", "Krea 2", "krea-2", {}, **_DIT),
 )
 FAMILY_BY_ID: Final[dict[str, BaseFamily]] = {family.id: family for family in FAMILIES}
 

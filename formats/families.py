@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,56 +28,104 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A module of a file: ``{component}.{path}``, the width of what it reads (None where unknown), its dimensions."""
+
+    path: str
+    width: int | None
+    dims: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class _Rule:
     weight: float
     what: str
     pattern: re.Pattern[str]
     sizes: Mapping[int, str]
     family: str | None
+    also: tuple[str, ...]
+    dims: int | None
+    needs: re.Pattern[str] | None
+    unless: re.Pattern[str] | None
+
+    def applies(self, seen: Sequence[Seen]) -> bool:
+        """Returns whether the modules of the file have what the rule needs, and nothing that rules it out."""
+        needed = self.needs is None or any(self.needs.search(module.path) for module in seen)
+        return needed and not (self.unless and any(self.unless.search(module.path) for module in seen))
+
+    def vote(self, seen: Iterable[Seen]) -> dict[str, str]:
+        """Returns family -> the module that speaks for it."""
+        votes: dict[str, str] = {}
+        for module in seen:
+            family = self.family or self.sizes.get(module.width or 0)
+            if family is None or family in votes or (self.dims and module.dims != self.dims):
+                continue
+            if self.pattern.search(module.path):
+                votes[family] = module.path if self.family else f"{module.width} in {module.path}"
+        return votes
 
 
 @functools.cache
 def _list_rules() -> tuple[_Rule, ...]:
-    return tuple(_make_rule(row) for row in load_table("families")["rule"])
+    rules = (_make_rule(row) for row in load_table("families")["rule"])
+    return tuple(sorted(rules, key=lambda rule: -rule.weight))
 
 
 def _make_rule(row: Mapping[str, Any]) -> _Rule:
-    sizes = {int(size): family for size, family in row.get("sizes", {}).items()}
-    return _Rule(row["weight"], row["what"], re.compile(row["pattern"], re.ASCII), sizes, row.get("family"))
+    def compile_(key: str) -> re.Pattern[str] | None:
+        return re.compile(row[key], re.ASCII) if key in row else None
+
+    return _Rule(
+        weight=row["weight"],
+        what=row["what"],
+        pattern=re.compile(row["pattern"], re.ASCII),
+        sizes={int(size): family for size, family in row.get("sizes", {}).items()},
+        family=row.get("family"),
+        also=tuple(row.get("also", ())),
+        dims=row.get("dims"),
+        needs=compile_("needs"),
+        unless=compile_("unless"),
+    )
 
 
-def judge_family(modules: Iterable[tuple[str, int]], metadata: Mapping[str, str]) -> Verdict:
-    """Returns the family that modules, each ``{component}.{path}`` with its input width, and metadata speak for."""
-    seen = list(modules)
-    shaped = None
+def judge_family(modules: Iterable[Seen], metadata: Mapping[str, str]) -> Verdict:
+    """Returns the family that the modules of a file and its metadata speak for, with the reasons in words."""
+    seen = tuple(modules)
+    shaped: tuple[_Rule, str, str] | None = None
     for rule in _list_rules():
         if shaped is not None and rule.weight < shaped[0].weight:
             break
-        votes = _collect_votes(rule, seen)
-        if len(votes) > 1 or (shaped is not None and votes and votes.keys() != {shaped[1]}):
+        votes = rule.vote(seen)
+        if not votes or not rule.applies(seen):
+            continue
+        if len(votes) > 1 or (shaped is not None and votes.keys() != {shaped[1]}):
             names = ", ".join(sorted(votes.keys() | ({shaped[1]} if shaped else set())))
             return Verdict(None, 0.0, (f"shapes speak for several families: {names}",))
-        if votes and shaped is None:
+        if shaped is None:
             shaped = (rule, *next(iter(votes.items())))
     if shaped is None:
         return judge_claims(metadata, None, 0.0)
     rule, family, example = shaped
-    claimed = judge_claims(metadata, FamilyId(family), rule.weight)
-    reasons = (f"{rule.what}: {example}, so {family}", *claimed.reasons)
+    claimed = judge_claims(metadata, FamilyId(family), rule.weight, rule.also)
+    reasons = (f"{rule.what}: {example}, so {family}", *claimed.reasons, *_list_doubts(family, rule))
     return Verdict(claimed.family, claimed.confidence, reasons, certain=rule.weight >= CERTAIN_WEIGHT)
 
 
-def _collect_votes(rule: _Rule, modules: Iterable[tuple[str, int]]) -> dict[str, str]:
-    votes: dict[str, str] = {}
-    for path, width in modules:
-        family = rule.family or rule.sizes.get(width)
-        if family is not None and family not in votes and rule.pattern.search(path):
-            votes[family] = path if rule.family else f"{width} in {path}"
-    return votes
+def _list_doubts(family: str, rule: _Rule) -> tuple[str, ...]:
+    shared = load_table("families")["shared"].get(family)
+    unsure = (
+        () if rule.weight >= CERTAIN_WEIGHT else (f"unsure: nothing in the file rules out all but {family}",)
+    )
+    return (*unsure, *((shared,) if shared else ()))
 
 
-def judge_claims(metadata: Mapping[str, str], shaped: FamilyId | None, confidence: float) -> Verdict:
-    """Returns ``shaped`` with what metadata adds or disputes; without it, what metadata claims."""
+def judge_claims(
+    metadata: Mapping[str, str], shaped: FamilyId | None, confidence: float, also: Sequence[str] = ()
+) -> Verdict:
+    """Returns ``shaped`` with what metadata adds or disputes; without it, what metadata claims.
+
+    ``also`` are families of the same shapes: a claim for one of them is no dispute, and is believed.
+    """
     claims = {
         key: FamilyId(family)
         for key, rows in load_table("families")["claims"].items()
@@ -91,6 +139,10 @@ def judge_claims(metadata: Mapping[str, str], shaped: FamilyId | None, confidenc
         return Verdict(
             claims[key], CLAIM_CONFIDENCE, (f"only metadata tells the family: {key} = {metadata[key][:80]}",)
         )
+    shared = next((key for key, claim in claims.items() if claim in also), None)
+    if shared is not None:
+        reason = f"{claims[shared]} shares these shapes, and {shared} = {metadata[shared][:80]}"
+        return Verdict(claims[shared], max(confidence, CLAIM_CONFIDENCE), (reason,))
     disputes = tuple(
         f"{key} claims {claim}, the shapes are those of {shaped}; shapes are believed"
         for key, claim in claims.items()

@@ -197,13 +197,13 @@ class _Config:
 
 
 def _read_config(request: ReadRequest, dialect: Dialect) -> _Config | None:
-    if dialect.id == "diffusers" and _EMBEDDED_CONFIG in request.header.metadata:
+    if dialect.alpha == "metadata" and _EMBEDDED_CONFIG in request.header.metadata:
         text = request.header.metadata[_EMBEDDED_CONFIG]
         return _Config(
             f"the metadata {_EMBEDDED_CONFIG}", _group_by_component(_load(text.encode(), request.path))
         )
     beside = request.path.with_name(_CONFIG_NAME)
-    if dialect.id == "peft" and beside.is_file() and beside.stat().st_size <= MAX_DOCUMENT_BYTES:
+    if dialect.alpha == "config" and beside.is_file() and beside.stat().st_size <= MAX_DOCUMENT_BYTES:
         return _Config(_CONFIG_NAME, {"": _load(beside.read_bytes(), beside)})
     return None
 

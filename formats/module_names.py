@@ -66,7 +66,7 @@ def unflatten_path(flat: str) -> str:
 
 def choose_ldm_blocks(paths: Iterable[str], family: str | None) -> str | None:
     """Returns which table of block names a file with LDM names needs: ``sd``, ``sdxl``, or None where it is open."""
-    if family in ("sd1", "sd2"):
+    if family in ("sd1", "sd2", "sdxl_refiner"):
         return "sd"
     if family == "sdxl":
         return "sdxl"
@@ -91,11 +91,12 @@ def translate_ldm(path: str, blocks: str) -> str | None:
 
 
 def spell_canonical(path: str, layout: Layout, blocks: str | None) -> str | None:
-    """Returns the path as published diffusers folders write it, or None where it is not known how."""
+    """Returns the path as published diffusers folders write it, or None where it is not known how.
+
+    The names of the authors' own networks (Flux, SD3, Wan) are kept as they are.
+    """
     if layout.names == "ldm":
         return translate_ldm(path, blocks) if blocks else None
-    if layout.names != "diffusers":
-        return None
     if layout.id == "clip" and path != _TEXT_PROJECTION and not path.startswith(TEXT_LEVEL):
         return TEXT_LEVEL + path
     return path

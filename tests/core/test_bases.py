@@ -174,7 +174,7 @@ def test_every_family_has_its_own_id_and_architecture() -> None:
         == len({family.architecture for family in FAMILIES})
         == len(FAMILIES)
     )
-    assert {"toybox", "sd1", "sd2", "sdxl", "sd3", "flux", "qwen_image", "wan", "z_image"} == {
+    assert {"toybox", "sd1", "sd2", "sdxl", "sd3", "flux", "qwen_image", "wan", "z_image"} < {
         family.id for family in FAMILIES
     }
 

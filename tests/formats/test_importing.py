@@ -147,6 +147,12 @@ SPELLINGS: dict[str, tuple[str, Shape, tuple[str, str], str]] = {
         (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
         "text_encoder_2.text_model.encoder.layers.31.self_attn.out_proj",
     ),
+    "the authors' own names": (
+        "diffusion_model.double_blocks.3.img_attn.qkv",
+        (9216, 3072),
+        (".lora_A.weight", ".lora_B.weight"),
+        "transformer.double_blocks.3.img_attn.qkv",
+    ),
     "transformer": (
         "transformer.single_transformer_blocks.3.attn.to_q",
         (3072, 3072),
@@ -352,12 +358,6 @@ REFUSALS: dict[str, tuple[Any, dict[str, Any], type[ConceptryError], str]] = {
         "unet.no.such.lora_A.weight",
     ),
     "blocks of an open family": (open_blocks, {"base": declare_base("sd3")}, InvalidFileError, "unet_ldm"),
-    "names of another network": (
-        lora_of({"diffusion_model.double_blocks.0.img_attn.qkv": (9216, 3072)}),
-        {},
-        InvalidFileError,
-        "flux_original",
-    ),
     "another family": (
         lora_of({TO_K: (1280, 768)}),
         {"base": declare_base("sdxl")},

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from conceptry.formats.module_names import choose_ldm_blocks, find_layout, spell_canonical, unflatten_path
-from tests.formats.adapters import SHARED, Shape, list_modules
+from tests.formats.adapters import GOLDEN, Shape, list_modules
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "sd1": {"cross_attention_dim": 768},
@@ -66,9 +66,7 @@ def test_every_module_of_the_network_is_found_under_its_published_name(family: s
 
 
 def test_blocks_of_the_original_sd1_network_are_all_known() -> None:
-    path = SHARED / "schemas" / "sd1-ldm.json"
-    if not path.exists():
-        pytest.skip("sd1-ldm.json is in ../shared/fixtures/schemas only, which is absent here")
+    path = GOLDEN / "sd1-ldm.json"
     schema = json.loads(path.read_text(encoding="utf-8"))["diffuser"]
     flat = {
         name.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_"): tuple(shape)
