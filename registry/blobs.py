@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from conceptry.registry.files import (
     BLOB_MODE,
     NewFile,
     digest_file,
-    ensure_folder,
     explain_os_errors,
+    look_at,
+    move_file,
     read_chunks,
     write_new_file,
 )
@@ -27,8 +29,8 @@ def ignore_bytes(count: int) -> None:
 
 def has_blob(layout: Layout, digest: Digest, size_bytes: int) -> bool:
     """Returns whether a file of that name and size is there; its bytes are not read."""
-    path = layout.blob(digest)
-    return path.is_file() and not path.is_symlink() and path.stat().st_size == size_bytes
+    status = look_at(layout.blob(digest))
+    return status is not None and stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
 
 
 def is_intact(layout: Layout, digest: Digest, size_bytes: int) -> bool:
@@ -93,10 +95,7 @@ def commit_blob(layout: Layout, file: NewFile, digest: Digest, size_bytes: int) 
 
 def quarantine_blob(layout: Layout, digest: Digest) -> None:
     """Moves a damaged blob out of the way. Raises StoreError."""
-    place = layout.quarantined(digest)
-    ensure_folder(place.parent)
-    with explain_os_errors("move away the damaged", layout.blob(digest)):
-        layout.blob(digest).replace(place)
+    move_file(layout.blob(digest), layout.quarantined(digest))
 
 
 def check_received(found: Digest, found_bytes: int, *, digest: Digest, size_bytes: int) -> None:

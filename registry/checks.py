@@ -7,7 +7,6 @@ were hashed. A change is recorded only once it is older than the coarsest clock 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Final
 
 from conceptry.digests import Digest
 from conceptry.registry.blobs import is_intact
+from conceptry.registry.files import connect_database, is_file, look_at
 from conceptry.registry.listing import BUSY_SECONDS, is_ours
 from conceptry.registry.paths import Layout
 
@@ -80,18 +80,17 @@ def _record(connection: sqlite3.Connection, looks: dict[str, Look]) -> None:
 
 
 def _look_at(layout: Layout, digest: Digest) -> Look | None:
-    try:
-        status = os.lstat(layout.blob(digest))
-    except OSError:
+    status = look_at(layout.blob(digest))
+    if status is None:
         return None
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _connect(layout: Layout) -> sqlite3.Connection | None:
-    if not layout.index.is_file():
+    if not is_file(layout.index):
         return None
     try:
-        connection = sqlite3.connect(f"{layout.index.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)
+        connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
     except sqlite3.Error:
         return None
     try:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from conceptry.bases import FAMILY_BY_ID
 from conceptry.errors import ConceptryError, ConflictError, NotFoundError, UsageError, suggest_nearest
 from conceptry.names import RemoteName, parse_base_name, parse_remote_name
-from conceptry.registry.files import read_small_file, write_file
+from conceptry.registry.files import look_at, read_small_file, write_file
 from conceptry.registry.paths import Layout, locate_base
 from conceptry.registry.remotes import find_remote_row
 from conceptry.registry.store import Store
@@ -62,7 +62,7 @@ def add_remote(store: Store, name: RemoteName | str, uri: str) -> None:
         ConflictError: if the name is another remote's.
     """
     checked = parse_remote_name(name)
-    _refuse_credentials(uri)
+    refuse_credentials(uri)
     find_remote_row(uri).check(uri)
     known = read_config(store.layout).remotes.get(checked)
     if known not in (None, uri):
@@ -90,7 +90,7 @@ def add_base(store: Store, name: str, path: Path) -> None:
     if checked in FAMILY_BY_ID:
         raise UsageError(f"{checked!r} is the name of a base family", hint="choose another name")
     place = path.expanduser().absolute()
-    if not place.exists():
+    if look_at(place) is None:
         raise NotFoundError(f"nothing lies at {str(place)!r}", hint="name a diffusers folder or a checkpoint")
     known = read_config(store.layout).bases.get(checked)
     if known not in (None, place):
@@ -162,7 +162,8 @@ def _malformed(layout: Layout, reason: str) -> UsageError:
     )
 
 
-def _refuse_credentials(uri: str) -> None:
+def refuse_credentials(uri: str) -> None:
+    """Raises UsageError for an address with a user, a password or a key in it."""
     parts = urlsplit(uri)
     keys = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if "@" in parts.netloc or any(_SECRET.search(key) for key in keys):

@@ -1,21 +1,24 @@
 """Files that are either complete or absent.
 
 A write goes to a private temporary name, is hashed on the way, reaches the disk, and only then gets its real name,
-without ever replacing a file that must not change. What the operating system refuses becomes a StoreError.
+without ever replacing a file that must not change. What the operating system refuses becomes a StoreError. The calls
+to the system itself are those of ``registry/operations.py``.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import StoreError
+from conceptry.registry.operations import current_operations
 
 CHUNK_BYTES: Final = 1 << 20
 BLOB_MODE: Final = 0o444
@@ -46,22 +49,53 @@ def explain_os_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in ``folder`` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes the names in ``folder`` survive a loss of power. Raises OSError."""
+    current_operations().sync_folder(folder)
 
 
 def ensure_folder(folder: Path, *, mode: int = 0o777) -> None:
     """Makes ``folder`` and its parents where they are missing, each one on disk before the next. Raises StoreError."""
-    if folder.is_dir():
+    if is_folder(folder):
         return
     ensure_folder(folder.parent, mode=mode)
     with explain_os_errors("make the folder", folder):
-        folder.mkdir(mode=mode, exist_ok=True)
+        try:
+            current_operations().make_folder(folder, mode)
+        except FileExistsError:
+            if not is_folder(folder):
+                raise
         sync_folder(folder.parent)
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+def look_at(path: Path) -> os.stat_result | None:
+    """Returns what the system says of ``path``, links not followed; None if nothing is there or it cannot be seen."""
+    try:
+        return current_operations().status(path)
+    except (OSError, ValueError):
+        return None
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether ``path`` is a regular file and no link to one."""
+    status = look_at(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Returns whether ``path`` is a folder, or a link to one."""
+    try:
+        current_operations().names(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
 
 
 class NewFile:
@@ -70,7 +104,7 @@ class NewFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.size_bytes = 0
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
         self._hasher = new_hasher()
 
     @property
@@ -78,27 +112,47 @@ class NewFile:
         """The digest of what was written so far."""
         return Digest(self._hasher.hexdigest())
 
+    @property
+    def descriptor(self) -> int:
+        """The open file. Raises StoreError once it has its name."""
+        if self._descriptor is None:
+            raise StoreError(f"{str(self.path)!r} is written already")
+        return self._descriptor
+
     def write(self, data: bytes | memoryview) -> None:
         """Appends ``data``. Raises OSError."""
         rest = memoryview(data)
         self._hasher.update(rest)
         self.size_bytes += len(rest)
         while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+            count = current_operations().write(self.descriptor, rest)
+            if count <= 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            rest = rest[count:]
+
+    def close(self) -> None:
+        """Closes the file, once. Raises OSError: what a disk refused may show only here."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            current_operations().close(descriptor)
 
     def commit(self, target: Path, *, mode: int, replace: bool = False) -> bool:
         """Returns True once the file is on disk as ``target``, False if that exists already and may not be replaced.
+
+        The file is closed before it gets its name, which not every system gives to an open one.
 
         Raises:
             StoreError: if the disk refuses; then ``target`` is as it was.
         """
         ensure_folder(target.parent)
         with explain_os_errors("write", target):
-            os.fchmod(self._descriptor, mode)
-            os.fsync(self._descriptor)
+            if self._descriptor is not None:
+                current_operations().change_mode(self.path, mode)
+                current_operations().sync(self.descriptor)
+                self.close()
             if replace:
-                self.path.replace(target)
-            elif not _link_new(self.path, target):
+                replace_name(self.path, target)
+            elif not _name_new(self.path, target):
                 return False
             sync_folder(target.parent)
         return True
@@ -113,14 +167,15 @@ def write_new_file(path: Path) -> Iterator[NewFile]:
     """
     ensure_folder(path.parent)
     with explain_os_errors("write to", path.parent):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
+        file = NewFile(path, current_operations().create(path))
     try:
         with explain_os_errors("write to", path.parent):
-            yield NewFile(path, descriptor)
+            yield file
     finally:
-        os.close(descriptor)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what counts was closed by commit
+            file.close()
+        with suppress(OSError):  # a name that stays is gone with the next gc
+            current_operations().unlink(path)
 
 
 def write_file(
@@ -130,6 +185,76 @@ def write_file(
     with write_new_file(temporary) as file:
         file.write(data)
         return file.commit(target, mode=mode, replace=replace)
+
+
+def replace_name(source: Path, target: Path) -> None:
+    """Gives a closed file another name, replacing what had it. Raises OSError."""
+    current_operations().rename(source, target)
+
+
+def move_file(source: Path, target: Path) -> bool:
+    """Returns True once ``source`` is called ``target``, which it replaces; False if it is not there.
+
+    Raises:
+        StoreError: if the disk refuses.
+    """
+    ensure_folder(target.parent)
+    with explain_os_errors("move", source):
+        try:
+            replace_name(source, target)
+        except FileNotFoundError:
+            return False
+        sync_folder(target.parent)
+        sync_folder(source.parent)
+    return True
+
+
+def remove_file(path: Path) -> bool:
+    """Returns True once ``path`` is gone, False if it was not there. Raises StoreError."""
+    with explain_os_errors("remove", path):
+        try:
+            current_operations().unlink(path)
+        except FileNotFoundError:
+            return False
+        sync_folder(path.parent)
+        return True
+
+
+def remove_empty_folder(path: Path) -> bool:
+    """Returns whether ``path`` was an empty folder, which is gone now."""
+    try:
+        current_operations().remove_folder(path)
+    except OSError:
+        return False
+    return True
+
+
+def change_mode(path: Path, mode: int) -> None:
+    """Sets who may do what with ``path``. Raises StoreError."""
+    with explain_os_errors("change the permissions of", path):
+        current_operations().change_mode(path, mode)
+
+
+@contextmanager
+def open_for_update(path: Path) -> Iterator[int]:
+    """Yields the descriptor of a file that may be read and written, made where it is missing. Raises StoreError."""
+    ensure_folder(path.parent)
+    with explain_os_errors("open", path):
+        descriptor = current_operations().open_for_update(path)
+    try:
+        yield descriptor
+    finally:
+        current_operations().close(descriptor)
+
+
+def connect_database(
+    path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
+) -> sqlite3.Connection:
+    """Returns an SQLite file. Raises sqlite3.Error."""
+    return current_operations().connect(path, mode, timeout_seconds=timeout_seconds)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_small_file(path: Path, limit_bytes: int) -> bytes | None:
@@ -155,28 +280,31 @@ class OpenFile:
     def read(self, count: int) -> bytes:
         """Returns the next ``count`` bytes, fewer only at the end."""
         pieces: list[bytes] = []
-        while count > 0 and (piece := os.read(self.descriptor, min(count, CHUNK_BYTES))):
+        operations = current_operations()
+        while count > 0 and (piece := operations.read(self.descriptor, min(count, CHUNK_BYTES))):
             pieces.append(piece)
             count -= len(piece)
         return b"".join(pieces)
 
     def iter_chunks(self, offset: int = 0) -> Iterator[bytes]:
         """Yields the bytes from ``offset`` on."""
-        os.lseek(self.descriptor, offset, os.SEEK_SET)
-        while piece := os.read(self.descriptor, CHUNK_BYTES):
+        operations = current_operations()
+        operations.seek(self.descriptor, offset)
+        while piece := operations.read(self.descriptor, CHUNK_BYTES):
             yield piece
 
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[OpenFile]:
     """Yields ``path`` opened for reading. Raises OSError, also for anything but a regular file, such as a link."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    operations = current_operations()
+    descriptor = operations.open(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if not stat.S_ISREG(operations.status_of(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file")
         yield OpenFile(descriptor)
     finally:
-        os.close(descriptor)
+        operations.close(descriptor)
 
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:
@@ -198,14 +326,18 @@ def names_in(folder: Path) -> list[str]:
     """Returns the names in ``folder`` in order, none if it is absent. Raises StoreError."""
     with explain_os_errors("read", folder):
         try:
-            return sorted(os.listdir(folder))
+            return sorted(current_operations().names(folder))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
 
-def _link_new(source: Path, target: Path) -> bool:
+def _name_new(source: Path, target: Path) -> bool:
+    operations = current_operations()
     try:
-        os.link(source, target, follow_symlinks=False)
+        if operations.capabilities.new_name_by == "rename":
+            operations.rename_new(source, target)
+        else:
+            operations.link(source, target)
     except FileExistsError:
         return False
     except OSError as error:
@@ -217,17 +349,21 @@ def _link_new(source: Path, target: Path) -> bool:
 
 def _copy_new(source: Path, target: Path) -> bool:
     """For file systems without hard links; a file cut short by a crash here is found by its digest or its form."""
+    operations = current_operations()
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        file = NewFile(target, operations.create(target))
     except FileExistsError:
         return False
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(read_chunks(source))
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), source.stat().st_mode & 0o777)
+        for chunk in read_chunks(source):
+            file.write(chunk)
+        operations.change_mode(target, stat.S_IMODE(operations.status(source).st_mode))
+        operations.sync(file.descriptor)
+        file.close()
     except BaseException:
-        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            operations.unlink(target)
         raise
     return True

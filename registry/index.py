@@ -17,7 +17,7 @@ from sqlite_utils import Database
 from conceptry.errors import ConceptryError, StoreError
 from conceptry.manifest import Manifest
 from conceptry.names import ConceptName, Reference, Version
-from conceptry.registry.files import explain_os_errors
+from conceptry.registry.files import connect_database, is_file, remove_file
 from conceptry.registry.listing import (
     APPLICATION_ID,
     BUSY_SECONDS,
@@ -136,9 +136,9 @@ def _build_anew(store: Store, change: Change) -> None:
 
 
 def _open_for_writing(layout: Layout) -> Database:
-    if not layout.index.is_file():
+    if not is_file(layout.index):
         raise IndexBehindError
-    connection = sqlite3.connect(layout.index, timeout=BUSY_SECONDS)
+    connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         usable = is_ours(connection) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
@@ -152,13 +152,13 @@ def _open_for_writing(layout: Layout) -> Database:
 
 
 def _create(layout: Layout) -> Database:
-    return Database(sqlite3.connect(layout.index, timeout=BUSY_SECONDS), execute_plugins=False)
+    connection = connect_database(layout.index, "rwc", timeout_seconds=BUSY_SECONDS)
+    return Database(connection, execute_plugins=False)
 
 
 def _delete_index(layout: Layout) -> None:
-    with explain_os_errors("delete the damaged index", layout.index):
-        for path in layout.index_leftovers:
-            path.unlink(missing_ok=True)
+    for path in layout.index_leftovers:
+        remove_file(path)
 
 
 def _fill(database: Database, layout: Layout, generation: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError
 from conceptry.names import ConceptName, Reference, Version, parse_version, pick_latest
+from conceptry.registry.files import connect_database, is_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.store import read_generation
 
@@ -78,10 +79,10 @@ class IndexBehindError(Exception):
 
 def connect_current(layout: Layout) -> sqlite3.Connection:
     """Returns the index, opened for reading only. Raises IndexBehindError if it cannot be believed."""
-    if not layout.index.is_file():
+    if not is_file(layout.index):
         raise IndexBehindError
     try:
-        connection = sqlite3.connect(f"{layout.index.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+        connection = connect_database(layout.index, "ro", timeout_seconds=BUSY_SECONDS)
     except sqlite3.Error as error:
         raise IndexBehindError from error
     try:

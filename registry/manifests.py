@@ -8,7 +8,7 @@ from conceptry.digests import Digest
 from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import IntegrityError, InvalidManifestError
 from conceptry.manifest import File, Manifest, parse_manifest
-from conceptry.registry.files import BLOB_MODE, ensure_folder, explain_os_errors, read_small_file, write_file
+from conceptry.registry.files import BLOB_MODE, move_file, read_small_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
 
@@ -73,10 +73,7 @@ def add_manifest(layout: Layout, data: bytes) -> Digest:
     if read_small_file(path, MAX_DOCUMENT_BYTES) == data:
         return digest
     if not write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE):
-        place = layout.quarantined(digest)
-        ensure_folder(place.parent)
-        with explain_os_errors("move away the damaged", path):
-            path.replace(place)
+        move_file(path, layout.quarantined(digest))
         write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE)
     return digest
 

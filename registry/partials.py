@@ -1,22 +1,32 @@
 """Blobs on their way in: what arrived before an interruption is kept, and goes on from there.
 
-A resumed file is hashed again from its first byte, so it does not matter who wrote the beginning.
+Each attempt writes a file of its own, which nobody else ever opens for writing, so nothing rests on a lock. The
+beginning that an earlier attempt left is copied into it and hashed on the way, so it does not matter who wrote that.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptry.digests import Digest
-from conceptry.errors import IntegrityError, NotFoundError, StoreError
-from conceptry.registry.blobs import CountBytes, add_blob, check_received
-from conceptry.registry.files import BLOB_MODE, digest_file, ensure_folder, explain_os_errors, sync_folder
-from conceptry.registry.locks import try_lock
+from conceptry.errors import IntegrityError, InvalidNameError, NotFoundError, StoreError
+from conceptry.registry.blobs import CountBytes, check_received, commit_blob
+from conceptry.registry.files import (
+    NewFile,
+    explain_os_errors,
+    look_at,
+    names_in,
+    read_chunks,
+    remove_file,
+    replace_name,
+    write_new_file,
+)
 from conceptry.registry.paths import Layout
+from conceptry.registry.processes import is_running
 from conceptry.registry.protocol import Remote, RemoteVersion
 
 if TYPE_CHECKING:
@@ -41,78 +51,92 @@ def receive_blob(layout: Layout, source: Source, *, on_bytes: CountBytes) -> Non
         RemoteError: if the remote fails; what arrived is kept for the next attempt.
         StoreError: if the disk refuses; nothing is kept.
     """
-    digest, size_bytes = source.file.sha256, source.file.size
-    with _open_partial(layout, digest) as descriptor:
-        if descriptor is None:
-            with source.remote.get(source.version, source.file) as chunks:
-                add_blob(layout, digest, size_bytes, chunks, on_bytes=on_bytes)
+    beginnings = _find_beginnings(layout, source.file)
+    try:
+        if beginnings and _receive(layout, source, beginnings[0], on_bytes=on_bytes):
             return
+        _receive(layout, source, None, on_bytes=on_bytes)
+    except (IntegrityError, NotFoundError, StoreError):
+        _drop(beginnings)
+        raise
+    _drop(beginnings)
+
+
+def list_partials(layout: Layout) -> list[tuple[str, Path]]:
+    """Returns the files of interrupted attempts and their names, live attempts of other processes left out."""
+    found: list[tuple[str, Path]] = []
+    for name in names_in(layout.partials):
+        _, _, owner = name.partition("-")
+        if not owner or is_running(owner) is False:
+            with contextlib.suppress(InvalidNameError):
+                found.append((name, layout.partial_entry(name)))
+    return found
+
+
+def _find_beginnings(layout: Layout, file: File) -> list[Path]:
+    """What earlier attempts left of a blob, the longest first."""
+    sizes: dict[Path, int] = {}
+    for name, path in list_partials(layout):
+        status = look_at(path) if name.startswith(file.sha256.hex) else None
+        if status is not None and stat.S_ISREG(status.st_mode) and 0 < status.st_size <= file.size:
+            sizes[path] = status.st_size
+    return sorted(sizes, key=lambda path: sizes[path], reverse=True)
+
+
+def _receive(layout: Layout, source: Source, beginning: Path | None, *, on_bytes: CountBytes) -> bool:
+    """Returns False if the bytes that began with ``beginning`` are the wrong ones, as they may be its fault."""
+    digest, size_bytes = source.file.sha256, source.file.size
+    with write_new_file(layout.arriving(digest)) as file:
         try:
-            _fill_partial(layout, source, descriptor=descriptor, on_bytes=on_bytes)
-            _commit_partial(layout, digest, descriptor)
-        except (IntegrityError, NotFoundError, StoreError):
-            layout.partial(digest).unlink(missing_ok=True)
+            if beginning is not None:
+                _copy_beginning(file, beginning)
+                on_bytes(file.size_bytes)
+            _append(file, source, on_bytes=on_bytes)
+        except (IntegrityError, NotFoundError, StoreError, OSError):
             raise
+        except BaseException:
+            _keep(layout, file, digest)
+            raise
+        if beginning is not None and (file.digest, file.size_bytes) != (digest, size_bytes):
+            return False
+        check_received(file.digest, file.size_bytes, digest=digest, size_bytes=size_bytes)
+        commit_blob(layout, file, digest, size_bytes)
+    if beginning is not None:
+        _drop([beginning])
+    return True
 
 
-def _fill_partial(layout: Layout, source: Source, *, descriptor: int, on_bytes: CountBytes) -> None:
-    digest, size_bytes = source.file.sha256, source.file.size
-    start = os.fstat(descriptor).st_size
-    if 0 < start <= size_bytes:
-        on_bytes(start)
-        _append(layout, source, descriptor=descriptor, on_bytes=on_bytes)
-        if _digest_partial(layout, digest) == (digest, size_bytes):
-            return
-    with explain_os_errors("write", layout.partial(digest)):
-        os.ftruncate(descriptor, 0)
-    _append(layout, source, descriptor=descriptor, on_bytes=on_bytes)
-    found, found_bytes = _digest_partial(layout, digest)
-    check_received(found, found_bytes, digest=digest, size_bytes=size_bytes)
+def _copy_beginning(file: NewFile, beginning: Path) -> None:
+    with explain_os_errors("read", beginning):
+        for chunk in read_chunks(beginning):
+            file.write(chunk)
 
 
-def _append(layout: Layout, source: Source, *, descriptor: int, on_bytes: CountBytes) -> None:
+def _append(file: NewFile, source: Source, *, on_bytes: CountBytes) -> None:
     """Never takes more than one piece beyond the declared size."""
-    digest, size_bytes = source.file.sha256, source.file.size
-    written = os.fstat(descriptor).st_size
-    if written == size_bytes and written > 0:
+    size_bytes = source.file.size
+    if file.size_bytes == size_bytes and size_bytes > 0:
         return
-    with source.remote.get(source.version, source.file, offset_bytes=written) as chunks:
+    with source.remote.get(source.version, source.file, offset_bytes=file.size_bytes) as chunks:
         for chunk in chunks:
-            with explain_os_errors("write", layout.partial(digest)):
-                rest = memoryview(chunk)
-                while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-            written += len(chunk)
+            file.write(chunk)
             on_bytes(len(chunk))
-            if written > size_bytes:
+            if file.size_bytes > size_bytes:
                 break
 
 
-def _digest_partial(layout: Layout, digest: Digest) -> tuple[Digest, int]:
-    with explain_os_errors("read", layout.partial(digest)):
-        return digest_file(layout.partial(digest))
+def _keep(layout: Layout, file: NewFile, digest: Digest) -> None:
+    """A failure here loses bytes that can be fetched again; the failure that led here is the one to report."""
+    if file.size_bytes == 0:
+        return
+    with contextlib.suppress(OSError):
+        file.close()
+        known = look_at(layout.partial(digest))
+        if known is None or known.st_size <= file.size_bytes:
+            replace_name(file.path, layout.partial(digest))
 
 
-def _commit_partial(layout: Layout, digest: Digest, descriptor: int) -> None:
-    """The name moves instead of a second one being made, so that a partial is never a finished blob's other name."""
-    target = layout.blob(digest)
-    ensure_folder(target.parent)
-    with explain_os_errors("write", target):
-        os.fchmod(descriptor, BLOB_MODE)
-        os.fsync(descriptor)
-        layout.partial(digest).replace(target)
-        sync_folder(target.parent)
-
-
-@contextmanager
-def _open_partial(layout: Layout, digest: Digest) -> Iterator[int | None]:
-    """Yields the open partial file at its end, None where another process is filling it right now."""
-    path = layout.partial(digest)
-    ensure_folder(path.parent)
-    with explain_os_errors("write", path):
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
-    try:
-        yield descriptor if try_lock(descriptor) else None
-    finally:
-        os.close(descriptor)
+def _drop(paths: list[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(StoreError):
+            remove_file(path)

@@ -7,6 +7,7 @@ came from elsewhere ever becomes part of one. ``tests/registry/test_paths.py`` h
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, UsageError
 from conceptry.names import ConceptName, Namespace, Tag, Version, parse_namespace, parse_tag, parse_version
+from conceptry.registry.processes import own_mark
 
 if TYPE_CHECKING:
     from conceptry.manifest import File
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 HOME_VARIABLE: Final = "CONCEPTRY_HOME"
 MANIFEST_FILE: Final = "concept.json"
 RECORD_FILE: Final = "train.json"
+PROJECT_FILE: Final = "concepts.toml"
+LOCK_FILE: Final = "concepts.lock"
 _MOVE_DIGITS: Final = 8
+_ENTRY: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,126}", re.ASCII)
 
 
 def choose_home() -> Path:
@@ -67,6 +72,32 @@ def locate_record(folder: Path) -> Path:
 def locate_member(folder: Path, file: File) -> Path:
     """Returns where a published folder has a file of its manifest; the manifest has checked the name."""
     return folder.joinpath(*file.path.split("/"))
+
+
+def locate_project(folder: Path) -> Path:
+    """Returns where a project's folder has its requirements."""
+    return folder / PROJECT_FILE
+
+
+def locate_lock(folder: Path) -> Path:
+    """Returns where a project's folder has its lock."""
+    return folder / LOCK_FILE
+
+
+def locate_source(folder: Path, text: str) -> Path:
+    """Returns the file that the user's own project names, relative to the project's folder."""
+    return folder / Path(text).expanduser()
+
+
+def draw_name_beside(path: Path) -> Path:
+    """Returns a new private name in the folder of ``path``, for a file that is to take its place."""
+    return path.with_name(f".{path.name}.{_draw_name(8)}")
+
+
+def _check_entry(entry: str) -> str:
+    if _ENTRY.fullmatch(entry) is None:
+        raise InvalidNameError(f"not a name that was drawn here: {entry[:80]!r}")
+    return entry
 
 
 def _draw_name(count_bytes: int) -> str:
@@ -146,13 +177,41 @@ class Layout:
         """What training left beside a version: machine, time, durations."""
         return self.root / "records" / f"{manifest.hex}.json"
 
+    @property
+    def partials(self) -> Path:
+        """The folder of what interrupted downloads left."""
+        return self.root / "partial"
+
     def partial(self, digest: Digest) -> Path:
-        """The bytes of a blob that have arrived so far."""
-        return self.root / "partial" / digest.hex
+        """The bytes of a blob that had arrived when a download was interrupted."""
+        return self.partials / digest.hex
+
+    def arriving(self, digest: Digest) -> Path:
+        """A new private name for the bytes of a blob that are arriving; it says which process drew it."""
+        return self.partials / f"{digest.hex}-{own_mark()}-{_draw_name(8)}"
+
+    def partial_entry(self, entry: str) -> Path:
+        """A file of an interrupted download as their folder lists it. Raises InvalidNameError."""
+        return self.partials / _check_entry(entry)
 
     def temporary(self) -> Path:
-        """A new private name, on the same file system as everything else."""
-        return self.root / "tmp" / _draw_name(16)
+        """A new private name, on the same file system as everything else; it says which process drew it."""
+        return self.root / "tmp" / f"{own_mark()}-{_draw_name(8)}"
+
+    # --- projects ----------------------------------------------------------------------------------------------
+
+    @property
+    def projects(self) -> Path:
+        """The folder of copies of every lock that was ever synced, a folder for each project."""
+        return self.root / "projects"
+
+    def project(self, project: Digest) -> Path:
+        """The copies of one project's locks; the project is named by the digest of its path."""
+        return self.projects / project.hex
+
+    def kept_lock(self, project: Digest, lock: Digest) -> Path:
+        """The copy of one lock, named by the digest of its bytes."""
+        return self.project(project) / f"{lock.hex}.json"
 
     # --- references --------------------------------------------------------------------------------------------
 
@@ -168,6 +227,15 @@ class Layout:
     def concept(self, name: ConceptName) -> Path:
         """The folder of a concept."""
         return self.refs / name.namespace / name.name
+
+    @property
+    def catalog(self) -> Path:
+        """What people choose concepts by, for readers that cannot list folders."""
+        return self.root / "catalog.json"
+
+    def version_list(self, name: ConceptName) -> Path:
+        """A concept's versions, yanks and tags, for readers that cannot list folders."""
+        return self.concept(name) / "versions.json"
 
     def versions(self, name: ConceptName) -> Path:
         """The folder of a concept's versions."""
@@ -203,10 +271,9 @@ class Layout:
         """A removed reference; the name sorts by time."""
         return self.trashed_versions(name, version) / f"{time_ns:020d}-{_draw_name(4)}"
 
-    def list_trashed(self, name: ConceptName, version: Version) -> tuple[Path, ...]:
-        """What was removed under this version, oldest first."""
-        folder = self.trashed_versions(name, version)
-        return tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
+    def trashed_entry(self, name: ConceptName, version: Version, entry: str) -> Path:
+        """A removed reference as the folder of them lists it. Raises InvalidNameError for what we did not put there."""
+        return self.trashed_versions(name, version) / _check_entry(entry)
 
     def quarantined(self, digest: Digest) -> Path:
         """A new name for a file whose bytes are not ``digest`` although it was called so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from conceptry.manifest import File, Manifest, parse_manifest
 from conceptry.names import Reference
 from conceptry.registry.blobs import CountBytes, add_blob_from_file
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import STATE_MODE, read_small_file, write_file
+from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write_file
 from conceptry.registry.index import record_version
 from conceptry.registry.manifests import add_manifest, iter_places
 from conceptry.registry.paths import locate_manifest, locate_member, locate_record
@@ -23,7 +24,7 @@ from conceptry.registry.refs import (
     Resolved,
     VersionRef,
     describe_conflict,
-    read_version,
+    find_version,
     write_version,
 )
 from conceptry.registry.store import Store
@@ -82,7 +83,7 @@ def read_folder_manifest(folder: Path) -> tuple[bytes, Manifest]:
 def refuse_other_contents(store: Store, version: Resolved) -> None:
     """Raises ConflictError if the version exists with another manifest, before a byte is copied."""
     reference = version.reference
-    found = read_version(store.layout, reference.concept, reference.version) if reference.version else None
+    found = find_version(store.layout, reference.concept, reference.version) if reference.version else None
     if found is not None and found.digest != version.digest:
         raise describe_conflict(version, found.digest)
 
@@ -131,9 +132,11 @@ def _add_member(store: Store, folder: Path, file: File, *, place: str, on_bytes:
 
 def _check_member(folder: Path, file: File, place: str) -> None:
     path = locate_member(folder, file)
-    if path.resolve() != locate_member(folder.resolve(), file) or not path.is_file():
+    status = look_at(path)
+    inside = path.resolve() == locate_member(folder.resolve(), file)
+    if status is None or not inside or not stat.S_ISREG(status.st_mode):
         raise InvalidFileError(f"{file.path!r} is missing or no regular file", where=f"{place}.path")
-    size_bytes = path.stat().st_size
+    size_bytes = status.st_size
     if size_bytes != file.size:
         raise InvalidFileError(
             f"{file.path!r} has {size_bytes} bytes, not {file.size}",

@@ -12,6 +12,7 @@ from conceptry.manifest import File, Manifest
 from conceptry.names import Reference, Tag, Version
 from conceptry.registry.blobs import has_blob
 from conceptry.registry.checks import BlobChecks
+from conceptry.registry.files import is_file, look_at
 from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.refs import Origin, Resolved, list_versions, read_version
 from conceptry.registry.store import Store
@@ -57,10 +58,11 @@ def explain_damage(store: Store, version: Resolved, place: str, file: File, chec
     if checks.is_intact(file.sha256, file.size):
         return
     path = store.layout.blob(file.sha256)
-    if not path.exists():
+    status = look_at(path)
+    if status is None:
         reason, part = f"the file {file.path!r} is missing", "sha256"
     elif not has_blob(store.layout, file.sha256, file.size):
-        reason, part = f"the file {file.path!r} has {path.lstat().st_size} bytes, not {file.size}", "size"
+        reason, part = f"the file {file.path!r} has {status.st_size} bytes, not {file.size}", "size"
     else:
         reason, part = f"the bytes of the file {file.path!r} are not {file.sha256}", "sha256"
     raise IntegrityError(
@@ -84,5 +86,5 @@ def describe_version(store: Store, version: Resolved) -> Shown:
         origin=ref.origin if ref else "pulled",
         tags=tuple(tag for tag, move in moves.items() if move and move.digest == version.digest),
         versions=list_versions(layout, name),
-        record=record if record.is_file() else None,
+        record=record if is_file(record) else None,
     )

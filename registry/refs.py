@@ -16,11 +16,10 @@ from conceptry.errors import ConceptryError, ConflictError, IntegrityError, NotF
 from conceptry.names import ConceptName, Reference, Version, parse_namespace
 from conceptry.registry.files import (
     BLOB_MODE,
-    ensure_folder,
-    explain_os_errors,
+    move_file,
     names_in,
     read_small_file,
-    sync_folder,
+    remove_file,
     write_file,
 )
 from conceptry.registry.paths import Layout, read_version_file_name
@@ -29,6 +28,7 @@ Origin = Literal["published", "pulled"]
 T = TypeVar("T")
 
 _LIMIT_BYTES: Final = 256
+_CUT_SHORT: Final = re.compile(rb"sha256:[0-9a-f]{0,64}(?: [a-z]{0,9})?")
 _LINE: Final = re.compile(r"(sha256:[0-9a-f]{64}) (published|pulled)\n", re.ASCII)
 
 
@@ -63,6 +63,18 @@ def read_version(layout: Layout, name: ConceptName, version: Version) -> Version
     return ref
 
 
+def find_version(layout: Layout, name: ConceptName, version: Version) -> VersionRef | None:
+    """Returns what a version is for somebody who writes it; one that a crash cut short while it was made is none.
+
+    Raises:
+        IntegrityError: if its file is malformed in any other way.
+    """
+    data = read_small_file(layout.version(name, version), _LIMIT_BYTES)
+    if data is not None and (b"sha256:".startswith(data) or _CUT_SHORT.fullmatch(data)):
+        return None
+    return read_version(layout, name, version)
+
+
 def write_version(layout: Layout, name: ConceptName, version: Version, ref: VersionRef) -> bool:
     """Returns True if the version is new, False if it exists and is the same.
 
@@ -73,6 +85,9 @@ def write_version(layout: Layout, name: ConceptName, version: Version, ref: Vers
     path = layout.version(name, version)
     if write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE):
         return True
+    found_bytes = read_small_file(path, _LIMIT_BYTES)
+    if found_bytes is not None and len(found_bytes) < len(line) and line.startswith(found_bytes):
+        return write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE, replace=True)
     found = read_version(layout, name, version)
     if found is None or found.digest != ref.digest:
         raise describe_conflict(
@@ -110,15 +125,8 @@ def remove_version(layout: Layout, name: ConceptName, version: Version, *, time_
     Raises:
         NotFoundError: if there is no such version.
     """
-    path, trashed = layout.version(name, version), layout.trashed_version(name, version, time_ns)
-    ensure_folder(trashed.parent)
-    with explain_os_errors("remove", path):
-        try:
-            path.rename(trashed)
-        except FileNotFoundError:
-            raise missing_version(layout, name, str(version)) from None
-        sync_folder(trashed.parent)
-        sync_folder(path.parent)
+    if not move_file(layout.version(name, version), layout.trashed_version(name, version, time_ns)):
+        raise missing_version(layout, name, str(version))
 
 
 def restore_version(layout: Layout, name: ConceptName, version: Version) -> VersionRef:
@@ -128,13 +136,14 @@ def restore_version(layout: Layout, name: ConceptName, version: Version) -> Vers
         NotFoundError: if none was removed.
         ConflictError: if the version was published anew with other contents.
     """
-    for trashed in reversed(layout.list_trashed(name, version)):
+    folder = layout.trashed_versions(name, version)
+    for entry in reversed(names_in(folder)):
+        trashed = layout.trashed_entry(name, version, entry)
         ref = _parse_line(read_small_file(trashed, _LIMIT_BYTES) or b"")
         if ref is None:
             continue
         write_version(layout, name, version, ref)
-        with explain_os_errors("restore", trashed):
-            trashed.unlink(missing_ok=True)
+        remove_file(trashed)
         return ref
     raise NotFoundError(f"no removed version {name}@{version} is in the trash", hint="concepts list --all")
 
@@ -165,6 +174,17 @@ def parse_names(names: list[str], parse: Callable[[str], T]) -> list[T]:
         except ConceptryError:
             continue
     return found
+
+
+def parse_version_line(data: bytes, name: ConceptName, version: Version) -> VersionRef:
+    """Returns what the bytes of a version's file say. Raises IntegrityError if they are malformed."""
+    ref = _parse_line(data)
+    if ref is None:
+        raise IntegrityError(
+            f"the reference {name}@{version} is damaged",
+            hint="who pushed it can look there: concepts verify finds it",
+        )
+    return ref
 
 
 def _parse_line(data: bytes) -> VersionRef | None:

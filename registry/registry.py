@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from conceptry.names import Reference, RemoteName, Tag
 from conceptry.registry import listing, resolution, tags
 from conceptry.registry.events import OnEvent, ignore_event
+from conceptry.registry.files import is_folder
 from conceptry.registry.listing import Filter, ListedVersion
 from conceptry.registry.refs import Resolved
 from conceptry.registry.store import Store, open_store
@@ -222,7 +223,7 @@ class Registry:
         remove_base(self.store, name)
 
     def _read(self, read: Callable[[sqlite3.Connection], Rows]) -> Rows:
-        if not self.store.layout.refs.is_dir():
+        if not is_folder(self.store.layout.refs):
             return ()
         found = listing.read_index(self.store.layout, read)
         if found is not None:

@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from conceptry.errors import StoreError
-from conceptry.registry.files import ensure_folder, explain_os_errors, read_small_file, write_file
+from conceptry.registry.files import (
+    change_mode,
+    ensure_folder,
+    explain_os_errors,
+    is_file,
+    is_folder,
+    look_at,
+    names_in,
+    read_small_file,
+    write_file,
+)
 from conceptry.registry.locks import hold_lock
+from conceptry.registry.operations import current_operations
 from conceptry.registry.paths import Layout, choose_home
 
 FORMAT: Final = 1
@@ -44,17 +55,16 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether anything was ever written here."""
-        return self.layout.marker.is_file()
+        return is_file(self.layout.marker)
 
     def prepare_for_writing(self) -> None:
         """Makes the folder (for this user only) and its marker where they are missing. Raises StoreError."""
         if self.exists:
             return
         ensure_folder(self.root.parent)
-        with explain_os_errors("make the store", self.root):
-            self.root.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            if self.root.stat().st_uid == os.geteuid() and not any(self.root.iterdir()):
-                self.root.chmod(_FOLDER_MODE)
+        ensure_folder(self.root, mode=_FOLDER_MODE)
+        if _is_own(self.root) and not names_in(self.root):
+            change_mode(self.root, _FOLDER_MODE)
         _check_owner(self.root, shared=False)
         document = json.dumps({"format": FORMAT, "program": "conceptry"}, sort_keys=True) + "\n"
         write_file(self.layout.marker, document.encode("ascii"), temporary=self.layout.temporary())
@@ -83,7 +93,7 @@ def open_store(root: Path | None = None) -> Store:
     store = Store(Layout((root or choose_home()).absolute()))
     marker = _read_marker(store.layout)
     if marker is None:
-        if store.root.exists() and not store.root.is_dir():
+        if look_at(store.root) is not None and not is_folder(store.root):
             raise StoreError(f"{str(store.root)!r} is no folder", hint="name a folder with CONCEPTRY_HOME")
         return store
     found = marker.get("format")
@@ -132,11 +142,19 @@ def _damaged_marker(layout: Layout) -> StoreError:
     )
 
 
+def _is_own(root: Path) -> bool:
+    if not current_operations().capabilities.has_owners:
+        return False
+    status = look_at(root)
+    return status is not None and status.st_uid == os.geteuid()
+
+
 def _check_owner(root: Path, *, shared: bool) -> None:
     """What others can change, they could fill with references of their choice."""
-    status = root.stat()
-    if shared or os.name != "posix":
+    if shared or not current_operations().capabilities.has_owners:
         return
+    with explain_os_errors("read", root):
+        status = current_operations().followed_status(root)
     if status.st_uid not in (os.geteuid(), 0):
         raise StoreError(
             f"the store {str(root)!r} belongs to another user (id {status.st_uid})",

@@ -14,7 +14,7 @@ from conceptry.names import ConceptName, Reference, Tag
 from conceptry.registry.blobs import has_blob, is_intact
 from conceptry.registry.checks import forget_check
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import digest_file, explain_os_errors, names_in
+from conceptry.registry.files import digest_file, explain_os_errors, look_at, names_in
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.paths import Layout
@@ -118,7 +118,7 @@ def _check_members(
 
 
 def _check_blob(layout: Layout, file: File) -> Fault | None:
-    if not layout.blob(file.sha256).exists():
+    if look_at(layout.blob(file.sha256)) is None:
         return "missing"
     if not has_blob(layout, file.sha256, file.size):
         return "size"

@@ -10,13 +10,7 @@ from typing import Final
 
 from conceptry.errors import NotFoundError, UsageError
 from conceptry.names import ConceptName, Version
-from conceptry.registry.files import (
-    ensure_folder,
-    explain_os_errors,
-    read_small_file,
-    sync_folder,
-    write_file,
-)
+from conceptry.registry.files import ensure_folder, read_small_file, remove_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import missing_version, read_version
 
@@ -53,11 +47,8 @@ def write_yank(layout: Layout, name: ConceptName, version: Version, reason: str 
         raise missing_version(layout, name, str(version))
     path = layout.yank(name, version)
     if reason is None:
-        if not path.exists():
+        if not remove_file(path):
             raise NotFoundError(f"{name}@{version} is not yanked")
-        with explain_os_errors("remove", path):
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
         return
     ensure_folder(path.parent)
     data = (check_reason(reason) + "\n").encode("utf-8")
