@@ -40,6 +40,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
     CommandRow("pull", "transfer:pull", "Copy a version from a remote.", _SHARE),
     CommandRow("remote", "remote:remote", "Add, list and remove remotes.", _SHARE),
+    CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),
     CommandRow("compose", "compose:compose", "Write or check a composition file.", _USE),

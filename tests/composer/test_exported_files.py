@@ -1,0 +1,118 @@
+"""Files that were exported do in diffusers and PEFT what the concept does here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conceptry.composer import Composition, attach
+from conceptry.composer.tensors import from_torch
+from conceptry.concepts import Concept
+from conceptry.formats.export_files import write_export
+from conceptry.formats.exporting import ExportSettings, plan_export
+from conceptry.formats.lora import LoraModule
+from tests.fakes.concepts import list_paths, make_lora
+from tests.fakes.edits import make_generator
+from tests.fakes.pipelines import Shape, make_pipeline
+
+LIMIT = 1e-5
+PROMPT = "a photo of a cat on the beach"
+_MADE: dict[Shape, Any] = {}
+
+
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
+def shape(request: pytest.FixtureRequest) -> Shape:
+    """Each shape in turn."""
+    shape: Shape = request.param
+    return shape
+
+
+@pytest.fixture
+def ours(shape: Shape) -> Any:
+    """Give a pipeline that our own attach changes and restores."""
+    if shape not in _MADE:
+        _MADE[shape] = make_pipeline(shape)
+    return _MADE[shape]
+
+
+@pytest.fixture
+def theirs(shape: Shape) -> Iterator[Any]:
+    """Give a pipeline with the same weights for the loaders of other libraries, which leave traces."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield make_pipeline(shape)
+
+
+def export(concept: Concept, path: Path, target: str = "diffusers", **settings: Any) -> Path:
+    """Return ``path`` with the files of ``concept`` for ``target``."""
+    write_export(plan_export(concept, ExportSettings(target=target, path=path, **settings)))
+    return path
+
+
+@torch.no_grad()
+def run(pipeline: Any, prompt: str = PROMPT) -> dict[str, torch.Tensor]:
+    """Return the outputs of one forward of each component."""
+    generator = make_generator(5)
+    unet = pipeline.unet
+    size = unet.config.cross_attention_dim
+    context = torch.randn(2, 7, size, generator=generator)
+    sample = torch.randn(2, 4, 8, 8, generator=generator)
+    extra = {}
+    if unet.config.addition_embed_type:
+        pooled = pipeline.text_encoder_2.config.projection_dim
+        extra["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(2, pooled, generator=generator),
+            "time_ids": torch.ones(2, 6),
+        }
+    outputs = {"unet": unet(sample, torch.tensor([3, 700]), context, **extra).sample}
+    encoded = pipeline.encode_prompt(
+        prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    outputs |= {f"text {number}": part for number, part in enumerate(encoded) if part is not None}
+    return outputs
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, expected in ours.items():
+        error = (theirs[name] - expected).abs().max() / expected.abs().max()
+        assert error <= LIMIT, f"{name}: {error:.2e}"
+
+
+def make_mixed_lora(folder: Path, pipeline: Any) -> Concept:
+    """Return an adapter whose modules differ in rank and scale, in every component."""
+    generator = make_generator(8)
+    modules = {}
+    for place, path in enumerate([*list_paths(pipeline), "conv_in", "time_embedding.linear_1"]):
+        weight = pipeline.unet.get_submodule(path).weight
+        modules[f"unet.{path}"] = make_module(weight.shape, 2 + place, generator)
+    for name in ("text_encoder", "text_encoder_2"):
+        encoder = getattr(pipeline, name, None)
+        for layer, part in enumerate(("self_attn.q_proj", "mlp.fc1")) if encoder is not None else ():
+            ending = f"encoder.layers.{layer}.{part}"
+            weight = next(
+                value for key, value in encoder.named_parameters() if key.endswith(f"{ending}.weight")
+            )
+            modules[f"{name}.text_model.{ending}"] = make_module(weight.shape, 3 + layer, generator)
+    return make_lora(folder, pipeline, modules=modules)
+
+
+def make_module(shape: torch.Size, rank: int, generator: torch.Generator) -> LoraModule:
+    down = torch.randn(rank, *shape[1:], generator=generator) / 4
+    up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=generator) / 4
+    return LoraModule(down=from_torch(down), up=from_torch(up), alpha=1.0 + 0.3 * rank)
+
+
+def test_diffusers_computes_the_adapter_as_attach_does(ours: Any, theirs: Any, tmp_path: Path) -> None:
+    concept = make_mixed_lora(tmp_path / "lora", ours)
+    before = run(ours)
+    with attach(Composition(concept), ours):
+        expected = run(ours)
+    assert not any(torch.allclose(before[name], expected[name], rtol=1e-2) for name in expected)
+    theirs.load_lora_weights(str(export(concept, tmp_path / "out")))
+    assert_equal(expected, run(theirs))
