@@ -75,8 +75,10 @@ def _describe_call(node: ast.Call) -> list[str]:
         return ["sqlite3.connect"] if called.attr == "connect" else []
     if called.attr == "replace" and len(node.args) == 1 and not node.keywords:
         return [f"{owner}.replace()"]
-    ours = owner.split("(")[0].split(".")[0] in OUR_OWN or owner.endswith(
-        ("operations", "_operations()", ")")
+    ours = (
+        owner[0].isupper()
+        or owner.split("(")[0].split(".")[0] in OUR_OWN
+        or owner.endswith(("operations", "_operations()", ")"))
     )
     return [f"{owner}.{called.attr}()"] if called.attr in TOUCHING and not ours else []
 
@@ -134,7 +136,7 @@ def test_failing_operation_of_a_publish_is_one_sentence_and_leaves_nothing(
     registry: Registry, imp: Path, name: str, code: int
 ) -> None:
     number, calls = 0, 1
-    while calls > number:
+    while calls >= number:
         number += 1
         calls, error = publish_failing(registry.root, imp, FailingOperations(name, number, code))
         assert error is None or error.hint is not None
