@@ -57,6 +57,12 @@ class InvalidImagesError(UsageError):
     code = "invalid_images"
 
 
+class InvalidProjectError(UsageError):
+    """Raised when a ``concepts.toml`` is malformed, or says what cannot be."""
+
+    code = "invalid_project"
+
+
 class InvalidPlaceholderError(UsageError):
     """Raised when a placeholder is already a word of the base's vocabulary, or a superclass is several tokens."""
 
@@ -105,6 +111,12 @@ class InvalidFileError(IntegrityError):
     """Raised when an adapter file is truncated, malformed or not what it claims to be."""
 
     code = "invalid_file"
+
+
+class InvalidLockError(IntegrityError):
+    """Raised when a ``concepts.lock`` is malformed, was edited by hand, or was written by a newer version."""
+
+    code = "invalid_lock"
 
 
 class StoreError(ConceptryError):
