@@ -261,6 +261,34 @@ class Layout:
         """The file of one move of a tag."""
         return self.tag(name, tag) / f"{number:0{_MOVE_DIGITS}d}"
 
+    # --- what others need, and what they said --------------------------------------------------------------------
+
+    @property
+    def roots(self) -> Path:
+        """The folder of copies of what files outside the store need."""
+        return self.root / "roots"
+
+    def root_copy(self, path_digest: Digest) -> Path:
+        """What the file needs whose path has this digest."""
+        return self.roots / f"{path_digest.hex}.json"
+
+    def memory(self, place_digest: Digest) -> Path:
+        """What a remote said of a concept; both together have this digest."""
+        return self.root / "remotes" / f"{place_digest.hex}.json"
+
+    @property
+    def leases(self) -> Path:
+        """The folder of what running operations are about to need."""
+        return self.root / "leases"
+
+    def lease(self) -> Path:
+        """A new name for the lease of an operation; it says which process drew it."""
+        return self.leases / f"{own_mark()}-{_draw_name(8)}"
+
+    def lease_entry(self, entry: str) -> Path:
+        """A lease as their folder lists it. Raises InvalidNameError."""
+        return self.leases / _check_entry(entry)
+
     # --- what was taken away -----------------------------------------------------------------------------------
 
     def trashed_versions(self, name: ConceptName, version: Version) -> Path:
