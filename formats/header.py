@@ -117,6 +117,26 @@ def parse_header(file: BinaryIO, name: str) -> Header:
     return Header(MappingProxyType(ordered), MappingProxyType(metadata), LENGTH_BYTES + length, size_bytes)
 
 
+def parse_header_bytes(data: bytes, name: str, size_bytes: int) -> Header:
+    """Returns the header that ``data`` begins with, of a file of ``size_bytes`` whose tensors are elsewhere.
+
+    Raises:
+        InvalidFileError: if it breaks a rule; it is called ``name`` in the message.
+    """
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    try:
+        if length > MAX_HEADER_BYTES or len(data) < LENGTH_BYTES + length:
+            raise _Refusal(f"its header of {length} bytes is longer than {MAX_HEADER_BYTES}, or cut off")
+        tensors, metadata = _parse_json(data[LENGTH_BYTES : LENGTH_BYTES + length])
+        end = max((info.end for info in tensors.values()), default=0)
+        ordered = _check_layout(tensors, end)
+    except _Refusal as refusal:
+        raise InvalidFileError(
+            f"what {name!r} holds is not sound: {refusal}", where=refusal.where
+        ) from refusal
+    return Header(MappingProxyType(ordered), MappingProxyType(metadata), LENGTH_BYTES + length, size_bytes)
+
+
 class _Refusal(ValueError):
     """A broken rule; ``read_header`` adds the name of the file."""
 
@@ -203,11 +223,25 @@ def _encode(text: str) -> bytes:
         raise _Refusal("a string holds half a surrogate pair") from error
 
 
-def _check_name(name: str) -> None:
-    if not name or len(_encode(name)) > MAX_NAME_BYTES:
-        raise _Refusal(f"the name {name[:80]!r} has not 1 to {MAX_NAME_BYTES} bytes")
+def find_name_fault(name: str) -> str | None:
+    """Returns, in words, why ``name`` can be no tensor's name; None where it can."""
+    if name == METADATA_KEY:
+        return f"{METADATA_KEY!r} is the place of the metadata"
+    try:
+        size_bytes = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "a string holds half a surrogate pair"
+    if not 1 <= size_bytes <= MAX_NAME_BYTES:
+        return f"the name {name[:80]!r} has not 1 to {MAX_NAME_BYTES} bytes"
     if not name.isprintable() or ".." in name.split("/"):
-        raise _Refusal(f"the name {name[:80]!r} holds control characters or climbs out of its folder")
+        return f"the name {name[:80]!r} holds control characters or climbs out of its folder"
+    return None
+
+
+def _check_name(name: str) -> None:
+    fault = find_name_fault(name)
+    if fault:
+        raise _Refusal(fault)
 
 
 def _check_span(name: str, info: TensorInfo) -> None:

@@ -232,10 +232,9 @@ def stream_tensors(
         InvalidFileError: if a value is not finite or a name cannot be written.
         OSError: if the disk is full.
     """
-    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
-    ordered = {name: tensors[name] for name in order}
+    ordered = order_tensors(tensors)
     # The digest stands in front of what it is the digest of: its place is kept and filled at the end.
-    file.write(_format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash("0" * 64)}))
+    file.write(format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash("0" * 64)}))
     digest = hashlib.sha256()
     for name, tensor in ordered.items():
         for chunk in tensor.iter_chunks():
@@ -244,7 +243,7 @@ def stream_tensors(
             digest.update(chunk)
             file.write(chunk)
     file.seek(0)
-    file.write(_format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash(digest.hexdigest())}))
+    file.write(format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash(digest.hexdigest())}))
     file.flush()
 
 
@@ -252,7 +251,14 @@ def _format_hash(digits: str) -> str:
     return f"0x{digits}"
 
 
-def _format_header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
+def order_tensors(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Returns the tensors in the order in which they are written: by falling alignment, then by name."""
+    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
+    return {name: tensors[name] for name in order}
+
+
+def format_header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
+    """Returns the length and the JSON that stand before the data. Raises InvalidFileError for half a surrogate."""
     document: dict[str, Any] = {METADATA_KEY: dict(sorted(metadata.items()))}
     position = 0
     for name, tensor in tensors.items():
