@@ -7,9 +7,10 @@ or ``string_to_token``, are JSON in its metadata under VALUES_KEY, so that FORMA
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,9 +86,29 @@ def read_any_header(path: Path) -> Header:
     Raises:
         NotFoundError, InvalidFileError: as those two.
     """
+    return read_foreign_header(path) if is_foreign(path) else read_header(path)
+
+
+@contextlib.contextmanager
+def as_safetensors(path: Path) -> Iterator[Path]:
+    """Gives the path of a safetensors file with the tensors of ``path``: itself, or a converted one.
+
+    The converted file is gone after the block; tensors that were read from it stay readable.
+
+    Raises:
+        NotFoundError, InvalidFileError, StoreError: as ``convert_file``.
+    """
+    if not is_foreign(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="conceptry-") as folder:
+        yield convert_file(path, Path(folder)).path
+
+
+def is_foreign(path: Path) -> bool:
+    """Returns whether the file is handed to the isolated process: a pickle or a picture. Raises NotFoundError."""
     with open_binary(path) as file:
-        container = recognise_container(file.read(SNIFFED_BYTES))
-    return read_foreign_header(path) if container.id in CONVERTED else read_header(path)
+        return recognise_container(file.read(SNIFFED_BYTES)).id in CONVERTED
 
 
 def read_values(metadata: Mapping[str, str]) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, Final
 from conceptry.bases import FamilyId
 from conceptry.formats.catalog import FORMATS
 from conceptry.formats.contract import Detection, Format
-from conceptry.formats.header import Header, read_header
+from conceptry.formats.conversion import read_any_header
+from conceptry.formats.header import Header
 from conceptry.formats.lora_keys import split_suffix
 
 UNKNOWN_KIND: Final = "unknown"
@@ -81,9 +82,10 @@ def identify(path: Path) -> Identification:
 
     Raises:
         NotFoundError: if there is no file.
-        InvalidFileError: if it is no sound safetensors file; what it is instead is named.
+        InvalidFileError: if it is no sound safetensors file, PyTorch pickle or picture with an embedding; what it is
+            instead is named. A pickle is read in an isolated process and never run.
     """
-    return identify_header(read_header(path))
+    return identify_header(read_any_header(path))
 
 
 def identify_header(header: Header) -> Identification:

@@ -14,6 +14,7 @@ from conceptry.bases import FamilyId, find_family
 from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError, InvalidFileError, InvalidNameError, UsageError
 from conceptry.formats.contract import Format, Reading, ReadRequest
+from conceptry.formats.conversion import as_safetensors
 from conceptry.formats.embedding import EmbeddingContents
 from conceptry.formats.header import Header, read_header
 from conceptry.formats.identify import Identification, find_format, identify_header
@@ -92,12 +93,18 @@ def plan_import(path: Path, settings: ImportSettings) -> ImportPlan:
         IncompatibleError: if it is for another family than the caller declares.
         UsageError: if the word or the base can neither be known nor was said.
     """
-    header = read_header(path)
+    with as_safetensors(path) as readable:
+        return _plan(path, readable, settings)
+
+
+def _plan(path: Path, readable: Path, settings: ImportSettings) -> ImportPlan:
+    """Returns the plan for the file at ``path``, whose tensors are read from ``readable``."""
+    header = read_header(readable)
     identification = identify_header(header)
     row = _choose_row(path, header, identification)
     base, base_notes = _settle_base(path, header, identification, settings.base)
     family = FamilyId(base.family)
-    request = ReadRequest(path=path, header=header, placeholder=settings.placeholder, family=family)
+    request = ReadRequest(path=readable, header=header, placeholder=settings.placeholder, family=family)
     reading = row.read(request) if row.read else Reading(contents=())
     _check_widths(reading, family)
     with refuse_invalid():

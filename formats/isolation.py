@@ -16,7 +16,12 @@ MAX_REPORT_BYTES: Final = 64 << 10
 BASE_MEMORY_BYTES: Final = 1 << 30
 BASE_SECONDS: Final = 20
 BYTES_A_SECOND: Final = 20 << 20
-_START: Final = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from conceptry.formats.worker import main; main()"
+_START: Final = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop())
+from conceptry.formats.worker import main
+main()
+"""
 
 
 def run_worker(mode: str, source: BinaryIO, output: BinaryIO, name: str) -> dict[str, Any]:

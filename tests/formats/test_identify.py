@@ -275,12 +275,13 @@ def test_real_positional_adapter_is_named() -> None:
     assert (found.coverage.explained, found.coverage.total) == (386, 386)
 
 
-def test_real_pickle_is_refused_by_name() -> None:
+def test_real_pickle_is_identified_without_being_run() -> None:
     path = SHARED / "cat_toy_learned_embeds.bin"
     if not path.exists():
         pytest.skip("cat_toy_learned_embeds.bin is in ../shared/fixtures only, which is absent here")
-    with pytest.raises(InvalidFileError, match="zip archive"):
-        identify(path)
+    found = identify(path)
+    assert (found.kind, found.family) == ("embedding", "sd1")
+    assert found.triggers == ("<cat-toy>",)
 
 
 def test_json_has_the_agreed_shape(tmp_path: Path) -> None:
