@@ -162,7 +162,9 @@ class Run:
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         state = self.optimizer.state_dict()["state"]
         return {
-            f"{row}.{key}": value.detach().cpu() for row, part in state.items() for key, value in part.items()
+            f"{row}.{key}": value.detach().cpu().contiguous()
+            for row, part in state.items()
+            for key, value in part.items()
         }
 
     def save(self) -> None:
@@ -197,10 +199,11 @@ class Run:
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         rows: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(self.folder / "optimizer.safetensors").items():
             row, name = key.split(".", 1)
-            rows.setdefault(int(row), {})[name] = value
+            rows.setdefault(int(row), {})[name] = _laid_out_like(parameters[int(row)], value)
         self.optimizer.load_state_dict(
             {"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
@@ -226,6 +229,13 @@ class Run:
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
+
+
+def _laid_out_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """``value`` in the memory order of ``parameter``: the fused optimiser walks through both side by side."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def has_bfloat16(device: torch.device) -> bool:
