@@ -11,6 +11,7 @@ from conceptry.manifest import File, Manifest, parse_manifest
 from conceptry.registry.files import BLOB_MODE, move_file, read_small_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
+from conceptry.registry.trash import recall_if_possible
 
 
 def read_manifest(layout: Layout, version: Resolved) -> Manifest:
@@ -26,6 +27,8 @@ def read_manifest_bytes(layout: Layout, version: Resolved) -> bytes:
     """Returns a manifest's exact bytes. Raises IntegrityError if they are missing or not those of its digest."""
     path = layout.manifest(version.digest)
     data = read_small_file(path, MAX_DOCUMENT_BYTES)
+    if data is None and recall_if_possible(layout, "manifest", version.digest):
+        data = read_small_file(path, MAX_DOCUMENT_BYTES)
     reason = None
     if data is None:
         reason = "is missing"

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, UsageError
@@ -19,6 +19,8 @@ from conceptry.registry.processes import own_mark
 
 if TYPE_CHECKING:
     from conceptry.manifest import File
+
+ItemKind = Literal["blob", "manifest", "record"]
 
 HOME_VARIABLE: Final = "CONCEPTRY_HOME"
 MANIFEST_FILE: Final = "concept.json"
@@ -87,6 +89,21 @@ def locate_lock(folder: Path) -> Path:
 def locate_source(folder: Path, text: str) -> Path:
     """Returns the file that the user's own project names, relative to the project's folder."""
     return folder / Path(text).expanduser()
+
+
+def locate_scheduler(base: Path) -> Path:
+    """Returns where a diffusers folder says how its noise is scheduled."""
+    return base / "scheduler" / "scheduler_config.json"
+
+
+def locate_download(folder: Path) -> Path:
+    """Returns where a file that is fetched into an empty folder lies there."""
+    return folder / "download.safetensors"
+
+
+def locate_package(folder: Path) -> Path:
+    """Returns where the package that is made of a fetched file lies beside it."""
+    return folder / "package"
 
 
 def draw_name_beside(path: Path) -> Path:
@@ -158,6 +175,11 @@ class Layout:
         """The lock held while references and index change."""
         return self.root / "locks" / "refs.lock"
 
+    @property
+    def collection_lock(self) -> Path:
+        """The lock held while garbage is collected."""
+        return self.root / "locks" / "collection.lock"
+
     # --- contents ----------------------------------------------------------------------------------------------
 
     @property
@@ -169,13 +191,32 @@ class Layout:
         """The bytes called ``digest``."""
         return self.blobs / digest.hex
 
+    @property
+    def manifests(self) -> Path:
+        """The folder of all manifests."""
+        return self.root / "manifests" / "sha256"
+
     def manifest(self, digest: Digest) -> Path:
         """The manifest called ``digest``."""
-        return self.root / "manifests" / "sha256" / digest.hex
+        return self.manifests / digest.hex
+
+    @property
+    def records(self) -> Path:
+        """The folder of all training records."""
+        return self.root / "records"
 
     def record(self, manifest: Digest) -> Path:
         """What training left beside a version: machine, time, durations."""
-        return self.root / "records" / f"{manifest.hex}.json"
+        return self.records / f"{manifest.hex}.json"
+
+    @property
+    def temporaries(self) -> Path:
+        """The folder of files that are being written."""
+        return self.root / "tmp"
+
+    def temporary_entry(self, entry: str) -> Path:
+        """A file that is being written as their folder lists it. Raises InvalidNameError."""
+        return self.temporaries / _check_entry(entry)
 
     @property
     def partials(self) -> Path:
@@ -196,7 +237,7 @@ class Layout:
 
     def temporary(self) -> Path:
         """A new private name, on the same file system as everything else; it says which process drew it."""
-        return self.root / "tmp" / f"{own_mark()}-{_draw_name(8)}"
+        return self.temporaries / f"{own_mark()}-{_draw_name(8)}"
 
     # --- projects ----------------------------------------------------------------------------------------------
 
@@ -291,9 +332,27 @@ class Layout:
 
     # --- what was taken away -----------------------------------------------------------------------------------
 
+    @property
+    def trash(self) -> Path:
+        """The folder of what was taken away and can come back."""
+        return self.root / "trash"
+
+    @property
+    def trashed_refs(self) -> Path:
+        """The folder of removed references, by namespace."""
+        return self.trash / "refs"
+
+    def trashed_namespace(self, namespace: Namespace) -> Path:
+        """The folder of removed references of a namespace, by name."""
+        return self.trashed_refs / parse_namespace(namespace)
+
+    def trashed_concept(self, name: ConceptName) -> Path:
+        """The folder of removed references of a concept, by version."""
+        return self.trashed_refs / name.namespace / name.name
+
     def trashed_versions(self, name: ConceptName, version: Version) -> Path:
         """The folder of what was removed under this version."""
-        return self.root / "trash" / "refs" / name.namespace / name.name / name_version_file(version)
+        return self.trashed_concept(name) / name_version_file(version)
 
     def trashed_version(self, name: ConceptName, version: Version, time_ns: int) -> Path:
         """A removed reference; the name sorts by time."""
@@ -303,9 +362,47 @@ class Layout:
         """A removed reference as the folder of them lists it. Raises InvalidNameError for what we did not put there."""
         return self.trashed_versions(name, version) / _check_entry(entry)
 
+    @property
+    def damaged(self) -> Path:
+        """The folder of files whose bytes were not those of their names."""
+        return self.trash / "damaged"
+
     def quarantined(self, digest: Digest) -> Path:
         """A new name for a file whose bytes are not ``digest`` although it was called so."""
-        return self.root / "trash" / "damaged" / f"{digest.hex}-{_draw_name(8)}"
+        return self.damaged / f"{digest.hex}-{_draw_name(8)}"
+
+    def damaged_entry(self, entry: str) -> Path:
+        """A damaged file as their folder lists it. Raises InvalidNameError."""
+        return self.damaged / _check_entry(entry)
+
+    @property
+    def collections(self) -> Path:
+        """The folder of what each garbage collection took away."""
+        return self.trash / "collections"
+
+    def collection(self, time_ns: int) -> Path:
+        """A new file for what a garbage collection takes away; the name sorts by time."""
+        return self.collections / f"{time_ns:020d}-{_draw_name(4)}"
+
+    def collection_entry(self, entry: str) -> Path:
+        """What a garbage collection took away as their folder lists it. Raises InvalidNameError."""
+        return self.collections / _check_entry(entry)
+
+    def trashed_item(self, kind: ItemKind, digest: Digest) -> Path:
+        """Where a blob, manifest or record lies after it was collected; found by its digest."""
+        return self.trash / f"{kind}s" / digest.hex
+
+    def item(self, kind: ItemKind, digest: Digest) -> Path:
+        """Where a blob, manifest or record lies."""
+        return {"blob": self.blob, "manifest": self.manifest, "record": self.record}[kind](digest)
+
+    def items(self, kind: ItemKind) -> Path:
+        """The folder of all blobs, manifests or records."""
+        return {"blob": self.blobs, "manifest": self.manifests, "record": self.records}[kind]
+
+    def trashed_items(self, kind: ItemKind) -> Path:
+        """The folder of all collected blobs, manifests or records."""
+        return self.trash / f"{kind}s"
 
     def describe(self, path: Path) -> str:
         """Returns ``path`` as seen from the root, for messages."""

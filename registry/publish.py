@@ -17,6 +17,7 @@ from conceptry.registry.blobs import CountBytes, add_blob_from_file
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write_file
 from conceptry.registry.index import record_version
+from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import add_manifest, iter_places
 from conceptry.registry.paths import locate_manifest, locate_member, locate_record
 from conceptry.registry.refs import (
@@ -28,6 +29,7 @@ from conceptry.registry.refs import (
     write_version,
 )
 from conceptry.registry.store import Store
+from conceptry.registry.trash import recall_item
 
 MAX_RECORD_BYTES: Final = 16 << 20
 
@@ -49,13 +51,19 @@ def publish_folder(store: Store, folder: Path, *, on_event: OnEvent = ignore_eve
     store.prepare_for_writing()
     meter = Meter("blob", manifest.size_bytes, on_event)
     seen: set[Digest] = set()
-    for place, file in iter_places(manifest):
-        _check_member(folder, file, place)
-        if file.sha256 not in seen:
-            _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
-            seen.add(file.sha256)
-    record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
-    return commit_version(store, version, manifest, data=data, record=record, origin="published")
+    with hold_lease(store, list_needed(version, manifest)):
+        for place, file in iter_places(manifest):
+            _check_member(folder, file, place)
+            if file.sha256 not in seen:
+                _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
+                seen.add(file.sha256)
+        record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
+        return commit_version(store, version, manifest, data=data, record=record, origin="published")
+
+
+def list_needed(version: Resolved, manifest: Manifest) -> set[Digest]:
+    """Returns what a lease for a version names: its manifest and its blobs."""
+    return {version.digest, *(file.sha256 for file in manifest.iter_files())}
 
 
 def read_folder_manifest(folder: Path) -> tuple[bytes, Manifest]:
@@ -111,6 +119,9 @@ def commit_version(
         ref = VersionRef(version.digest, origin)
         created = write_version(layout, reference.concept, manifest.version, ref)
         record_version(store, change, version, manifest, origin)
+    for digest in list_needed(version, manifest):  # a collection may have taken them while nothing named them
+        recall_item(layout, "blob", digest)
+    recall_item(layout, "manifest", version.digest)
     return Published(reference, version.digest, created)
 
 

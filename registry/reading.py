@@ -17,6 +17,7 @@ from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.refs import Origin, Resolved, list_versions, read_version
 from conceptry.registry.store import Store
 from conceptry.registry.tags import list_tags, read_tag
+from conceptry.registry.trash import recall_if_possible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ def read_concept(store: Store, version: Resolved) -> Concept:
 def explain_damage(store: Store, version: Resolved, place: str, file: File, checks: BlobChecks) -> None:
     """Raises IntegrityError if a file's blob is missing or its bytes are wrong."""
     if checks.is_intact(file.sha256, file.size):
+        return
+    if recall_if_possible(store.layout, "blob", file.sha256) and checks.is_intact(file.sha256, file.size):
         return
     path = store.layout.blob(file.sha256)
     status = look_at(path)

@@ -12,7 +12,14 @@ from functools import partial
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from conceptry.digests import Digest
-from conceptry.errors import ConceptryError, ConflictError, IntegrityError, NotFoundError, suggest_nearest
+from conceptry.errors import (
+    ConceptryError,
+    ConflictError,
+    IntegrityError,
+    InvalidNameError,
+    NotFoundError,
+    suggest_nearest,
+)
 from conceptry.names import ConceptName, Reference, Version, parse_namespace
 from conceptry.registry.files import (
     BLOB_MODE,
@@ -129,6 +136,15 @@ def remove_version(layout: Layout, name: ConceptName, version: Version, *, time_
         raise missing_version(layout, name, str(version))
 
 
+def read_trashed(layout: Layout, name: ConceptName, version: Version, entry: str) -> VersionRef | None:
+    """Returns what a removed reference said, None if it is malformed."""
+    try:
+        path = layout.trashed_entry(name, version, entry)
+    except InvalidNameError:
+        return None
+    return _parse_line(read_small_file(path, _LIMIT_BYTES) or b"")
+
+
 def restore_version(layout: Layout, name: ConceptName, version: Version) -> VersionRef:
     """Returns the reference that was removed last under this version, which is back in place.
 
@@ -138,12 +154,11 @@ def restore_version(layout: Layout, name: ConceptName, version: Version) -> Vers
     """
     folder = layout.trashed_versions(name, version)
     for entry in reversed(names_in(folder)):
-        trashed = layout.trashed_entry(name, version, entry)
-        ref = _parse_line(read_small_file(trashed, _LIMIT_BYTES) or b"")
+        ref = read_trashed(layout, name, version, entry)
         if ref is None:
             continue
         write_version(layout, name, version, ref)
-        remove_file(trashed)
+        remove_file(layout.trashed_entry(name, version, entry))
         return ref
     raise NotFoundError(f"no removed version {name}@{version} is in the trash", hint="concepts list --all")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from conceptry.concepts import Concept
     from conceptry.manifest import Manifest
+    from conceptry.registry.collection import Collected
     from conceptry.registry.protocol import Remote
     from conceptry.registry.publish import Published
     from conceptry.registry.reading import Shown
@@ -138,6 +139,18 @@ class Registry:
         layout, name = self.store.layout, version.reference.concept
         tags.move_tag(layout, name, tag, version, expected=tags.read_tag(layout, name, tag))
         return version
+
+    def collect_garbage(self, *, grace_seconds: float | None = None, dry_run: bool = False) -> Collected:
+        """Returns what nothing needs and nobody touched for the grace period, which is in the trash now.
+
+        Raises:
+            IntegrityError: if a reference, manifest or lock copy is damaged; nothing is collected then.
+            StoreError: if the store cannot be written.
+        """
+        from conceptry.registry.collection import GRACE_SECONDS, collect_garbage
+
+        grace = GRACE_SECONDS if grace_seconds is None else grace_seconds
+        return collect_garbage(self.store, grace_seconds=grace, dry_run=dry_run)
 
     # --- remotes -----------------------------------------------------------------------------------------------
 
