@@ -37,6 +37,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("identify", "identify:identify", "Say what a file is, for which base, and why.", _KEEP),
     CommandRow("remove", "remove:remove", "Take a version out of the store.", _KEEP),
     CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
+    CommandRow("gc", "gc:gc", "Put away what nothing in the store needs.", _KEEP),
     CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
     CommandRow("pull", "transfer:pull", "Copy a version from a remote.", _SHARE),
     CommandRow("remote", "remote:remote", "Add, list and remove remotes.", _SHARE),

@@ -36,7 +36,15 @@ from conceptry.registry.refs import (
 )
 from conceptry.registry.roots import list_roots
 from conceptry.registry.store import Store
-from conceptry.registry.trash import ITEM_KINDS, Item, empty_trash, iter_removed, recall_item, take_away
+from conceptry.registry.trash import (
+    ITEM_KINDS,
+    Item,
+    empty_trash,
+    iter_removed,
+    recall_item,
+    take_away,
+    weigh_trash,
+)
 
 GRACE_SECONDS: Final = 14 * 86_400
 PARTIAL_SECONDS: Final = 7 * 86_400
@@ -94,12 +102,17 @@ def collect_garbage(
     return Collected(items=items, leftovers=count, leftover_bytes=size_bytes)
 
 
-def delete_trash(store: Store) -> tuple[int, int]:
-    """Returns how many files of the trash were deleted for good, and their bytes.
+def delete_trash(store: Store, *, dry_run: bool = False) -> tuple[int, int]:
+    """Returns how many files of the trash were deleted for good, or would be, and their bytes.
 
     Raises:
         IntegrityError, StoreError: as for ``collect_garbage``.
     """
+    if not store.exists:
+        return 0, 0
+    if dry_run:
+        sizes = weigh_trash(store.layout)
+        return len(sizes), sum(sizes)
     with hold_lock(store.layout.collection_lock):
         return empty_trash(store.layout, mark_needed(store.layout, grace_seconds=0))
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from conceptry.registry.protocol import Remote
     from conceptry.registry.publish import Published
     from conceptry.registry.reading import Shown
+    from conceptry.registry.roots import Root
     from conceptry.registry.transfer import Pulled, Pushed
+    from conceptry.registry.trash import Item
     from conceptry.registry.verify import Finding
 
 Rows = tuple[ListedVersion, ...]
@@ -151,6 +153,30 @@ class Registry:
 
         grace = GRACE_SECONDS if grace_seconds is None else grace_seconds
         return collect_garbage(self.store, grace_seconds=grace, dry_run=dry_run)
+
+    def undo_collection(self) -> tuple[Item, ...]:
+        """Returns what the last collection had taken, which is back. Raises NotFoundError, StoreError."""
+        from conceptry.registry.trash import undo_collection
+
+        return undo_collection(self.store.layout)
+
+    def empty_trash(self, *, dry_run: bool = False) -> tuple[int, int]:
+        """Returns how many files of the trash are gone for good, and their bytes. Raises IntegrityError, StoreError."""
+        from conceptry.registry.collection import delete_trash
+
+        return delete_trash(self.store, dry_run=dry_run)
+
+    def roots(self) -> tuple[Root, ...]:
+        """Returns what files outside the store need, by their paths. Raises IntegrityError."""
+        from conceptry.registry.roots import list_roots
+
+        return list_roots(self.store.layout)
+
+    def forget_root(self, path: Path, *, dry_run: bool = False) -> Root:
+        """Returns what a lock or composition needed, or all in a folder; it is kept no longer. Raises NotFoundError."""
+        from conceptry.registry.roots import forget_root
+
+        return forget_root(self.store, path, dry_run=dry_run)
 
     # --- remotes -----------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def list_roots(layout: Layout) -> tuple[Root, ...]:
     return tuple(sorted((root for root in roots if root), key=lambda root: root.path))
 
 
-def forget_root(store: Store, path: Path) -> Root:
+def forget_root(store: Store, path: Path, *, dry_run: bool = False) -> Root:
     """Returns what the file at ``path``, or in the folder ``path``, needed; it keeps nothing alive any more.
 
     Raises:
@@ -65,7 +65,7 @@ def forget_root(store: Store, path: Path) -> Root:
     known = {root.path: root for root in list_roots(store.layout)}
     text = str(path.absolute())
     for candidate in (text, *(name for name in known if name.rpartition("/")[0] == text)):
-        if candidate in known and remove_file(store.layout.root_copy(_identify(candidate))):
+        if candidate in known and (dry_run or remove_file(store.layout.root_copy(_identify(candidate)))):
             return known[candidate]
     hint = (
         suggest_nearest(text, known) or "concepts gc --dry-run --json lists what is kept, and for which files"

@@ -110,18 +110,29 @@ def iter_trash(layout: Layout) -> Iterator[Item]:
                 yield Item(kind, digest, status.st_size)
 
 
+def weigh_trash(layout: Layout) -> list[int]:
+    """Returns the sizes of all files in the trash, in bytes."""
+    statuses = [look_at(path) for path in [*_iter_damaged(layout), *_iter_removed_files(layout)]]
+    return [item.size_bytes for item in iter_trash(layout)] + [
+        status.st_size for status in statuses if status
+    ]
+
+
 def empty_trash(layout: Layout, needed: frozenset[tuple[ItemKind, Digest]]) -> tuple[int, int]:
     """Returns how many files were deleted for good, and their bytes; what is needed after all goes back instead."""
     count = size_bytes = 0
+    removed = list(iter_removed(layout))
     for item in list(iter_trash(layout)):
         if (item.kind, item.digest) in needed and recall_item(layout, item.kind, item.digest):
             continue
-        removed = remove_file(layout.trashed_item(item.kind, item.digest))
-        count, size_bytes = count + removed, size_bytes + item.size_bytes * removed
+        deleted = remove_file(layout.trashed_item(item.kind, item.digest))
+        count, size_bytes = count + deleted, size_bytes + item.size_bytes * deleted
     for path in [*_iter_damaged(layout), *_iter_removed_files(layout)]:
         status = look_at(path)
         if status is not None and remove_file(path):
             count, size_bytes = count + 1, size_bytes + status.st_size
+    for name, version in {(name, version): None for name, version, _ in removed}:
+        remove_empty_folder(layout.trashed_versions(name, version))
     for entry in names_in(layout.collections):
         with contextlib.suppress(ConceptryError):
             remove_file(layout.collection_entry(entry))
@@ -148,7 +159,6 @@ def _iter_removed_files(layout: Layout) -> Iterator[Path]:
     for name, version, entry in list(iter_removed(layout)):
         with contextlib.suppress(ConceptryError):
             yield layout.trashed_entry(name, version, entry)
-        remove_empty_folder(layout.trashed_versions(name, version))
 
 
 def _read_collection(layout: Layout, entry: str) -> list[Item]:
