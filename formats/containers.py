@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -45,8 +46,28 @@ def _is_text(start: bytes) -> bool:
     return all(char.isprintable() or char in "\t\r\n" for char in text)
 
 
+def _is_torch_zip(start: bytes) -> bool:
+    """Returns whether the first member of a zip is called as PyTorch calls it."""
+    name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    return start.startswith(b"PK\x03\x04") and name.endswith(b"/data.pkl")
+
+
+def _is_torch_tar(start: bytes) -> bool:
+    return start[257:262] == b"ustar" and start[:100].rstrip(b"\0") in (
+        b"sys_info",
+        b"pickle",
+        b"tensors",
+        b"storages",
+    )
+
+
+# Protocol 0 begins with the name of a function, or with the opening of a tuple or dictionary and such a name.
+_PICKLE_TEXT: Final = re.compile(rb"[(}\]]{0,3}[ci][\w.]+\n[\w.]+\n")
+_PICKLE_MAGIC: Final = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
 _AGAIN: Final = "download it again; the page that came back was not the file"
-_CONVERT: Final = "ask for the file as safetensors, or convert it to safetensors on a machine you can lose"
+_CONVERT: Final = "concepts import FILE reads it in a process of its own and keeps safetensors"
+_ASK: Final = "ask for the file as safetensors"
 
 # A safetensors header of 640 bytes begins like a pickle, so safetensors stands first.
 CONTAINERS: Final[tuple[Container, ...]] = (
@@ -63,9 +84,21 @@ CONTAINERS: Final[tuple[Container, ...]] = (
         id="gguf", title="a GGUF file", recognise=_starts_with(b"GGUF"), hint="quantised models are not read"
     ),
     Container(
+        id="torch_zip",
+        title="a PyTorch file, a pickle and its numbers in a zip archive",
+        recognise=_is_torch_zip,
+        hint=_CONVERT,
+    ),
+    Container(
         id="zip",
-        title="a zip archive (perhaps a PyTorch pickle)",
-        recognise=_starts_with(b"PK\x03\x04", b"PK\x05\x06"),
+        title="a zip archive",
+        recognise=_starts_with(b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"),
+        hint="unpack it first",
+    ),
+    Container(
+        id="torch_legacy",
+        title="a PyTorch file of before 1.6, pickles and their numbers",
+        recognise=lambda start: start[:1] == b"\x80" and start[2:].startswith(_PICKLE_MAGIC),
         hint=_CONVERT,
     ),
     Container(
@@ -75,6 +108,12 @@ CONTAINERS: Final[tuple[Container, ...]] = (
         hint=_CONVERT,
     ),
     Container(
+        id="pickle_text",
+        title="a Python pickle in its oldest form, which can run code",
+        recognise=lambda start: _PICKLE_TEXT.match(start) is not None,
+        hint=_ASK,
+    ),
+    Container(
         id="7z",
         title="a 7-Zip archive",
         recognise=_starts_with(b"7z\xbc\xaf\x27\x1c"),
@@ -82,16 +121,41 @@ CONTAINERS: Final[tuple[Container, ...]] = (
     ),
     Container(id="gzip", title="a gzip file", recognise=_starts_with(b"\x1f\x8b"), hint="unpack it first"),
     Container(
+        id="torch_tar",
+        title="a PyTorch file of before 0.1.10, a tar archive of pickles",
+        recognise=_is_torch_tar,
+        hint=_ASK,
+    ),
+    Container(
         id="tar",
         title="a tar archive",
         recognise=lambda start: start[257:262] == b"ustar",
         hint="unpack it first",
     ),
-    Container(id="png", title="a PNG picture", recognise=_starts_with(b"\x89PNG\r\n\x1a\n")),
+    *(
+        Container(id=id, title=title, recognise=_starts_with(prefix), hint=hint)
+        for id, title, prefix, hint in (
+            ("rar", "a RAR archive", b"Rar!\x1a\x07", "unpack it first"),
+            ("xz", "an xz file", b"\xfd7zXZ\0", "unpack it first"),
+            ("zstd", "a Zstandard file", b"\x28\xb5\x2f\xfd", "unpack it first"),
+            ("bzip2", "a bzip2 file", b"BZh", "unpack it first"),
+            ("numpy", "a NumPy array", b"\x93NUMPY", None),
+            ("hdf5", "an HDF5 file", b"\x89HDF\r\n\x1a\n", _ASK),
+            ("pdf", "a PDF document", b"%PDF-", None),
+            ("gif", "a GIF picture", b"GIF8", None),
+        )
+    ),
+    Container(
+        id="png",
+        title="a PNG picture",
+        recognise=_starts_with(b"\x89PNG\r\n\x1a\n"),
+        hint="concepts import FILE reads an embedding that is in it",
+    ),
     Container(id="jpeg", title="a JPEG picture", recognise=_starts_with(b"\xff\xd8\xff")),
     Container(
         id="webp",
         title="a WebP picture",
+        hint="an embedding in it is read where it is a PNG picture",
         recognise=lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP",
     ),
     Container(

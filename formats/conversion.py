@@ -32,7 +32,7 @@ VALUES_KEY: Final = "conceptry.values"
 SOURCE_KEY: Final = "conceptry.converted_from"
 LEFT_OUT_KEY: Final = "conceptry.left_out"
 CONVERTED_NAME: Final = "converted.safetensors"
-CONVERTED: Final = frozenset({"zip", "pickle", "png"})
+CONVERTED: Final = frozenset({"torch_zip", "zip", "torch_legacy", "pickle", "png"})
 """Ids of the containers that are handed to the isolated process."""
 
 

@@ -235,7 +235,7 @@ def _check_byteorder(file: BinaryIO, place: Place | None) -> None:
 
 def _read_legacy(file: BinaryIO, size_bytes: int, builder: TorchBuilder) -> tuple[Any, dict[str, Place]]:
     file.seek(0)
-    data = file.read(MAX_PICKLE_BYTES)
+    data = file.read(min(size_bytes, MAX_PICKLE_BYTES))
     magic, position = read_pickle(data, builder)
     if magic != LEGACY_MAGIC or type(magic) is not int:
         raise InvalidFileError(

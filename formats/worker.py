@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 from conceptry.errors import ConceptryError, InvalidFileError
 from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
-from conceptry.formats.conversion import LEFT_OUT_KEY, SOURCE_KEY, VALUES_KEY
+from conceptry.formats.conversion import CONVERTED, LEFT_OUT_KEY, SOURCE_KEY, VALUES_KEY
 from conceptry.formats.pictures import read_picture
 from conceptry.formats.tensors import format_header, order_tensors, stream_tensors
 from conceptry.formats.torch_files import check_storages, list_tensors, read_torch_file
@@ -91,7 +91,7 @@ def read_foreign(source: BinaryIO, output: BinaryIO, name: str, *, convert: bool
     if container.id == "png":
         values, tensors = read_picture(source)
         found, left_out = "png", ()
-    elif container.id in ("zip", "pickle"):
+    elif container.id in CONVERTED:
         described = read_torch_file(source)
         if convert:
             check_storages(source, described)
