@@ -27,6 +27,12 @@ class RemoteKind:
     open: Callable[[str], Remote]
 
 
+def _open_hub(uri: str) -> Remote:
+    from conceptry.registry.hub import HubRemote
+
+    return HubRemote.open(uri)
+
+
 REMOTES: Final[tuple[RemoteKind, ...]] = (
     RemoteKind(
         scheme="file",
@@ -34,6 +40,13 @@ REMOTES: Final[tuple[RemoteKind, ...]] = (
         example="file:///srv/concepts",
         check=locate_file_uri,
         open=DirectoryRemote.open,
+    ),
+    RemoteKind(
+        scheme="hf",
+        title="a namespace on the Hugging Face Hub: one repository a concept",
+        example="hf://namespace",
+        check=_open_hub,
+        open=_open_hub,
     ),
 )
 
