@@ -40,6 +40,11 @@ def write_diffusers(request: WriteRequest) -> Written:
             "load_textual_inversion takes one text encoder at a time: call it for each file with its token, "
             "text_encoder and tokenizer"
         )
+    if request.family == "sdxl":
+        warnings.append(
+            "with a new word diffusers takes SDXL's pooled text at that word instead of the end of the prompt, until "
+            "text_encoder_2.text_model.eos_token_id is that of tokenizer_2"
+        )
     return Written(files=tuple(files), warnings=tuple(warnings))
 
 

@@ -150,12 +150,11 @@ def _install(private: Path, plan: ExportPlan, names: list[str]) -> None:
         for number, name in enumerate(names):
             target = plan.root / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            kept = private / f"{number}.kept"
-            if plan.force and os.path.lexists(target):
+            replaced = plan.force and os.path.lexists(target)
+            kept = private / f"{number}.kept" if replaced else None
+            if kept is not None:
                 target.rename(kept)
                 done.append((target, kept))
-            else:
-                kept = None
             _put(private / name, target)
             if kept is None:
                 done.append((target, None))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from conceptry.errors import IncompatibleError
 from conceptry.formats.export_contract import OutputFile, WriteRequest, Written
-from conceptry.formats.export_names import spell_module
+from conceptry.formats.export_names import make_speller
 from conceptry.formats.lora import LoraContents, LoraModule
 from conceptry.formats.module_names import TEXT_LEVEL
 from conceptry.formats.tensors import RawTensor
@@ -18,6 +18,9 @@ DIFFUSERS_NAME: Final = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
+# transformers 5 dropped ``text_model.`` from CLIPTextModel; the one with a projection, which SD3 has first, kept it.
+_FIRST_ENCODER: Final = "text_encoder"
+_PROJECTING: Final = frozenset({"sd3"})
 _DOWN_UP: Final = (".lora_down.weight", ".lora_up.weight")
 _A_B: Final = (".lora_A.weight", ".lora_B.weight")
 
@@ -25,9 +28,10 @@ _A_B: Final = (".lora_A.weight", ".lora_B.weight")
 def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
     """Returns one file with an alpha for each module beside its factors: kohya, A1111 and ComfyUI read this."""
     contents = _take(request)
+    speller = make_speller(spelling, request.family, contents.modules)
     tensors: dict[str, RawTensor] = {}
     for name, module in contents.modules.items():
-        stem = spell_module(spelling, name, request.family)
+        stem = speller.spell(name)
         tensors |= _spell_factors(stem, module, _DOWN_UP)
         tensors[f"{stem}.alpha"] = make_scalar(_choose_alpha(module))
     metadata = {**request.metadata, **_describe_network(contents)}
@@ -38,9 +42,10 @@ def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
 def write_diffusers(request: WriteRequest) -> Written:
     """Returns one file whose ranks and alphas are in its metadata, as diffusers 0.35 and later save and read it."""
     contents = _take(request)
+    speller = make_speller("diffusers", request.family, contents.modules)
     tensors: dict[str, RawTensor] = {}
     for name, module in contents.modules.items():
-        tensors |= _spell_factors(spell_module("diffusers", name, request.family), module, _A_B)
+        tensors |= _spell_factors(speller.spell(name), module, _A_B)
     settings: dict[str, Any] = {}
     for component, modules in _group(contents).items():
         settings |= {f"{component}.{key}": value for key, value in _make_config(modules).items()}
@@ -56,21 +61,28 @@ def write_diffusers(request: WriteRequest) -> Written:
 def write_peft(request: WriteRequest) -> Written:
     """Returns PEFT's two files, in a folder for each network where there are several."""
     contents = _take(request)
+    speller = make_speller("peft", request.family, contents.modules)
     groups = _group(contents)
     files: list[OutputFile] = []
+    warnings: list[str] = []
     for component, modules in groups.items():
         folder = f"{component}/" if len(groups) > 1 else ""
         tensors: dict[str, RawTensor] = {}
+        flat = component == _FIRST_ENCODER and request.family not in _PROJECTING
         for path, module in modules.items():
-            stem = spell_module("peft", f"{component}.{path}", request.family)
-            tensors |= _spell_factors(stem, module, _A_B)
+            stem = speller.spell(f"{component}.{path}")
+            tensors |= _spell_factors(stem.replace(TEXT_LEVEL, "", 1) if flat else stem, module, _A_B)
+        if flat:
+            warnings.append(
+                "names inside text_encoder are those of transformers 5; version 4 finds none of them"
+            )
         config = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "bias": "none"}
         config |= {"base_model_name_or_path": None, **_make_config(modules)}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         metadata = {**request.metadata, "format": "pt"}
         files.append(OutputFile(name=f"{folder}{PEFT_WEIGHTS}", tensors=tensors, metadata=metadata))
         files.append(OutputFile(name=f"{folder}{PEFT_CONFIG}", data=text.encode()))
-    return Written(files=tuple(files), warnings=_warn_zero(contents))
+    return Written(files=tuple(files), warnings=(*warnings, *_warn_zero(contents)))
 
 
 def _take(request: WriteRequest) -> LoraContents:

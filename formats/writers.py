@@ -43,7 +43,7 @@ WRITERS: Final[tuple[Writer, ...]] = (
         title="AUTOMATIC1111, Forge and their relatives",
         sidecars=("a1111", "civitai_helper"),
         write={
-            "lora": partial(export_lora.write_with_alphas, spelling="kohya"),
+            "lora": partial(export_lora.write_with_alphas, spelling="a1111"),
             "embedding": export_embedding.write_named_by_file,
         },
     ),

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from conceptry.composer import Composition, attach
-from conceptry.composer.tensors import from_torch
+from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.concepts import Concept
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportSettings, plan_export
-from conceptry.formats.lora import LoraModule
-from tests.fakes.concepts import list_paths, make_lora
+from conceptry.formats.lora import LoraModule, read_lora
+from tests.fakes.concepts import list_paths, make_embedding, make_lora
 from tests.fakes.edits import make_generator
 from tests.fakes.pipelines import Shape, make_pipeline
 
@@ -115,4 +115,97 @@ def test_diffusers_computes_the_adapter_as_attach_does(ours: Any, theirs: Any, t
         expected = run(ours)
     assert not any(torch.allclose(before[name], expected[name], rtol=1e-2) for name in expected)
     theirs.load_lora_weights(str(export(concept, tmp_path / "out")))
+    assert_equal(expected, run(theirs))
+
+
+def test_diffusers_reads_the_rows_of_a_word_as_attach_does(ours: Any, theirs: Any, tmp_path: Path) -> None:
+    concept = make_embedding(tmp_path / "embedding", ours, "<e>", vectors=3)
+    prompt = "a photo of <e> on the beach"
+    with attach(Composition(concept), ours):
+        expected = run(ours, prompt)
+    load_rows(theirs, export(concept, tmp_path / "out"))
+    if hasattr(theirs, "text_encoder_2"):
+        theirs.text_encoder_2.text_model.eos_token_id = theirs.tokenizer_2.eos_token_id
+    assert_equal(expected, run(theirs, prompt))
+
+
+@pytest.mark.parametrize("shape", ["sdxl"])
+def test_diffusers_pools_sdxl_prompts_at_the_new_word_and_export_warns(
+    ours: Any, theirs: Any, tmp_path: Path
+) -> None:
+    concept = make_embedding(tmp_path / "embedding", ours, "<e>", vectors=3)
+    prompt = "a photo of <e> on the beach"
+    with attach(Composition(concept), ours):
+        expected = run(ours, prompt)
+    plan = plan_export(concept, ExportSettings(target="diffusers", path=tmp_path / "out"))
+    assert any("pooled" in warning for warning in plan.warnings)
+    write_export(plan)
+    load_rows(theirs, tmp_path / "out")
+    found = run(theirs, prompt)
+    pooled = expected.pop("text 2"), found.pop("text 2")
+    assert (pooled[0] - pooled[1]).abs().max() > 0.1
+    assert_equal(expected, found)
+
+
+def load_rows(pipeline: Any, folder: Path) -> None:
+    """Load the files of a word as the documentation of diffusers says."""
+    pipeline.load_textual_inversion(str(folder / "learned_embeds.safetensors"))
+    if hasattr(pipeline, "text_encoder_2"):
+        pipeline.load_textual_inversion(
+            str(folder / "learned_embeds_2.safetensors"),
+            text_encoder=pipeline.text_encoder_2,
+            tokenizer=pipeline.tokenizer_2,
+        )
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sd2"])
+def test_lycoris_reads_the_kohya_file_whole_and_to_the_same_deltas(
+    ours: Any, theirs: Any, tmp_path: Path
+) -> None:
+    concept = make_mixed_lora(tmp_path / "lora", ours)
+    path = export(concept, tmp_path / "imp.safetensors", "kohya")
+    network, tensors = read_with_lycoris(path, theirs)
+    network.apply_to(None, None, True, True)
+    (file,) = concept.manifest.iter_files()
+    deltas = {
+        name.partition(".")[2].replace(".", "_"): compute_delta(module)
+        for name, module in read_lora(concept.locate(file)).modules.items()
+    }
+    read = network.unet_loras + network.text_encoder_loras
+    assert len(read) == len(deltas) == len(tensors) / 3
+    for one in read:
+        expected = next(delta for name, delta in deltas.items() if one.lora_name.endswith(name))
+        found = one.get_diff_weight(1.0)[0].detach().double().reshape(expected.shape)
+        assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def compute_delta(module: LoraModule) -> torch.Tensor:
+    """Return the delta in float64 as [out, everything else]."""
+    up, down = (to_torch(factor, dtype=torch.float64).flatten(1) for factor in (module.up, module.down))
+    return module.scale * (up @ down)
+
+
+def read_with_lycoris(path: Path, pipeline: Any) -> Any:
+    """Return LyCORIS' network of the file, and the tensors it read."""
+    from lycoris.kohya import LycorisNetworkKohya, create_network_from_weights
+
+    # What it would train by itself, before it reads the file; its own default names modules twice.
+    LycorisNetworkKohya.apply_preset({"unet_target_module": ["Transformer2DModel"], "unet_target_name": []})
+    # LyCORIS looks modules up by the names of transformers 4, whose CLIP had one level more.
+    encoder = torch.nn.Module()
+    encoder.text_model = pipeline.text_encoder
+    network, tensors = create_network_from_weights(1.0, str(path), None, encoder, pipeline.unet)
+    return network, tensors
+
+
+@pytest.mark.parametrize("shape", ["sd1"])
+def test_peft_reads_its_folders_as_attach_does(ours: Any, theirs: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    concept = make_mixed_lora(tmp_path / "lora", ours)
+    with attach(Composition(concept), ours):
+        expected = run(ours)
+    folder = export(concept, tmp_path / "out", "peft")
+    theirs.unet = PeftModel.from_pretrained(theirs.unet, str(folder / "unet"))
+    theirs.text_encoder = PeftModel.from_pretrained(theirs.text_encoder, str(folder / "text_encoder"))
     assert_equal(expected, run(theirs))
