@@ -13,6 +13,7 @@ from conceptry.errors import IncompatibleError
 from conceptry.kinds import KIND_BY_ID
 from conceptry.manifest import Build, Permission, Permissions, RankOneMethod
 from conceptry.names import Placeholder
+from conceptry.words import choose_words, describe_speaker
 
 _PERMISSIONS: Final = ("commercial", "derivatives", "redistribution", "credit_required")
 
@@ -95,35 +96,13 @@ def _hint_fit(build: Build, verdict: Verdict, wanted: Fit) -> str:
 
 
 def _choose_words(members: tuple[Member, ...], builds: list[Build]) -> list[dict[Placeholder, Placeholder]]:
-    """Returns the words of each member; words that become ids give way, plain text stays as its author trained it."""
-    plain = {
-        token.placeholder.casefold()
-        for member in members
-        for token in member.concept.manifest.tokens
-        if token.vectors == 0
-    }
-    taken: set[str] = set()
-    chosen = []
-    for member, build in zip(members, builds, strict=True):
-        expands = any(KIND_BY_ID[kind].expands_placeholder for kind in build.kinds)
-        words: dict[Placeholder, Placeholder] = {}
-        for token in member.concept.manifest.tokens:
-            word = member.rename.get(token.placeholder, token.placeholder)
-            if expands and token.vectors:
-                word = _make_free(word, taken | plain)
-                taken.add(word.casefold())
-            words[token.placeholder] = word
-        chosen.append(words)
-    return chosen
-
-
-def _make_free(word: Placeholder, taken: set[str]) -> Placeholder:
-    stem, end = (word[:-1], ">") if word.startswith("<") and word.endswith(">") else (word, "")
-    free, number = word, 1
-    while free.casefold() in taken:
-        number += 1
-        free = Placeholder(f"{stem}-{number}{end}")
-    return free
+    """Returns the words of each member; those of builds that expand them give way where two are alike."""
+    return choose_words(
+        [
+            describe_speaker(member.concept.manifest, build, member.rename)
+            for member, build in zip(members, builds, strict=True)
+        ]
+    )
 
 
 # --- concepts and one another --------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ class Published:
     created: bool
 
 
-def publish_folder(store: Store, folder: Path, *, on_event: OnEvent = ignore_event) -> Published:
+def publish_folder(
+    store: Store, folder: Path, *, origin: Origin = "published", on_event: OnEvent = ignore_event
+) -> Published:
     """Returns the version that the folder became; see ``Registry.publish``."""
     data, manifest = read_folder_manifest(folder)
     version = Resolved(Reference(manifest.name, manifest.version), Digest.of_bytes(data))
@@ -58,7 +60,7 @@ def publish_folder(store: Store, folder: Path, *, on_event: OnEvent = ignore_eve
                 _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
                 seen.add(file.sha256)
         record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
-        return commit_version(store, version, manifest, data=data, record=record, origin="published")
+        return commit_version(store, version, manifest, data=data, record=record, origin=origin)
 
 
 def list_needed(version: Resolved, manifest: Manifest) -> set[Digest]:

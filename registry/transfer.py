@@ -56,7 +56,7 @@ def push_version(
     there = remote.read_version(version.reference.concept, manifest.version)
     if there not in (None, version.digest):
         raise describe_conflict(version, there).inside(remote.uri)
-    members = _list_distinct(manifest)
+    members = list_distinct(manifest)
     _check_here(store, version, members, on_event)
     sent_bytes = _send(store, remote, version, members, on_event=on_event)
     on_event(Progress(step="manifest", item=str(version.reference), done_bytes=0, total_bytes=len(data)))
@@ -87,12 +87,10 @@ def pull_version(
     refuse_other_contents(store, version)
     store.prepare_for_writing()
     with BlobChecks(store.layout) as checks:
-        missing = [
-            row for row in _list_distinct(manifest) if not checks.is_intact(row[1].sha256, row[1].size)
-        ]
+        missing = [row for row in list_distinct(manifest) if not checks.is_intact(row[1].sha256, row[1].size)]
     meter = Meter("blob", sum(file.size for _, file in missing), on_event)
     for place, file in missing:
-        _receive(store, Source(remote, found, file), place=place, meter=meter)
+        receive_file(store, Source(remote, found, file), place=place, meter=meter)
     published = commit_version(store, version, manifest, data=data, origin="pulled")
     tag = _explicit_tag(reference)
     if tag is not None:
@@ -125,7 +123,8 @@ def _send(
     return sum(file.size for file in missing)
 
 
-def _receive(store: Store, source: Source, *, place: str, meter: Meter) -> None:
+def receive_file(store: Store, source: Source, *, place: str, meter: Meter) -> None:
+    """Brings one file into the store. Raises IntegrityError with its name and place, RemoteError, StoreError."""
     version, file, uri = source.version.reference, source.file, source.remote.uri
     try:
         receive_blob(store.layout, source, on_bytes=meter.start(file.path))
@@ -143,7 +142,8 @@ def _receive(store: Store, source: Source, *, place: str, meter: Meter) -> None:
         ) from error
 
 
-def _list_distinct(manifest: Manifest) -> list[Member]:
+def list_distinct(manifest: Manifest) -> list[Member]:
+    """Returns the files of a manifest with their places, each blob once."""
     distinct: dict[Digest, Member] = {}
     for place, file in iter_places(manifest):
         distinct.setdefault(file.sha256, (place, file))
