@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test slow bench check lint types imports docs links clean
+.PHONY: install demo test slow fuzz bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -38,6 +38,11 @@ test: $(INSTALLED_DEV)
 
 slow: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
+
+# A million executions over every reader of files that others made; goes on where it stopped (.runs/fuzz).
+EXECUTIONS ?= 1000000
+fuzz: $(INSTALLED_DEV)
+	$(OFFLINE) $(BIN)/python -m tests.fuzz --executions $(EXECUTIONS)
 
 # Ours and the peer in one run; figures go to benchmarks/results/.
 bench: $(INSTALLED_DEV)

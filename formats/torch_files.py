@@ -206,8 +206,10 @@ def _find_place(file: BinaryIO, member: zipfile.ZipInfo, end: int) -> Place:
         raise InvalidFileError(f"its member {member.filename[:80]!r} is compressed, as PyTorch never does it")
     if member.flag_bits & 0x1:
         raise InvalidFileError(f"its member {member.filename[:80]!r} is encrypted")
-    file.seek(member.header_offset)
-    head = file.read(_LOCAL_HEADER.size)
+    head = b""
+    if 0 <= member.header_offset < end:
+        file.seek(member.header_offset)
+        head = file.read(_LOCAL_HEADER.size)
     if len(head) < _LOCAL_HEADER.size:
         raise InvalidFileError(f"its member {member.filename[:80]!r} lies outside the file")
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)
