@@ -48,9 +48,29 @@ class ReadRequest:
     """What the caller knows and the file may not say."""
 
     path: Path
+    """The safetensors file to read; for a pickle, what was made of it."""
+
     header: Header
+    origin: Path | None = None
+    """The file that the caller named, where ``path`` was made of it."""
+
     placeholder: Placeholder | None = None
+    row_placeholders: tuple[Placeholder, ...] = ()
+    """A word for each row, where each row of the file is a token of its own."""
+
     family: FamilyId | None = None
+    base: Path | None = None
+    """Where the weights of the base lie on this machine; None where only its family is known."""
+
+    @property
+    def source(self) -> Path:
+        """The file that the caller named."""
+        return self.origin or self.path
+
+    @property
+    def name(self) -> str:
+        """Its name, for messages."""
+        return self.source.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +80,11 @@ class Reading:
     contents: tuple[Contents, ...]
     notes: tuple[str, ...] = ()
     scale_rule: ScaleRule = "alpha/rank"
+    words: tuple[str, ...] = ()
+    """The words of the rows as the file itself spells them."""
+
+    total_tensors: int | None = None
+    """Of kind full: how many tensors the components have that were compared with the base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

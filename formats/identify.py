@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from conceptry.bases import FamilyId
+from conceptry.errors import UsageError
 from conceptry.formats.catalog import FORMATS
+from conceptry.formats.checkpoints import read_folder_header
 from conceptry.formats.contract import Detection, Format
 from conceptry.formats.conversion import read_any_header
 from conceptry.formats.header import Header
 from conceptry.formats.lora_keys import split_suffix
+from conceptry.formats.members import is_model_folder, list_members
 
 UNKNOWN_KIND: Final = "unknown"
 MAX_LISTED: Final = 50
@@ -82,10 +85,17 @@ def identify(path: Path) -> Identification:
 
     Raises:
         NotFoundError: if there is no file.
+        UsageError: if it is a folder of several adapters.
         InvalidFileError: if it is no sound safetensors file, PyTorch pickle or picture with an embedding; what it is
             instead is named. A pickle is read in an isolated process and never run.
     """
-    return identify_header(read_any_header(path))
+    if is_model_folder(path):
+        return identify_header(read_folder_header(path))
+    members = list_members(path)
+    if len(members) > 1:
+        names = ", ".join(str(member.relative_to(path)) for member in members)
+        raise UsageError(f"{str(path)!r} holds several adapters: {names}", hint="name one of them")
+    return identify_header(read_any_header(members[0]))
 
 
 def identify_header(header: Header) -> Identification:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,20 +14,20 @@ from pydantic import ValidationError
 
 from conceptry.bases import FamilyId, find_family
 from conceptry.digests import Digest
-from conceptry.errors import IncompatibleError, InvalidFileError, InvalidNameError, UsageError
-from conceptry.formats.contract import Format, Reading, ReadRequest
-from conceptry.formats.conversion import as_safetensors
+from conceptry.errors import IncompatibleError, InvalidNameError, UsageError
+from conceptry.formats.contract import Contents, Reading, ReadRequest
 from conceptry.formats.embedding import EmbeddingContents
-from conceptry.formats.header import Header, read_header
-from conceptry.formats.identify import Identification, find_format, identify_header
-from conceptry.kinds import KindId
+from conceptry.formats.header import Header
+from conceptry.formats.identify import Identification
+from conceptry.formats.import_bases import declare_base, settle_base
+from conceptry.formats.import_sources import ImportSource, open_sources
+from conceptry.formats.merging import merge_readings, split_contents
 from conceptry.manifest import Base, License, Token
 from conceptry.names import ConceptName, Placeholder, Version, parse_placeholder
 
-IMPORTED_KINDS: Final[frozenset[KindId]] = frozenset({"embedding", "lora"})
+__all__ = ["ImportPlan", "ImportSettings", "declare_base", "plan_import", "refuse_invalid", "split_plan"]
+
 _LICENSE_KEY: Final = "modelspec.license"
-_PREDICTION_KEY: Final = "modelspec.prediction_type"
-_PREDICTIONS: Final = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,15 @@ class ImportSettings:
     name: ConceptName
     version: Version
     placeholder: Placeholder | None = None
+    row_placeholders: tuple[Placeholder, ...] = ()
+    """A word for each row of an embedding, where each row is a token of its own (pivotal tuning)."""
+
     superclass: str | None = None
     base: Base | None = None
     """The base that it is for; ``declare_base(family)`` where only the family is known."""
+
+    base_path: Path | None = None
+    """Where its weights lie on this machine; only a whole model is compared with them."""
 
     license: str | None = None
     """SPDX id."""
@@ -60,17 +68,8 @@ class ImportPlan:
     notes: tuple[str, ...]
     """What had to be decided, in words, for the person who imports."""
 
-
-def declare_base(family: str, *, prediction_type: str | None = None) -> Base:
-    """Returns the base of a file of which only the family is known: no fingerprints. Raises NotFoundError."""
-    row = find_family(family)
-    return Base.model_validate(
-        {
-            "family": row.id,
-            "architecture": row.architecture,
-            "prediction_type": prediction_type or row.prediction_type,
-        }
-    )
+    further_sources: tuple[Digest, ...] = ()
+    """The other files, where one concept came in several."""
 
 
 @contextlib.contextmanager
@@ -84,81 +83,76 @@ def refuse_invalid() -> Iterator[None]:
         raise UsageError(f"{first['msg']} (got {str(first.get('input'))[:80]!r})", where=where) from error
 
 
-def plan_import(path: Path, settings: ImportSettings) -> ImportPlan:
-    """Returns what importing ``path`` would make, read and checked; nothing is written.
+def plan_import(paths: Path | Sequence[Path], settings: ImportSettings) -> ImportPlan:
+    """Returns what importing a file (or the files of one concept) would make, read and checked; nothing is written.
 
     Raises:
         NotFoundError: if there is no file.
-        InvalidFileError: if it is not sound, of no kind that is stored, or a tensor would be lost (it is named).
-        IncompatibleError: if it is for another family than the caller declares.
+        InvalidFileError: if one is not sound, of no kind that is stored, or a tensor would be lost (it is named).
+        IncompatibleError: if one is for another family than the caller declares, or several are no one concept.
         UsageError: if the word or the base can neither be known nor was said.
     """
-    with as_safetensors(path) as readable:
-        return _plan(path, readable, settings)
+    with open_sources((paths,) if isinstance(paths, Path) else tuple(paths)) as sources:
+        base, base_notes = settle_base(sources, settings.base)
+        family = FamilyId(base.family)
+        readings = [(source.path.name, _read(source, settings, family)) for source in sources]
+        reading = merge_readings(readings)
+        _check_widths(reading, family)
+        first = sources[0]
+        with refuse_invalid():
+            license, license_notes = _settle_license(first.header, settings.license)
+            tokens = _list_tokens(reading, first.identification, settings)
+        return ImportPlan(
+            settings=settings,
+            identification=first.identification,
+            reading=reading,
+            base=base,
+            tokens=tokens,
+            license=license,
+            source=first.digest(),
+            further_sources=tuple(source.digest() for source in sources[1:]),
+            notes=(*base_notes, *reading.notes, *license_notes),
+        )
 
 
-def _plan(path: Path, readable: Path, settings: ImportSettings) -> ImportPlan:
-    """Returns the plan for the file at ``path``, whose tensors are read from ``readable``."""
-    header = read_header(readable)
-    identification = identify_header(header)
-    row = _choose_row(path, header, identification)
-    base, base_notes = _settle_base(path, header, identification, settings.base)
-    family = FamilyId(base.family)
-    request = ReadRequest(path=readable, header=header, placeholder=settings.placeholder, family=family)
-    reading = row.read(request) if row.read else Reading(contents=())
-    _check_widths(reading, family)
-    with refuse_invalid():
-        license, license_notes = _settle_license(header, settings.license)
-        tokens = _list_tokens(reading, identification, settings)
-    return ImportPlan(
-        settings=settings,
-        identification=identification,
-        reading=reading,
-        base=base,
+def split_plan(plan: ImportPlan) -> tuple[ImportPlan, ...]:
+    """Returns a plan for each concept of a file: its adapter by the given name, each word by that name and its own.
+
+    Raises:
+        UsageError: if a word makes no name.
+    """
+    groups = split_contents(plan.reading.contents)
+    if len(groups) < 2:
+        return (plan,)
+    return tuple(_take_group(plan, word, contents) for word, contents in groups)
+
+
+def _take_group(plan: ImportPlan, word: Placeholder | None, contents: tuple[Contents, ...]) -> ImportPlan:
+    name = plan.settings.name
+    if word is not None:
+        slug = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
+        name = ConceptName.parse(f"{name}-{slug}")
+    words = {one for part in contents if isinstance(part, EmbeddingContents) for _, one in part.rows}
+    tokens = tuple(token for token in plan.tokens if (token.placeholder in words) == bool(words))
+    return dataclasses.replace(
+        plan,
+        settings=dataclasses.replace(plan.settings, name=name),
+        reading=dataclasses.replace(plan.reading, contents=contents),
         tokens=tokens,
-        license=license,
-        source=Digest.of_file(path),
-        notes=(*base_notes, *reading.notes, *license_notes),
     )
 
 
-def _choose_row(path: Path, header: Header, identification: Identification) -> Format:
-    found = find_format(header)
-    if found is None or found[0].read is None:
-        raise InvalidFileError(
-            f"{path.name!r} is {identification.title}; {identification.reasons[0]}",
-            hint=f"concepts identify {path.name} says what is known of it",
-        )
-    if found[0].stored_kind not in IMPORTED_KINDS:
-        raise UsageError(
-            f"{path.name!r} is a file of kind {identification.kind!r}, which means nothing without its concept.json",
-            hint="concepts publish FOLDER takes the folder that holds both",
-        )
-    return found[0]
-
-
-def _settle_base(
-    path: Path, header: Header, identification: Identification, declared: Base | None
-) -> tuple[Base, tuple[str, ...]]:
-    seen = identification.family
-    if declared is not None:
-        if seen is None or seen == declared.family:
-            return declared, ()
-        if identification.family_is_certain:
-            raise IncompatibleError(
-                f"{path.name!r} is for {seen}, not for {declared.family}: {identification.reasons[-1]}",
-                hint=f"add --base {seen}",
-            )
-        return declared, (f"declared for {declared.family}; by itself the file would pass for {seen}",)
-    if seen is None:
-        raise UsageError(
-            f"{path.name!r} does not tell which base it is for", hint="add --base FAMILY, such as sd1"
-        )
-    prediction = _PREDICTIONS.get(header.metadata.get(_PREDICTION_KEY, "").lower())
-    note = (
-        f"taken for {seen} (confidence {identification.confidence:.2f}): {'; '.join(identification.reasons)}"
+def _read(source: ImportSource, settings: ImportSettings, family: FamilyId) -> Reading:
+    request = ReadRequest(
+        path=source.readable,
+        header=source.header,
+        origin=source.path,
+        placeholder=settings.placeholder,
+        row_placeholders=settings.row_placeholders,
+        family=family,
+        base=settings.base_path,
     )
-    return declare_base(seen, prediction_type=prediction), (note,)
+    return source.row.read(request) if source.row.read else Reading(contents=())
 
 
 def _settle_license(header: Header, given: str | None) -> tuple[License, tuple[str, ...]]:
@@ -193,10 +187,18 @@ def _list_tokens(
             for (_, word), tensor in contents.rows.items():
                 vectors = tensor.shape[-2]
                 tokens[word] = Token(placeholder=word, vectors=vectors, superclass=settings.superclass)
+    plain = [one for one in reading.contents if not isinstance(one, EmbeddingContents)]
+    said = settings.placeholder
     if tokens:
+        if plain and said is not None and said not in tokens:
+            tokens[said] = Token(placeholder=said, superclass=settings.superclass)
         return tuple(tokens.values())
-    if settings.placeholder is not None:
-        return (Token(placeholder=settings.placeholder, superclass=settings.superclass),)
+    if settings.row_placeholders:
+        raise UsageError(
+            "several words are given, and the file has no rows for them", hint="give one --placeholder"
+        )
+    if said is not None:
+        return (Token(placeholder=said, superclass=settings.superclass),)
     return tuple(Token(placeholder=word, role="optional") for word in _parse_words(identification.triggers))
 
 

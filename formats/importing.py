@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from conceptry.concepts import MANIFEST_NAME
 from conceptry.errors import ConflictError, StoreError, UsageError
-from conceptry.formats.contract import Contents
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
+from conceptry.formats.full import FullContents, name_full_file, write_full
 from conceptry.formats.import_plans import ImportPlan, ImportSettings, plan_import, refuse_invalid
 from conceptry.formats.lora import LORA_NAME, LoraContents, write_lora
 from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
 from conceptry.kinds import KindId
-from conceptry.manifest import Build, EmbeddingMethod, LoraMethod, Manifest, Part, Provenance
+from conceptry.manifest import Build, EmbeddingMethod, FullMethod, LoraMethod, Manifest, Part, Provenance
 
 IMPORT_EXTENSION: Final = "conceptry.import"
+LAYERED_NAME: Final = "embedding_layers.safetensors"
 
 
-def import_file(path: Path, folder: Path, settings: ImportSettings) -> Manifest:
-    """Returns the manifest of the package that was made of the file at ``path`` in the new ``folder``.
+def import_file(paths: Path | Sequence[Path], folder: Path, settings: ImportSettings) -> Manifest:
+    """Returns the manifest of the package that was made of a file, or the files of one concept, in the new ``folder``.
 
     Raises:
         As ``plan_import`` and ``write_import``.
     """
-    return write_import(plan_import(path, settings), folder)
+    return write_import(plan_import(paths, settings), folder)
 
 
 def write_import(plan: ImportPlan, folder: Path) -> Manifest:
@@ -54,13 +56,15 @@ def write_import(plan: ImportPlan, folder: Path) -> Manifest:
 
 
 def _fill(plan: ImportPlan, folder: Path) -> Manifest:
-    parts = tuple(_write_part(plan, contents, folder) for contents in plan.reading.contents)
+    parts = tuple(_write_parts(plan, folder))
     settings, kind = plan.settings, parts[0].kind
     build = Build(
         id=f"{plan.base.family}-{kind}".replace("_", "-"),
         base=plan.base,
         parts=parts,
-        provenance=Provenance(source="imported", imported_from=plan.source),
+        provenance=Provenance(
+            source="imported", imported_from=plan.source, derived_from=plan.further_sources
+        ),
     )
     with refuse_invalid():
         manifest = Manifest(
@@ -83,9 +87,22 @@ def _fill(plan: ImportPlan, folder: Path) -> Manifest:
     return manifest
 
 
-def _write_part(plan: ImportPlan, contents: Contents, folder: Path) -> Part:
-    kind: KindId = "lora" if isinstance(contents, LoraContents) else "embedding"
-    metadata = make_metadata(
+def _write_parts(plan: ImportPlan, folder: Path) -> Iterator[Part]:
+    """Writes the parts of the package, those of one kind together, and returns what the manifest says of them."""
+    full = [contents for contents in plan.reading.contents if isinstance(contents, FullContents)]
+    for contents in plan.reading.contents:
+        if isinstance(contents, LoraContents):
+            yield _write_lora(plan, contents, folder)
+        elif isinstance(contents, EmbeddingContents):
+            yield _write_embedding(plan, contents, folder)
+        elif not isinstance(contents, FullContents):
+            raise UsageError(f"{type(contents).__name__} is not imported without its manifest")
+    if full:
+        yield _write_full(plan, full, folder)
+
+
+def _make_metadata(plan: ImportPlan, kind: KindId) -> dict[str, str]:
+    return make_metadata(
         kind,
         family=plan.base.family,
         title=plan.settings.title or str(plan.settings.name),
@@ -93,17 +110,34 @@ def _write_part(plan: ImportPlan, contents: Contents, folder: Path) -> Part:
         license_text=plan.license.spdx or plan.license.name,
         description=plan.settings.description or None,
     )
-    if isinstance(contents, LoraContents):
-        path = folder / LORA_NAME
-        write_lora(path, contents, metadata)
-        return Part(kind=kind, method=_describe_lora(contents, plan), files=(describe_file(path),))
-    if isinstance(contents, EmbeddingContents):
-        path = folder / EMBEDDING_NAME
-        write_embedding(path, contents, metadata)
-        components = tuple(sorted({component for component, _ in contents.rows}))
-        method = EmbeddingMethod(components=components, layers=contents.layers)
-        return Part(kind=kind, method=method, files=(describe_file(path),))
-    raise UsageError(f"{type(contents).__name__} is not imported without its manifest")
+
+
+def _write_lora(plan: ImportPlan, contents: LoraContents, folder: Path) -> Part:
+    path = folder / LORA_NAME
+    write_lora(path, contents, _make_metadata(plan, "lora"))
+    return Part(kind="lora", method=_describe_lora(contents, plan), files=(describe_file(path),))
+
+
+def _write_embedding(plan: ImportPlan, contents: EmbeddingContents, folder: Path) -> Part:
+    path = folder / (EMBEDDING_NAME if contents.layers is None else LAYERED_NAME)
+    write_embedding(path, contents, _make_metadata(plan, "embedding"))
+    components = tuple(sorted({component for component, _ in contents.rows}))
+    method = EmbeddingMethod(components=components, layers=contents.layers)
+    return Part(kind="embedding", method=method, files=(describe_file(path),))
+
+
+def _write_full(plan: ImportPlan, contents: Sequence[FullContents], folder: Path) -> Part:
+    ordered = sorted(contents, key=lambda one: one.component)
+    for one in ordered:
+        write_full(folder / name_full_file(one.component), one, _make_metadata(plan, "full"))
+    changed = sum(len(one.tensors) for one in ordered)
+    method = FullMethod(
+        components=tuple(one.component for one in ordered),
+        changed_tensors=changed,
+        total_tensors=plan.reading.total_tensors or changed,
+    )
+    files = tuple(describe_file(folder / name_full_file(one.component)) for one in ordered)
+    return Part(kind="full", method=method, files=files)
 
 
 def _describe_lora(contents: LoraContents, plan: ImportPlan) -> LoraMethod:

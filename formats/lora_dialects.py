@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from conceptry.documents import MAX_DOCUMENT_BYTES, load_strict_json
 from conceptry.errors import InvalidFileError, InvalidManifestError
+from conceptry.formats.companions import Companions, find_companions
 from conceptry.formats.contract import Detection, Format, Reading, ReadRequest, ScaleRule, share_of
 from conceptry.formats.header import Header
 from conceptry.formats.lora import LoraContents, LoraModule, check_lora
@@ -52,7 +53,9 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
     if not found.keys:
         return None
     orphans = _find_orphans(found)
+    companions = find_companions(header, found.keys.keys())
     roles = {name: _describe(key) for name, key in found.keys.items() if name not in orphans}
+    roles |= companions.describe(header)
     algorithms = Counter(key.algorithm for key in found.keys.values() if key.part != "alpha")
     ranks = Counter(
         header.tensors[name].shape[0]
@@ -70,7 +73,7 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
             *(f"{name} has lost its other half" for name in sorted(orphans)[:3]),
             *found.verdict.reasons,
         ),
-        triggers=find_triggers(header.metadata),
+        triggers=tuple(dict.fromkeys((*companions.words, *find_triggers(header.metadata)))),
         algorithms=tuple(sorted(algorithms)),
         ranks=dict(sorted(ranks.items())),
     )
@@ -103,7 +106,8 @@ def read_lora_dialect(request: ReadRequest, *, dialect: Dialect) -> Reading:
     """
     header = request.header
     found = parse_keys(header, dialect, request.family)
-    refuse_unknown(request, found)
+    companions = find_companions(header, found.keys.keys())
+    refuse_unknown(request, found, companions)
     config = _read_config(request, dialect)
     tensors = read_tensors(request.path)
     modules: dict[str, LoraModule] = {}
@@ -114,17 +118,21 @@ def read_lora_dialect(request: ReadRequest, *, dialect: Dialect) -> Reading:
         # Programs that read 0 as "nobody said" wrote these files.
         alpha = _parse_alpha(parts, tensors) or (config.find_alpha(name, rank) if config else None)
         assumed += alpha is None
-        modules[name] = LoraModule(down=down, up=up, alpha=float(rank if alpha is None else alpha))
+        modules[name] = LoraModule.of_factors(down=down, up=up, alpha=float(rank if alpha is None else alpha))
     contents = LoraContents(modules=modules)
     check_lora(contents)
     rule: ScaleRule = "alpha/sqrt(rank)" if config and config.rank_stabilised else "alpha/rank"
-    return Reading(contents=(contents,), notes=_note_alphas(assumed, len(modules), config), scale_rule=rule)
+    return Reading(
+        contents=(contents, *companions.read(request)),
+        notes=_note_alphas(assumed, len(modules), config),
+        scale_rule=rule,
+    )
 
 
-def refuse_unknown(request: ReadRequest, found: KeySet) -> None:
+def refuse_unknown(request: ReadRequest, found: KeySet, companions: Companions) -> None:
     """Raises InvalidFileError for the first tensor that would be lost, naming how many there are."""
     lost: dict[str, str] = {}
-    for name in request.header.tensors:
+    for name in request.header.tensors.keys() - companions.tensors:
         key = found.keys.get(name)
         if key is None:
             known = split_suffix(name)
@@ -135,11 +143,11 @@ def refuse_unknown(request: ReadRequest, found: KeySet) -> None:
             lost[name] = f"is of the layout {key.layout.id}, whose names are not translated yet"
     lost |= dict.fromkeys(_find_orphans(found), "has lost its other half")
     if lost:
-        name, why = next(iter(lost.items()))
+        name, why = min(lost.items())
         raise InvalidFileError(
-            f"{len(lost)} of {len(request.header.tensors)} tensors of {request.path.name!r} would be lost: "
+            f"{len(lost)} of {len(request.header.tensors)} tensors of {request.name!r} would be lost: "
             f"{name!r} {why}",
-            hint=f"concepts identify {request.path.name} lists them",
+            hint=f"concepts identify {request.name} lists them",
         )
 
 
@@ -202,7 +210,7 @@ def _read_config(request: ReadRequest, dialect: Dialect) -> _Config | None:
         return _Config(
             f"the metadata {_EMBEDDED_CONFIG}", _group_by_component(_load(text.encode(), request.path))
         )
-    beside = request.path.with_name(_CONFIG_NAME)
+    beside = request.source.with_name(_CONFIG_NAME)
     if dialect.alpha == "config" and beside.is_file() and beside.stat().st_size <= MAX_DOCUMENT_BYTES:
         return _Config(_CONFIG_NAME, {"": _load(beside.read_bytes(), beside)})
     return None

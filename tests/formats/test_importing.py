@@ -36,7 +36,6 @@ from conceptry.manifest import EmbeddingMethod, LoraMethod, Manifest
 from conceptry.names import ConceptName, Placeholder, parse_version
 from tests.formats.adapters import (
     GOLDEN,
-    SHARED,
     Shape,
     factors,
     list_modules,
@@ -117,7 +116,7 @@ def test_blocks_of_the_original_network_get_their_published_names(tmp_path: Path
     )
     contents, _ = import_lora(tmp_path / "file")
     name = "unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k"
-    assert contents.modules == {name: LoraModule(down=down, up=up, alpha=1.0)}
+    assert contents.modules == {name: LoraModule.of_factors(down=down, up=up, alpha=1.0)}
 
 
 SPELLINGS: dict[str, tuple[str, Shape, tuple[str, str], str]] = {
@@ -385,8 +384,8 @@ REFUSALS: dict[str, tuple[Any, dict[str, Any], type[ConceptryError], str]] = {
     ),
     "a checkpoint": (
         written("model.diffusion_model.out.2.weight", 4, 320),
-        {},
-        InvalidFileError,
+        {"base": declare_base("sd1")},
+        UsageError,
         "whole model",
     ),
     "an unknown kind": (written("a.b.c", 3, 3, 3), {}, InvalidFileError, "no kind that is known"),
@@ -445,15 +444,6 @@ def test_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="exists already"):
         import_file(path, tmp_path / "package", settings())
     assert list((tmp_path / "package").iterdir()) == []
-
-
-def test_real_positional_adapter_is_refused_by_name(tmp_path: Path) -> None:
-    path = SHARED / "lora_disney.safetensors"
-    if not path.exists():
-        pytest.skip("lora_disney.safetensors is in ../shared/fixtures only, which is absent here")
-    with pytest.raises(InvalidFileError, match="LoRA by position"):
-        import_file(path, tmp_path / "package", settings(placeholder=IMP, base=declare_base("sd1")))
-    assert list(tmp_path.iterdir()) == []
 
 
 stems = st.sampled_from(
