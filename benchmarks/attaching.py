@@ -37,7 +37,9 @@ def make_concept(folder: Path, pipeline: Any) -> Concept:
         if path.endswith(PROJECTIONS) and ".attn" in path:
             rows, columns = layer.weight.shape
             down, up = torch.randn(RANK, columns) / columns**0.5, torch.randn(rows, RANK) * 0.01
-            modules[f"unet.{path}"] = LoraModule(down=from_torch(down), up=from_torch(up), alpha=float(RANK))
+            modules[f"unet.{path}"] = LoraModule.of_factors(
+                down=from_torch(down), up=from_torch(up), alpha=float(RANK)
+            )
     write_lora(folder / LORA_NAME, LoraContents(modules=modules), {})
     method = {"kind": "lora", "rank": RANK, "modules": len(modules), "scale": 1.0}
     base = describe_base(identify_pipeline(pipeline))

@@ -8,6 +8,29 @@ from typing import Final, Literal
 from conceptry.bases import Fit
 
 KindId = Literal["embedding", "rank_one", "lora", "full"]
+AlgorithmId = Literal[
+    "lora",
+    "locon",
+    "dora",
+    "loha",
+    "doha",
+    "lokr",
+    "dokr",
+    "full",
+    "norm",
+    "ia3",
+    "ia3_peft",
+    "glora",
+    "oft",
+    "boft",
+    "oft_peft",
+    "boft_peft",
+]
+"""How a module of kind ``lora`` is stored: ids of the table in formats/algorithms.py."""
+
+ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "scale", "one", "none", "constraint"]
+"""Where an effective scale came from: alpha by rank, or by its root (arXiv 2312.03732); a number that the file calls
+scale; nobody says anything, which all programs read as 1; the algorithm has none; or alpha bounds a rotation instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

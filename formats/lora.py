@@ -1,97 +1,51 @@
-"""The canonical form of kind ``lora`` (arXiv 2106.09685): factors and alpha of each module, the scale explicit.
+"""The canonical form of kind ``lora``: the tensors of each module under one name, its scale explicit.
 
-``{component}.{module}.lora_A.weight`` [rank, in(, h, w)], ``.lora_B.weight`` [out, rank(, 1, 1)] and ``.alpha`` [];
-the module's delta is alpha / rank times B A. Module names are those of published diffusers folders, so those of every
-text encoder begin with ``text_model.``
+``{component}.{module}.lora_A.weight`` [rank, in(, h, w)], ``.lora_B.weight`` [out, rank(, 1, 1)] and ``.alpha`` [] for
+LoRA (arXiv 2106.09685), whose delta is alpha / rank times B A; the parts of the other algorithms are in ``algorithms``,
+their numbers are F32 scalars as alpha is. Module names are those of published diffusers folders, so those of every text
+encoder begin with ``text_model.`` Where a scale came from another rule than usual, the metadata says so.
 """
 
 from __future__ import annotations
 
-import math
-import struct
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
-from conceptry.errors import InvalidFileError
-from conceptry.formats.checks import (
-    MAX_RANK,
-    add_schema,
-    check_numbers,
-    read_canonical_header,
-    split_component,
+from conceptry.documents import load_strict_json
+from conceptry.errors import InvalidFileError, InvalidManifestError
+from conceptry.formats.checks import add_schema, read_canonical_header, split_component
+from conceptry.formats.lora_modules import (
+    USUAL_RULES,
+    LoraModule,
+    check_module,
+    read_canonical_module,
+    split_canonical,
+    write_module,
 )
 from conceptry.formats.tensors import RawTensor, read_tensors, write_tensors
+from conceptry.kinds import ScaleRule
+
+__all__ = ["LORA_NAME", "LoraContents", "LoraModule", "check_lora", "read_lora", "write_lora"]
 
 LORA_NAME: Final = "lora.safetensors"
-DOWN: Final = ".lora_A.weight"
-UP: Final = ".lora_B.weight"
-ALPHA: Final = ".alpha"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraModule:
-    """The factors of one module: ``down`` [rank, in(, h, w)], ``up`` [out, rank(, 1, 1)].
-
-    ``alpha`` is rounded to float32, as the file holds it, so that the scale in memory is the scale that is stored.
-    """
-
-    down: RawTensor
-    up: RawTensor
-    alpha: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", _round_to_float32(self.alpha))
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension of the factors."""
-        return self.down.shape[0] if self.down.shape else 0
-
-    @property
-    def scale(self) -> float:
-        """The effective scale, alpha / rank."""
-        return self.alpha / self.rank
-
-
-def _round_to_float32(value: float) -> float:
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.inf
+RULES_KEY: Final = "conceptry.scale_rules"
+_ALL: Final = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraContents:
-    """Low-rank deltas by ``{component}.{module path}``."""
+    """What an adapter holds, by ``{component}.{module path}``."""
 
     modules: Mapping[str, LoraModule]
-
-
-def check_module(name: str, module: LoraModule) -> None:
-    """Raises InvalidFileError where the halves do not fit, a value is not finite, or the rank is impossible."""
-    check_numbers(f"{name}{DOWN}", module.down)
-    check_numbers(f"{name}{UP}", module.up)
-    down, up = module.down.shape, module.up.shape
-    linear = len(down) == 2 and len(up) == 2
-    convolution = len(down) == 4 and len(up) == 4 and up[2:] == (1, 1)
-    if not (linear or convolution):
-        raise InvalidFileError(
-            f"factors {list(down)} and {list(up)} are of no linear layer or convolution", where=name
-        )
-    if up[1] != down[0]:
-        raise InvalidFileError(f"the ranks of the factors {list(down)} and {list(up)} differ", where=name)
-    if down[0] > MAX_RANK:
-        raise InvalidFileError(f"rank {down[0]} is greater than {MAX_RANK}", where=name)
-    if not math.isfinite(module.alpha):
-        raise InvalidFileError(f"alpha is {module.alpha}", where=f"{name}{ALPHA}")
 
 
 def check_lora(contents: LoraContents) -> None:
     """Raises InvalidFileError as ``check_module``, or where there is no module at all."""
     if not contents.modules:
-        raise InvalidFileError("there is no module with low-rank factors")
+        raise InvalidFileError("there is no module with tensors of an adapter")
     for name, module in contents.modules.items():
         split_component(name, ".")
         check_module(name, module)
@@ -99,45 +53,65 @@ def check_lora(contents: LoraContents) -> None:
 
 def write_lora(path: Path, contents: LoraContents, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the canonical file. Raises InvalidFileError, StoreError; nothing is left behind."""
-    import numpy as np
-
     check_lora(contents)
-    tensors = {}
+    tensors: dict[str, RawTensor] = {}
     for name, module in contents.modules.items():
-        tensors[name + DOWN] = module.down
-        tensors[name + UP] = module.up
-        tensors[name + ALPHA] = RawTensor.from_numpy(np.array(module.alpha, np.float32))
-    write_tensors(path, tensors, add_schema("lora", metadata))
+        for suffix, tensor in write_module(module).items():
+            if name + suffix in tensors:
+                raise InvalidFileError("two modules have a tensor of this name", where=name + suffix)
+            tensors[name + suffix] = tensor
+    write_tensors(path, tensors, add_schema("lora", {**(metadata or {}), **_describe_rules(contents)}))
 
 
 def read_lora(path: Path) -> LoraContents:
     """Returns what a canonical file holds, checked. Raises NotFoundError, InvalidFileError."""
-    read_canonical_header(path, "lora")
-    tensors = read_tensors(path)
-    modules = {}
-    for name in sorted(name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)):
-        module = LoraModule(
-            down=tensors.pop(name + DOWN),
-            up=_take(tensors, name + UP),
-            alpha=_parse_alpha(name, _take(tensors, name + ALPHA)),
-        )
-        modules[name] = module
-    if tensors:
-        raise InvalidFileError("it belongs to no module with low-rank factors", where=next(iter(tensors)))
+    header = read_canonical_header(path, "lora")
+    groups: dict[str, dict[str, RawTensor]] = {}
+    for name, tensor in read_tensors(path).items():
+        parts = split_canonical(name)
+        if parts is None:
+            raise InvalidFileError("it belongs to no module of an adapter", where=name)
+        groups.setdefault(parts[0], {})[parts[1]] = tensor
+    rules = _parse_rules(header.metadata.get(RULES_KEY), path.name)
+    if stray := sorted(rules.keys() - groups.keys() - {_ALL}):
+        raise InvalidFileError(f"{RULES_KEY} names {stray[0][:80]!r}, which has no tensor", where=stray[0])
+    modules = {
+        name: read_canonical_module(name, groups[name], rules.get(name, rules.get(_ALL)))
+        for name in sorted(groups)
+    }
     contents = LoraContents(modules=modules)
     check_lora(contents)
     return contents
 
 
-def _take(tensors: dict[str, RawTensor], name: str) -> RawTensor:
-    if name not in tensors:
-        raise InvalidFileError("this tensor is missing; its other half is there", where=name)
-    return tensors.pop(name)
+# --- where scales came from ----------------------------------------------------------------------------------------
 
 
-def _parse_alpha(name: str, tensor: RawTensor) -> float:
-    if tensor.dtype != "F32" or tensor.shape != ():
-        raise InvalidFileError(
-            f"it is {tensor.dtype} {list(tensor.shape)}, not one F32 number", where=f"{name}{ALPHA}"
-        )
-    return float(tensor.to_numpy())
+def _describe_rules(contents: LoraContents) -> dict[str, str]:
+    """Returns the metadata that names the modules whose scale came from another rule than is usual."""
+    found: dict[ScaleRule, list[str]] = {}
+    for name, module in sorted(contents.modules.items()):
+        if module.rule != USUAL_RULES[module.match().form.scale]:
+            found.setdefault(module.rule, []).append(name)
+    if not found:
+        return {}
+    rows: dict[str, list[str] | str] = {
+        rule: _ALL if len(names) == len(contents.modules) else names for rule, names in found.items()
+    }
+    return {RULES_KEY: json.dumps(rows, sort_keys=True, separators=(",", ":"))}
+
+
+def _parse_rules(text: str | None, file_name: str) -> dict[str, ScaleRule]:
+    if text is None:
+        return {}
+    try:
+        rows: Any = load_strict_json(text.encode())
+    except InvalidManifestError as error:
+        raise InvalidFileError(f"{RULES_KEY} of {file_name!r} cannot be read: {error.message}") from error
+    rules: dict[str, ScaleRule] = {}
+    for rule, names in rows.items() if isinstance(rows, dict) else [("", None)]:
+        listed = names == _ALL or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+        if rule not in get_args(ScaleRule) or not listed:
+            raise InvalidFileError(f"{RULES_KEY} of {file_name!r} has no rule {rule!r} for modules")
+        rules |= dict.fromkeys([_ALL] if names == _ALL else names, rule)
+    return rules

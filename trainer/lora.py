@@ -80,7 +80,9 @@ class Lora(Learner):
         """Returns a ``lora`` part."""
         job, rank = self.context.job.job, self.context.job.settings.rank
         modules = {
-            f"unet.{path}": LoraModule(down=from_torch(down), up=from_torch(up), alpha=self.scale * rank)
+            f"unet.{path}": LoraModule.of_factors(
+                down=from_torch(down), up=from_torch(up), alpha=self.scale * rank
+            )
             for path, (down, up) in self.factors.items()
         }
 

@@ -27,7 +27,7 @@ def write_package(
     """Returns ``folder`` with a small LoRA in it."""
     folder.mkdir(parents=True)
     factor = {
-        module: LoraModule(
+        module: LoraModule.of_factors(
             down=RawTensor.from_numpy(np.full((2, 8), 0.5, np.float32)),
             up=RawTensor.from_numpy(np.full((8, 2), 0.25, np.float32)),
             alpha=2.0,

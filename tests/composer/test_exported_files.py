@@ -105,7 +105,7 @@ def make_mixed_lora(folder: Path, pipeline: Any) -> Concept:
 def make_module(shape: torch.Size, rank: int, generator: torch.Generator) -> LoraModule:
     down = torch.randn(rank, *shape[1:], generator=generator) / 4
     up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=generator) / 4
-    return LoraModule(down=from_torch(down), up=from_torch(up), alpha=1.0 + 0.3 * rank)
+    return LoraModule.of_factors(down=from_torch(down), up=from_torch(up), alpha=1.0 + 0.3 * rank)
 
 
 def test_diffusers_computes_the_adapter_as_attach_does(ours: Any, theirs: Any, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def make_lora(folder: Path, pipeline: Any, *, seed: int = 13, **fields: Any) -> 
 
 
 def _as_module(factors: LoraFactors) -> LoraModule:
-    return LoraModule(
+    return LoraModule.of_factors(
         down=from_torch(factors.down), up=from_torch(factors.up), alpha=factors.scale * factors.rank
     )
 

@@ -45,12 +45,14 @@ RANK_ONE = RankOneContents(
     rows={(TEXT, IMP): ramp(1, 768)},
     o_v={LAYER: ramp(320), LAYER.replace("0", "1"): ramp(640)},
 )
-LINEAR = LoraModule(down=ramp(4, 768), up=ramp(320, 4), alpha=2.0)
+LINEAR = LoraModule.of_factors(down=ramp(4, 768), up=ramp(320, 4), alpha=2.0)
 LORA = LoraContents(
     modules={
         f"unet.{TO_K}": LINEAR,
-        "unet.conv_in": LoraModule(down=ramp(2, 4, 3, 3), up=ramp(320, 2, 1, 1, dtype=np.float16), alpha=2.0),
-        "text_encoder.text_model.encoder.layers.0.mlp.fc1": LoraModule(
+        "unet.conv_in": LoraModule.of_factors(
+            down=ramp(2, 4, 3, 3), up=ramp(320, 2, 1, 1, dtype=np.float16), alpha=2.0
+        ),
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": LoraModule.of_factors(
             down=ramp(1, 768, dtype=np.float16), up=ramp(3072, 1, dtype=np.float16), alpha=0.3333333432674408
         ),
     }
@@ -136,17 +138,19 @@ FAULTS: dict[str, tuple[Callable[..., None], Any, str]] = {
     "lora: nothing": (write_lora, LoraContents(modules={}), "no module"),
     "lora: ranks differ": (
         write_lora,
-        LoraContents(modules={"unet.a": replace(LINEAR, up=ramp(320, 3))}),
+        LoraContents(modules={"unet.a": LoraModule.of_factors(down=LINEAR.down, up=ramp(320, 3), alpha=2.0)}),
         "ranks",
     ),
     "lora: alpha is infinite": (
         write_lora,
-        LoraContents(modules={"unet.a": replace(LINEAR, alpha=float("inf"))}),
+        LoraContents(modules={"unet.a": replace(LINEAR, numbers={"alpha": float("inf")})}),
         "alpha is inf",
     ),
     "lora: half a convolution": (
         write_lora,
-        LoraContents(modules={"unet.a": replace(LINEAR, up=ramp(320, 4, 1, 1))}),
+        LoraContents(
+            modules={"unet.a": LoraModule.of_factors(down=LINEAR.down, up=ramp(320, 4, 1, 1), alpha=2.0)}
+        ),
         "no linear layer",
     ),
     "lora: no component": (write_lora, LoraContents(modules={"vae.a": LINEAR}), "component"),
