@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,22 @@ import click
 
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, yes_option
+from conceptry.cli.output import has_terminal
 from conceptry.cli.publish import describe, publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.show import describe_license
-from conceptry.errors import UsageError
+from conceptry.errors import MissingAnswerError, UsageError
 from conceptry.names import ConceptName, parse_placeholder, parse_version
 
 if TYPE_CHECKING:
+    from conceptry.base_locations import BaseLocation
     from conceptry.formats.import_plans import ImportPlan, ImportSettings
     from conceptry.manifest import Base
+
+_QUESTIONS = {
+    "placeholder": "Which word calls it, such as <imp>?",
+    "base": "Which base was it made for, such as sd1, sd2, sdxl or flux?",
+}
 
 
 @click.command(
@@ -29,12 +37,19 @@ if TYPE_CHECKING:
         "concepts import imp.safetensors --name me/imp --version 1.0.0 --placeholder '<imp>' --base sd1 "
         "--license CC0-1.0 --yes",
         "concepts import imp.safetensors --name me/imp --dry-run",
+        "concepts import learned_embeds.safetensors learned_embeds_2.safetensors --name me/imp --yes",
+        "concepts import bundle.safetensors --name me/imp --split --yes",
     ),
 )
-@click.argument("file", type=PATH)
+@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FILE...")
 @click.option("--name", required=True, metavar="NS/NAME", help="What the concept is to be called.")
 @click.option("--version", default="0.1.0", show_default=True, metavar="V", help="Its version.")
-@click.option("--placeholder", metavar="WORD", help="The word that calls it.")
+@click.option(
+    "--placeholder",
+    multiple=True,
+    metavar="WORD",
+    help="The word that calls it; once for each row where each row of an embedding is a word of its own.",
+)
 @click.option("--superclass", metavar="WORD", help="The ordinary word that it specialises.")
 @click.option(
     "--base", metavar="BASE", help="What it was made for: a family id such as sd1, or a base on this machine."
@@ -42,61 +57,110 @@ if TYPE_CHECKING:
 @click.option("--license", metavar="SPDX", help="Its licence, as its author says.")
 @click.option("--title", default="", metavar="TEXT", help="A title for listings.")
 @click.option("--description", default="", metavar="TEXT", help="What others should know of it.")
+@click.option("--split", is_flag=True, help="Publish each word of the file as a concept of its own.")
 @click.option("--dry-run", is_flag=True, help="Say what would be published and stop.")
 @yes_option
 @pass_session
-def import_file(session: Session, /, file: Path, *, dry_run: bool, **given: Any) -> None:
+def import_file(
+    session: Session, /, files: tuple[Path, ...], *, split: bool, dry_run: bool, **given: Any
+) -> None:
     """Publish a file that another program made.
 
-    Every tensor of the file is kept, or the file is refused; what had to be decided on the way is said.
+    Several files are the parts of one concept, such as the two embeddings of SDXL. Every tensor is kept, or the file
+    is refused; what had to be decided on the way is said. A whole model is kept as what differs from its --base.
     """
-    from conceptry.formats.import_plans import plan_import
-    from conceptry.formats.importing import write_import
+    from conceptry.formats.import_plans import split_plan
 
-    plan = plan_import(file, _make_settings(session, given))
+    plan = _ask_until_known(session, files, given)
+    plans = split_plan(plan) if split else (plan,)
     for note in plan.notes:
         session.out.warn(note)
-    summary = _to_json(plan)
     if dry_run:
-        session.out.emit({**summary, "created": False}, ["would publish", *_describe(plan)])
+        lines = [line for one in plans for line in ("would publish", *_describe(one))]
+        session.out.emit(_join([{**_to_json(one), "created": False} for one in plans]), lines)
         return
     if session.out.mode == "human" and not session.yes:
-        for line in _describe(plan):
+        for line in (line for one in plans for line in _describe(one)):
             session.out.note(line)
-    session.confirm(f"Publish {plan.settings.name}@{plan.settings.version}?")
+    names = " and ".join(f"{one.settings.name}@{one.settings.version}" for one in plans)
+    session.confirm(f"Publish {names}?")
+    _publish(session, plans)
+
+
+def _publish(session: Session, plans: tuple[ImportPlan, ...]) -> None:
+    from conceptry.formats.importing import write_import
+
+    rows, lines, references = [], [], []
     with tempfile.TemporaryDirectory(prefix="conceptry-import-") as folder:
-        write_import(plan, Path(folder) / "package")
-        published = publish_folder(session, Path(folder) / "package")
-    session.out.emit(
-        {**summary, **to_json(published)}, [describe(published)], quiet=[str(published.reference)]
-    )
+        packages = [Path(folder) / str(number) for number in range(len(plans))]
+        # All are written before the first is published: a file that cannot be kept leaves no half of it behind.
+        for plan, package in zip(plans, packages, strict=True):
+            write_import(plan, package)
+        for plan, package in zip(plans, packages, strict=True):
+            published = publish_folder(session, package)
+            rows.append({**_to_json(plan), **to_json(published)})
+            lines.append(describe(published))
+            references.append(str(published.reference))
+    session.out.emit(_join(rows), lines, quiet=references)
 
 
-def _make_settings(session: Session, given: Mapping[str, Any]) -> ImportSettings:
+def _join(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what ``--json`` prints: one concept as it is, several in a list."""
+    return rows[0] if len(rows) == 1 else {"concepts": rows}
+
+
+def _ask_until_known(session: Session, files: tuple[Path, ...], given: dict[str, Any]) -> ImportPlan:
+    """Returns the plan; what only the caller can know is asked for at a terminal, and is an error elsewhere."""
+    from conceptry.formats.import_plans import plan_import
+
+    while True:
+        try:
+            return plan_import(files, _make_settings(session, given))
+        except MissingAnswerError as error:
+            asked = error.option in _QUESTIONS and not given[error.option]
+            if not asked or not has_terminal(sys.stdin) or session.out.mode != "human":
+                raise
+            session.out.note(error.message)
+            answer = click.prompt(_QUESTIONS[error.option], err=True)
+            given = {**given, error.option: (answer,) if error.option == "placeholder" else answer}
+
+
+def _make_settings(session: Session, given: dict[str, Any]) -> ImportSettings:
     from conceptry.formats.import_plans import ImportSettings
 
-    placeholder = given["placeholder"]
+    words = tuple(map(parse_placeholder, given["placeholder"]))
+    location = None if given["base"] is None else _locate_base(session, given["base"])
     return ImportSettings(
         name=ConceptName.parse(given["name"]),
         version=parse_version(given["version"]),
-        placeholder=None if placeholder is None else parse_placeholder(placeholder),
+        placeholder=words[0] if len(words) == 1 else None,
+        row_placeholders=words if len(words) > 1 else (),
         superclass=given["superclass"],
-        base=None if given["base"] is None else _declare_base(session, given["base"]),
+        base=None if location is None else _declare_base(location, given["base"]),
+        base_path=None if location is None else location.path,
         license=given["license"],
         title=given["title"],
         description=given["description"],
     )
 
 
-def _declare_base(session: Session, text: str) -> Base:
-    """Returns the base that a file is declared for; nothing of it is loaded."""
+def _locate_base(session: Session, text: str) -> BaseLocation:
     from conceptry.base_locations import resolve_base
+
+    return resolve_base(text, session.registry.bases())
+
+
+def _declare_base(location: BaseLocation, text: str) -> Base:
+    """Returns the base that a file is declared for; nothing of it is loaded."""
+    from conceptry.formats.identify import identify
     from conceptry.formats.import_plans import declare_base
 
-    location = resolve_base(text, session.registry.bases())
-    if location.family is None:
+    family = location.family
+    if family is None and location.path is not None:
+        family = identify(location.path).family
+    if family is None:
         raise UsageError(f"nothing tells the family of the base {text!r}", hint="name the family: --base sd1")
-    declared = declare_base(location.family)
+    declared = declare_base(family)
     return declared.model_copy(update={"repo": location.repo, "revision": location.revision})
 
 

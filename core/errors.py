@@ -69,6 +69,18 @@ class InvalidPlaceholderError(UsageError):
     code = "invalid_placeholder"
 
 
+class MissingAnswerError(UsageError):
+    """Raised when only the caller can know something and has not said it; ``option`` is where it is said."""
+
+    code = "missing_answer"
+
+    def __init__(
+        self, message: str, *, option: str, hint: str | None = None, where: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.option = option
+
+
 class MissingExtraError(UsageError):
     """Raised when a command needs an optional dependency that is not installed."""
 

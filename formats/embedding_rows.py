@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from conceptry.bases import ComponentName, FamilyId, find_family
-from conceptry.errors import InvalidFileError, InvalidNameError, UsageError
+from conceptry.errors import InvalidFileError, InvalidNameError, MissingAnswerError, UsageError
 from conceptry.formats.data_files import load_table
 from conceptry.formats.embedding import EmbeddingContents, check_embedding
 from conceptry.formats.header import TensorInfo
@@ -270,8 +270,10 @@ def _match_rows(
 
 def _parse_word(word: str | None, file_name: str) -> Placeholder:
     if word is None:
-        raise UsageError(
-            f"{file_name!r} does not say which word calls the concept", hint="add --placeholder '<word>'"
+        raise MissingAnswerError(
+            f"{file_name!r} does not say which word calls the concept",
+            option="placeholder",
+            hint="add --placeholder '<word>'",
         )
     try:
         return parse_placeholder(word)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from conceptry.bases import FAMILIES, FamilyId, find_family
-from conceptry.errors import IncompatibleError, UsageError
+from conceptry.errors import IncompatibleError, MissingAnswerError
 from conceptry.formats.import_sources import ImportSource
 from conceptry.manifest import Base
 
@@ -31,7 +31,7 @@ def settle_base(sources: Sequence[ImportSource], declared: Base | None) -> tuple
 
     Raises:
         IncompatibleError: if a file is for another family than the caller declares, or than another file.
-        UsageError: if the caller declares none and the files do not tell.
+        MissingAnswerError: if the caller declares none and the files do not tell.
     """
     if declared is not None:
         notes = [note for source in sources for note in _check_declared(source, declared)]
@@ -69,14 +69,17 @@ def _find_common(sources: Sequence[ImportSource]) -> FamilyId:
             (family,) = found
             return FamilyId(str(family))
     if not known:
-        raise UsageError(
+        raise MissingAnswerError(
             f"{sources[0].path.name!r} does not tell which base it is for",
+            option="base",
             hint="add --base FAMILY, such as sd1",
         )
     widths = {info.shape[-1] for source in sources for info in source.header.tensors.values() if info.shape}
     fitting = [row.id for row in FAMILIES if widths <= {width for _, width in row.text_encoders}]
     if fitting:
         return fitting[0]
-    raise UsageError(
-        f"the files pass for {', '.join(sorted(map(str, known)))}", hint="add --base FAMILY, such as sdxl"
+    raise MissingAnswerError(
+        f"the files pass for {', '.join(sorted(map(str, known)))}",
+        option="base",
+        hint="add --base FAMILY, such as sdxl",
     )
