@@ -12,7 +12,10 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
 from conceptry.errors import NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, parse_namespace
-from conceptry.registry.listing import Filter, ListedVersion
+from conceptry.registry.listing import Filter, ListedVersion, Listing
+
+SHOWN_ROWS: Final = 100
+"""How many rows a person is shown without asking for more."""
 
 _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE")
 
@@ -33,15 +36,22 @@ _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE"
 @click.option("--namespace", metavar="NS", help="Of this namespace only.")
 @click.option("--kind", metavar="KIND", help="Of this kind only: embedding, rank_one, lora, full.")
 @click.option("--family", metavar="FAMILY", help="For this base family only: sd1, sdxl, toybox, ...")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    metavar="N",
+    help=f"At most N; 0 for all. Default: {SHOWN_ROWS} for people.",
+)
 @pass_session
 def list_concepts(session: Session, /, **chosen: Any) -> None:
     """List the concepts in the store.
 
-    Each concept is shown at its latest version. --quiet prints references alone, one a line, for a pipe.
+    Each concept is shown at its latest version. --quiet prints references alone, one a line, for a pipe. --quiet,
+    --json and --all print every row.
     """
-    rows = session.registry.list(_make_filter(chosen))
+    found = session.registry.survey(_make_filter(session, chosen))
     hint = "nothing here yet: concepts train and concepts import publish into the store, concepts pull copies into it"
-    _print_rows(session, rows, empty=hint)
+    _print_rows(session, found, empty=hint)
 
 
 @click.command(
@@ -52,17 +62,24 @@ def list_concepts(session: Session, /, **chosen: Any) -> None:
 @click.argument("words", nargs=-1, required=True)
 @click.option("--kind", metavar="KIND", help="Of this kind only.")
 @click.option("--family", metavar="FAMILY", help="For this base family only.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    metavar="N",
+    help=f"At most N; 0 for all. Default: {SHOWN_ROWS} for people.",
+)
 @pass_session
 def search(session: Session, /, words: tuple[str, ...], **chosen: Any) -> None:
     """Find concepts by words.
 
     All words must be found, each at the beginning of a word of the name, title, description, tags or placeholders.
+    A digest, or 12 digits of one, finds what has that manifest, that file or those tensors.
     """
-    rows = session.registry.search(" ".join(words), _make_filter(chosen))
-    _print_rows(session, rows, empty=f"nothing has {' '.join(words)!r}: concepts list shows all")
+    found = session.registry.find(" ".join(words), _make_filter(session, chosen))
+    _print_rows(session, found, empty=f"nothing has {' '.join(words)!r}: concepts list shows all")
 
 
-def _make_filter(chosen: Mapping[str, Any]) -> Filter:
+def _make_filter(session: Session, chosen: Mapping[str, Any]) -> Filter:
     kind, name, namespace = chosen.get("kind"), chosen.get("name"), chosen.get("namespace")
     if kind is not None:
         _check_kind(kind)
@@ -72,7 +89,16 @@ def _make_filter(chosen: Mapping[str, Any]) -> Filter:
         kind=kind,
         family=chosen.get("family"),
         all_versions=chosen.get("all_versions", False),
+        limit=_choose_limit(session, chosen),
     )
+
+
+def _choose_limit(session: Session, chosen: Mapping[str, Any]) -> int | None:
+    limit: int | None = chosen.get("limit")
+    if limit is not None:
+        return limit or None
+    is_for_people = session.out.mode == "human" and not chosen.get("all_versions", False)
+    return SHOWN_ROWS if is_for_people else None
 
 
 def _check_kind(kind: str) -> None:
@@ -83,13 +109,16 @@ def _check_kind(kind: str) -> None:
         raise NotFoundError(f"no kind is called {kind!r}", hint=hint)
 
 
-def _print_rows(session: Session, rows: tuple[ListedVersion, ...], *, empty: str) -> None:
+def _print_rows(session: Session, found: Listing, *, empty: str) -> None:
+    as_json = session.out.mode == "json"
     session.out.emit_table(
-        {"concepts": [_to_json(row) for row in rows]},
+        {"concepts": [_to_json(row) for row in found.rows] if as_json else [], "count": found.count},
         _COLUMNS,
-        [_to_cells(row) for row in rows],
+        [] if as_json else [_to_cells(row) for row in found.rows],
         empty=empty,
     )
+    if len(found.rows) < found.count:
+        session.out.note(f"{len(found.rows)} of {found.count}: --limit 0 shows all")
 
 
 def _to_json(row: ListedVersion) -> dict[str, Any]:
@@ -98,7 +127,7 @@ def _to_json(row: ListedVersion) -> dict[str, Any]:
         "reference": str(row.reference),
         "namespace": name.namespace,
         "name": name.name,
-        "version": str(row.reference.version),
+        "version": str(row.version),
         "digest": str(row.digest),
         "title": row.title,
         "kinds": list(row.kinds),
@@ -108,16 +137,17 @@ def _to_json(row: ListedVersion) -> dict[str, Any]:
         "license": row.license,
         "size_bytes": row.size_bytes,
         "origin": row.origin,
+        "yanked": row.yanked,
     }
 
 
 def _to_cells(row: ListedVersion) -> tuple[str, ...]:
     return (
-        str(row.reference),
+        row.text,
         "+".join(row.kinds),
         ", ".join(row.families),
         " ".join(row.placeholders),
         format_bytes(row.size_bytes),
         row.license or "unknown",
-        row.title,
+        row.title if row.yanked is None else f"{row.title} (yanked: {row.yanked})".lstrip(),
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from sqlite_utils import Database
 
 from conceptry.errors import ConceptryError, StoreError
 from conceptry.manifest import Manifest
-from conceptry.names import ConceptName, Reference, Version
+from conceptry.names import ConceptName, Reference, Version, parse_version, pick_latest
 from conceptry.registry.files import connect_database, is_file, remove_file
 from conceptry.registry.listing import (
     APPLICATION_ID,
@@ -27,11 +28,13 @@ from conceptry.registry.listing import (
     is_ours,
     read_index_generation,
 )
-from conceptry.registry.manifests import read_manifest
+from conceptry.registry.manifests import read_manifest_bytes
 from conceptry.registry.migrations import INDEX_MIGRATIONS, SEARCHED_COLUMNS
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, list_names, list_versions, read_version
+from conceptry.registry.rows import COLUMNS, make_sort_key, seal_row
 from conceptry.registry.store import Change, Store, read_generation
+from conceptry.registry.yanks import read_yanks
 
 T = TypeVar("T")
 
@@ -49,13 +52,31 @@ _FORGET_WORDS: Final = (
 
 def record_version(store: Store, change: Change, version: Resolved, manifest: Manifest, origin: str) -> None:
     """Adds a version to the index, which is built anew if it cannot be believed."""
-    row = make_row(version, manifest, origin)
-    _apply_change(store, change, lambda db: _replace_row(db, version.reference, row))
+    document = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+    entry = make_entry(version, document, origin)
+    name = version.reference.concept
+
+    def edit(database: Database) -> None:
+        _delete_row(database, version.reference)
+        _insert_entry(database, entry)
+        _settle_concept(database, store.layout, name)
+
+    _apply_change(store, change, edit)
 
 
 def forget_version(store: Store, change: Change, reference: Reference) -> None:
     """Takes a version out of the index, which is built anew if it cannot be believed."""
-    _apply_change(store, change, lambda db: _delete_row(db, reference))
+
+    def edit(database: Database) -> None:
+        _delete_row(database, reference)
+        _settle_concept(database, store.layout, reference.concept)
+
+    _apply_change(store, change, edit)
+
+
+def record_yank(store: Store, change: Change, name: ConceptName) -> None:
+    """Brings the yanks of a concept into the index, which is built anew if it cannot be believed."""
+    _apply_change(store, change, lambda database: _settle_concept(database, store.layout, name))
 
 
 def rebuild_index(store: Store) -> None:
@@ -84,25 +105,57 @@ def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) 
         return read(database.conn)
 
 
-def make_row(version: Resolved, manifest: Manifest, origin: str) -> dict[str, Any]:
-    """Returns the index's row of a version."""
-    name = version.reference.concept
-    families = dict.fromkeys(build.base.family for build in manifest.builds)
-    return {
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index keeps of one version: its row, and a row for each of its files."""
+
+    row: dict[str, Any]
+    files: tuple[dict[str, Any], ...]
+
+
+def make_entry(version: Resolved, document: Mapping[str, Any], origin: str) -> Entry:
+    """Returns what the index keeps of a version, from the document of its manifest; whether it is latest comes later.
+
+    Raises:
+        KeyError, TypeError, AttributeError: if the document is no manifest.
+    """
+    name, number = version.reference.concept, version.reference.version
+    if number is None:
+        raise TypeError(str(version.reference))
+    builds = document["builds"]
+    parts = [part for build in builds for part in build["parts"]]
+    files = [file for part in parts for file in part["files"]]
+    license = document.get("license", {})
+    row = {
         "namespace": name.namespace,
         "name": name.name,
-        "version": str(version.reference.version),
+        "version": str(number),
+        "sort_key": make_sort_key(number),
         "digest": str(version.digest),
-        "title": manifest.title,
-        "description": manifest.description,
-        "kinds": json.dumps(manifest.kinds),
-        "families": json.dumps(list(families)),
-        "placeholders": json.dumps([token.placeholder for token in manifest.tokens], ensure_ascii=False),
-        "tags": json.dumps(manifest.tags, ensure_ascii=False),
-        "license": manifest.license.spdx or manifest.license.name,
-        "size_bytes": manifest.size_bytes,
+        "title": document.get("title", ""),
+        "description": document.get("description", ""),
+        "kinds": _to_list(part["kind"] for part in parts),
+        "families": _to_list(build["base"]["family"] for build in builds),
+        "placeholders": _to_list(token["placeholder"] for token in document.get("tokens", ())),
+        "tags": _to_list(document.get("tags", ())),
+        "license": license.get("spdx") or license.get("name"),
+        "size_bytes": sum({file["sha256"]: file["size"] for file in files}.values()),
         "origin": origin,
+        "yanked": None,
+        "latest": 0,
     }
+    distinct = {(file["path"], file["sha256"]): file for file in files}
+    return Entry(
+        row,
+        tuple(
+            {"path": path, "digest": digest, "tensor_digest": file.get("tensor_sha256")}
+            for (path, digest), file in sorted(distinct.items())
+        ),
+    )
+
+
+def _to_list(values: Iterable[str]) -> str:
+    return json.dumps(list(dict.fromkeys(values)), ensure_ascii=False)
 
 
 def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]) -> None:
@@ -114,7 +167,7 @@ def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]
                 raise IndexBehindError
             with database.atomic():
                 edit(database)
-                _write_generation(database, change.generation)
+                _write_state(database, change.generation)
     except (IndexBehindError, sqlite3.Error):
         with contextlib.suppress(sqlite3.Error, StoreError):
             _build_anew(store, change)
@@ -141,7 +194,7 @@ def _open_for_writing(layout: Layout) -> Database:
     connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
-        usable = is_ours(connection) and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        usable = is_ours(connection)
     except sqlite3.Error:
         connection.close()
         raise
@@ -164,48 +217,98 @@ def _delete_index(layout: Layout) -> None:
 def _fill(database: Database, layout: Layout, generation: str) -> None:
     INDEX_MIGRATIONS.apply(database)
     with database.atomic():
-        database.execute("DELETE FROM versions")
-        database.table("versions").insert_all(iter_rows(layout))
+        for table in ("files", "versions"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608 - written here
+        for entry in iter_entries(layout):
+            _insert_entry(database, entry, words=False)
         database.table("versions").rebuild_fts()
-        _write_generation(database, generation)
+        _write_state(database, generation)
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {INDEX_FORMAT}")
 
 
-def iter_rows(layout: Layout) -> Iterator[dict[str, Any]]:
-    """Yields the rows of all versions whose reference and manifest are whole; ``verify`` names the others."""
+def iter_entries(layout: Layout) -> Iterator[Entry]:
+    """Yields all versions whose reference and manifest are whole; ``verify`` names the others."""
     for name in list_names(layout):
-        for version in list_versions(layout, name):
-            row = _read_row(layout, name, version)
-            if row is not None:
-                yield row
+        found = [_read_entry(layout, name, version) for version in list_versions(layout, name)]
+        rows = [entry.row for entry in found if entry is not None]
+        _choose_latest(rows, read_yanks(layout, name))
+        for entry in found:
+            if entry is not None:
+                yield Entry(seal_row(entry.row), entry.files)
 
 
-def _read_row(layout: Layout, name: ConceptName, version: Version) -> dict[str, Any] | None:
+def _read_entry(layout: Layout, name: ConceptName, version: Version) -> Entry | None:
+    """The bytes have the digest of what was checked when it was published, so they are not checked against all rules."""
     try:
         ref = read_version(layout, name, version)
         if ref is None:
             return None
         resolved = Resolved(Reference(name, version), ref.digest)
-        return make_row(resolved, read_manifest(layout, resolved), ref.origin)
-    except ConceptryError:
+        document = json.loads(read_manifest_bytes(layout, resolved))
+        if (document["schema"], document["name"], document["version"]) != (1, str(name), str(version)):
+            return None
+        return make_entry(resolved, document, ref.origin)
+    except (ConceptryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _replace_row(database: Database, reference: Reference, row: dict[str, Any]) -> None:
-    _delete_row(database, reference)
-    database.table("versions").insert(row)
-    database.execute(_ADD_WORDS, _make_key(reference))
+def _settle_concept(database: Database, layout: Layout, name: ConceptName) -> None:
+    """Brings yanks and the mark of the latest version up to date in the rows of one concept."""
+    chosen = f"SELECT {', '.join(COLUMNS[:-1])} FROM versions WHERE namespace = ? AND name = ?"  # noqa: S608
+    found = database.execute(chosen, (name.namespace, name.name)).fetchall()
+    rows = [dict(zip(COLUMNS, values, strict=False)) for values in found]
+    before = [dict(row) for row in rows]
+    _choose_latest(rows, read_yanks(layout, name))
+    for row, old in zip(rows, before, strict=True):
+        if row != old:
+            sealed = seal_row(row)
+            database.execute(
+                f"UPDATE versions SET yanked = ?, latest = ?, checksum = ? {_WHERE}",  # noqa: S608
+                (
+                    row["yanked"],
+                    row["latest"],
+                    sealed["checksum"],
+                    row["namespace"],
+                    row["name"],
+                    row["version"],
+                ),
+            )
+
+
+def _choose_latest(rows: list[dict[str, Any]], yanked: Mapping[Version, str]) -> None:
+    """Of a concept of which every version was yanked, the greatest stays in the listing, marked."""
+    versions = [parse_version(row["version"]) for row in rows]
+    latest = pick_latest(version for version in versions if version not in yanked) or pick_latest(versions)
+    for row, version in zip(rows, versions, strict=True):
+        row["yanked"] = yanked.get(version)
+        row["latest"] = int(version == latest and str(version) == str(latest))
+
+
+def _insert_entry(database: Database, entry: Entry, *, words: bool = True) -> None:
+    sealed = seal_row(entry.row)
+    marks = ", ".join("?" * len(sealed))
+    sql = f"INSERT INTO versions ({', '.join(sealed)}) VALUES ({marks})"  # noqa: S608
+    place = database.execute(sql, tuple(sealed.values())).lastrowid
+    for file in entry.files:
+        database.execute(
+            "INSERT INTO files (place, path, digest, tensor_digest) VALUES (?, ?, ?, ?)",
+            (place, file["path"], file["digest"], file["tensor_digest"]),
+        )
+    if words:
+        key = (entry.row["namespace"], entry.row["name"], entry.row["version"])
+        database.execute(_ADD_WORDS, key)
 
 
 def _delete_row(database: Database, reference: Reference) -> None:
-    database.execute(_FORGET_WORDS, _make_key(reference))
-    database.execute(_DELETE, _make_key(reference))
+    key = (reference.concept.namespace, reference.concept.name, str(reference.version))
+    database.execute(_FORGET_WORDS, key)
+    database.execute(f"DELETE FROM files WHERE place IN (SELECT rowid FROM versions {_WHERE})", key)  # noqa: S608
+    database.execute(_DELETE, key)
 
 
-def _make_key(reference: Reference) -> tuple[str, str, str]:
-    return reference.concept.namespace, reference.concept.name, str(reference.version)
-
-
-def _write_generation(database: Database, generation: str) -> None:
-    database.execute("INSERT OR REPLACE INTO state (key, value) VALUES ('generation', ?)", (generation,))
+def _write_state(database: Database, generation: str) -> None:
+    (concepts,) = database.execute("SELECT count(*) FROM versions WHERE latest = 1").fetchone()
+    rows = (("generation", generation), ("concepts", str(concepts)))
+    for row in rows:
+        database.execute("INSERT OR REPLACE INTO state (key, value) VALUES (?, ?)", row)

@@ -9,45 +9,28 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from conceptry.digests import Digest
-from conceptry.errors import ConceptryError
-from conceptry.names import ConceptName, Reference, Version, parse_version, pick_latest
+from conceptry.names import ConceptName
 from conceptry.registry.files import connect_database, is_file
 from conceptry.registry.paths import Layout
+from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound
 from conceptry.registry.store import read_generation
 
 APPLICATION_ID: Final = 0x434E4350
-INDEX_FORMAT: Final = 1
+INDEX_FORMAT: Final = 2
 BUSY_SECONDS: Final = 5.0
 
-_COLUMNS: Final = (
-    "namespace, name, version, digest, title, kinds, families, placeholders, tags, license, "
-    "size_bytes, origin"
-)
+_COLUMNS: Final = ", ".join(f"versions.{column}" for column in COLUMNS)
 _WORD: Final = re.compile(r"\w+")
+_HEX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})", re.ASCII)
 _MAX_QUERY_CHARS: Final = 200
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedVersion:
-    """One line of a listing: a version and what people look for."""
-
-    reference: Reference
-    digest: Digest
-    title: str
-    kinds: tuple[str, ...]
-    families: tuple[str, ...]
-    placeholders: tuple[str, ...]
-    tags: tuple[str, ...]
-    license: str | None
-    size_bytes: int
-    origin: str
-    """``published`` here, or ``pulled`` from a remote."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +44,19 @@ class Filter:
     all_versions: bool = False
     """Every version instead of the latest one of each concept."""
 
+    limit: int | None = None
+    """At most so many rows."""
 
-def read_index(
-    layout: Layout, read: Callable[[sqlite3.Connection], tuple[ListedVersion, ...]]
-) -> tuple[ListedVersion, ...] | None:
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a listing found: rows, and how many there are without the limit."""
+
+    rows: tuple[ListedVersion, ...]
+    count: int
+
+
+def read_index(layout: Layout, read: Callable[[sqlite3.Connection], T]) -> T | None:
     """Returns what ``read`` finds in the index; None if the index is absent, damaged or behind."""
     try:
         with closing(connect_current(layout)) as connection:
@@ -111,76 +103,112 @@ def read_index_generation(connection: sqlite3.Connection) -> str | None:
     return str(row[0]) if row else None
 
 
-def query_listing(connection: sqlite3.Connection, wanted: Filter) -> tuple[ListedVersion, ...]:
-    """Returns the listing from an open index. Raises IndexBehindError if it is damaged."""
-    rows = _read_rows(connection, f"SELECT {_COLUMNS} FROM versions ORDER BY namespace, name", ())  # noqa: S608
-    return tuple(_choose(rows, wanted))
+def query_listing(connection: sqlite3.Connection, wanted: Filter) -> Listing:
+    """Returns the listing from an open index, in order of name. Raises IndexBehindError if it is damaged."""
+    where, values = _restrict(wanted)
+    if wanted.limit is None:
+        rows = tuple(iter_listing(connection, wanted))
+        count = len(rows)
+    else:
+        rows = tuple(iter_listing(connection, wanted))
+        count = _count(connection, f"SELECT count(*) FROM versions {where}", values)  # noqa: S608
+    if where == _LATEST and count != _read_state(connection, "concepts"):
+        raise IndexBehindError
+    return Listing(rows, count)
 
 
-def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> tuple[ListedVersion, ...]:
-    """Returns what has all ``words`` at the beginning of some word, from an open index; best matches first."""
+def iter_listing(connection: sqlite3.Connection, wanted: Filter) -> Iterator[ListedVersion]:
+    """Yields the listing from an open index, row by row as it is read. Raises IndexBehindError if it is damaged."""
+    where, values = _restrict(wanted)
+    order = "ORDER BY namespace, name, sort_key" if wanted.all_versions else "ORDER BY namespace, name"
+    limit = "" if wanted.limit is None else f"LIMIT {int(wanted.limit)}"
+    sql = f"SELECT {_COLUMNS} FROM versions {where} {order} {limit}"  # noqa: S608 - of parts written above
+    return _read_rows(connection, sql, values)
+
+
+def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> Listing:
+    """Returns what has all ``words`` at the beginning of some word, from an open index; best matches first.
+
+    A digest, or its first 12 digits or more, finds what has that manifest, that file or those tensors.
+    """
+    digest = _HEX.fullmatch(words.strip())
     terms = " ".join(f'"{word}"*' for word in _WORD.findall(words[:_MAX_QUERY_CHARS]))
     if not terms:
         return query_listing(connection, wanted)
+    where, values = _restrict(wanted)
+    if digest:
+        found = _DIGESTS
+        terms = f"sha256:{digest[1]}"
+        values = (terms, terms, *values)
+    else:
+        found = _WORDS
+        values = (terms, *values)
+    limit = "" if wanted.limit is None else f"LIMIT {int(wanted.limit)}"
+    order = "ORDER BY found.rank, namespace, name"
+    sql = f"SELECT {_COLUMNS} FROM versions JOIN {found} ON versions.rowid = found.place {where} {order} {limit}"  # noqa: S608
+    rows = tuple(_read_rows(connection, sql, values))
+    if wanted.limit is None or len(rows) < wanted.limit:
+        return Listing(rows, len(rows))
+    counting = f"SELECT count(*) FROM versions JOIN {found} ON versions.rowid = found.place {where}"  # noqa: S608
+    return Listing(rows, _count(connection, counting, values))
+
+
+def find_tensors(connection: sqlite3.Connection, digests: Iterable[Digest]) -> tuple[tuple[str, str], ...]:
+    """Returns each version that has one of these tensor digests (``ns/name@1.0.0``), and the digest that it has."""
+    wanted = [str(digest) for digest in digests]
+    marks = ", ".join("?" * len(wanted))
     sql = (
-        f"SELECT {_COLUMNS} FROM versions JOIN "  # noqa: S608
-        "(SELECT rowid AS found, rank FROM versions_fts WHERE versions_fts MATCH ?) ON versions.rowid = found "
-        "ORDER BY rank, namespace, name"
+        "SELECT DISTINCT namespace || '/' || name || '@' || version, tensor_digest FROM files "  # noqa: S608
+        f"JOIN versions ON versions.rowid = files.place WHERE tensor_digest IN ({marks}) "
+        "ORDER BY namespace, name, sort_key"
     )
-    found = _read_rows(connection, sql, (terms,))
-    order = {row.reference.concept: place for place, row in reversed(list(enumerate(found)))}
-    return tuple(sorted(_choose(found, wanted), key=lambda row: order[row.reference.concept]))
-
-
-def _read_rows(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[ListedVersion]:
     try:
-        return [_read_row(row) for row in connection.execute(sql, values)]
-    except (sqlite3.Error, ConceptryError, ValueError, TypeError) as error:
+        return tuple((str(text), str(digest)) for text, digest in connection.execute(sql, wanted))
+    except sqlite3.Error as error:
         raise IndexBehindError from error
 
 
-def _read_row(row: tuple[Any, ...]) -> ListedVersion:
-    namespace, name, version, digest, title, kinds, families, placeholders, tags, license, size, origin = row
-    return ListedVersion(
-        reference=Reference(ConceptName(namespace, name), parse_version(version)),
-        digest=Digest.parse(digest),
-        title=title,
-        kinds=tuple(json.loads(kinds)),
-        families=tuple(json.loads(families)),
-        placeholders=tuple(json.loads(placeholders)),
-        tags=tuple(json.loads(tags)),
-        license=license,
-        size_bytes=size,
-        origin=origin,
-    )
+_LATEST: Final = "WHERE latest = 1"
+_WORDS: Final = "(SELECT rowid AS place, rank FROM versions_fts WHERE versions_fts MATCH ?) AS found"
+_DIGESTS: Final = (
+    "(SELECT rowid AS place, 0 AS rank FROM versions WHERE digest >= ?1 AND digest < ?1 || 'g' UNION "
+    "SELECT place, 0 AS rank FROM files WHERE digest >= ?1 AND digest < ?1 || 'g' UNION "
+    "SELECT place, 0 AS rank FROM files WHERE tensor_digest >= ?2 AND tensor_digest < ?2 || 'g') AS found"
+)
 
 
-def _choose(rows: list[ListedVersion], wanted: Filter) -> Iterator[ListedVersion]:
-    by_concept: dict[ConceptName, list[ListedVersion]] = {}
-    for row in rows:
-        by_concept.setdefault(row.reference.concept, []).append(row)
-    for versions in by_concept.values():
-        chosen = sorted(versions, key=_version_of) if wanted.all_versions else [_pick_latest(versions)]
-        yield from (row for row in chosen if _matches(row, wanted))
+def _restrict(wanted: Filter) -> tuple[str, tuple[Any, ...]]:
+    rules: list[str] = [] if wanted.all_versions else ["latest = 1"]
+    values: list[Any] = []
+    if wanted.name is not None:
+        rules += ["namespace = ?", "name = ?"]
+        values += [wanted.name.namespace, wanted.name.name]
+    if wanted.namespace is not None:
+        rules.append("namespace = ?")
+        values.append(wanted.namespace)
+    for column, value in (("kinds", wanted.kind), ("families", wanted.family)):
+        if value is not None:
+            rules.append(f"instr({column}, ?)")
+            values.append(json.dumps(value))
+    return f"WHERE {' AND '.join(rules)}" if rules else "", tuple(values)
 
 
-def _matches(row: ListedVersion, wanted: Filter) -> bool:
-    name = row.reference.concept
-    return (
-        wanted.name in (None, name)
-        and wanted.namespace in (None, name.namespace)
-        and (wanted.kind is None or wanted.kind in row.kinds)
-        and (wanted.family is None or wanted.family in row.families)
-    )
+def _read_rows(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> Iterator[ListedVersion]:
+    try:
+        for row in connection.execute(sql, values):
+            if not is_sound(row):
+                raise IndexBehindError
+            yield ListedVersion(row)
+    except sqlite3.Error as error:
+        raise IndexBehindError from error
 
 
-def _version_of(row: ListedVersion) -> Version:
-    version = row.reference.version
-    if version is None:
-        raise IndexBehindError
-    return version
+def _count(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> int:
+    try:
+        return int(connection.execute(sql, values).fetchone()[0])
+    except (sqlite3.Error, TypeError, ValueError) as error:
+        raise IndexBehindError from error
 
 
-def _pick_latest(rows: list[ListedVersion]) -> ListedVersion:
-    latest = pick_latest(_version_of(row) for row in rows)
-    return next(row for row in rows if row.reference.version == latest)
+def _read_state(connection: sqlite3.Connection, key: str) -> int:
+    return _count(connection, "SELECT value FROM state WHERE key = ?", (key,))

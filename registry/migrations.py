@@ -46,3 +46,32 @@ def create_checked_blobs(db: Database) -> None:
     db.table("checked_blobs").create(
         {"hex": str, "inode": int, "size_bytes": int, "mtime_ns": int, "ctime_ns": int}, pk="hex"
     )
+
+
+@INDEX_MIGRATIONS(name="0003_lists")
+def create_lists(db: Database) -> None:
+    """Makes the table of versions anew: which is the latest, which were yanked, their order, and a checksum of each row.
+
+    The rows come from the files, so none is copied. Files get a table, by the digests of their bytes and tensors.
+    """
+    db.table("versions").disable_fts()
+    db.table("versions").drop()
+    table = db.table("versions")
+    text = (
+        "namespace", "name", "version", "sort_key", "digest", "title", "description", "kinds", "families",
+        "placeholders", "tags", "license", "origin", "yanked",
+    )  # fmt: skip
+    table.create(
+        {**dict.fromkeys(text, str), "size_bytes": int, "latest": int, "checksum": int},
+        not_null={"namespace", "name", "version", "sort_key", "digest", "size_bytes", "origin", "latest"},
+    )
+    table.create_index(["namespace", "name", "version"], unique=True)
+    table.create_index(["digest"])
+    db.execute("CREATE UNIQUE INDEX latest_versions ON versions (namespace, name) WHERE latest = 1")
+    table.enable_fts(SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2")
+    files = db.table("files")
+    files.create(
+        {"place": int, "path": str, "digest": str, "tensor_digest": str}, not_null={"place", "digest"}
+    )
+    for column in ("place", "digest", "tensor_digest"):
+        files.create_index([column])

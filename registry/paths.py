@@ -286,9 +286,13 @@ class Layout:
         """The file that says which manifest a version is."""
         return self.versions(name) / name_version_file(version)
 
+    def yanks(self, name: ConceptName) -> Path:
+        """The folder of reasons why versions should not be chosen anew."""
+        return self.concept(name) / "yanks"
+
     def yank(self, name: ConceptName, version: Version) -> Path:
         """The file that says why nobody should choose a version anew."""
-        return self.concept(name) / "yanks" / name_version_file(version)
+        return self.yanks(name) / name_version_file(version)
 
     def tags(self, name: ConceptName) -> Path:
         """The folder of a concept's tags."""

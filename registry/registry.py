@@ -6,15 +6,15 @@ starts in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from conceptry.names import Reference, RemoteName, Tag
 from conceptry.registry import listing, resolution, tags
 from conceptry.registry.events import OnEvent, ignore_event
 from conceptry.registry.files import is_folder
-from conceptry.registry.listing import Filter, ListedVersion
+from conceptry.registry.listing import Filter, ListedVersion, Listing
 from conceptry.registry.refs import Resolved
 from conceptry.registry.store import Store, open_store
 
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
     import sqlite3
 
     from conceptry.concepts import Concept
+    from conceptry.digests import Digest
     from conceptry.manifest import Manifest
     from conceptry.registry.collection import Collected
-    from conceptry.registry.protocol import Remote
+    from conceptry.registry.protocol import Remote, RemoteConcept
     from conceptry.registry.publish import Published
+    from conceptry.registry.pulling import Pulled, PullOptions
     from conceptry.registry.reading import Shown
     from conceptry.registry.roots import Root
-    from conceptry.registry.transfer import Pulled, Pushed
+    from conceptry.registry.transfer import Pushed
     from conceptry.registry.trash import Item
     from conceptry.registry.verify import Finding
 
-Rows = tuple[ListedVersion, ...]
+T = TypeVar("T")
 ReferenceLike = Reference | str
 
 
@@ -85,13 +87,30 @@ class Registry:
 
     def list(self, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
         """Returns the concepts in order of name, each at its latest version unless ``wanted`` says all."""
+        return self.survey(wanted).rows
+
+    def survey(self, wanted: Filter | None = None) -> Listing:
+        """Returns the rows of ``list``, at most ``wanted.limit`` of them, and how many there are without it."""
         chosen = wanted or Filter()
-        return self._read(lambda index: listing.query_listing(index, chosen))
+        empty = Listing((), 0)
+        return self._read(lambda index: listing.query_listing(index, chosen), empty)
 
     def search(self, words: str, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
-        """Returns the concepts whose names, titles, tags, placeholders or descriptions have all ``words``."""
+        """Returns the concepts whose names, titles, tags, placeholders or descriptions have all ``words``.
+
+        A digest instead of words finds what has that manifest, that file or those tensors.
+        """
+        return self.find(words, wanted).rows
+
+    def find(self, words: str, wanted: Filter | None = None) -> Listing:
+        """Returns the rows of ``search``, at most ``wanted.limit`` of them, and how many there are without it."""
         chosen = wanted or Filter()
-        return self._read(lambda index: listing.query_search(index, words, chosen))
+        return self._read(lambda index: listing.query_search(index, words, chosen), Listing((), 0))
+
+    def find_tensors(self, digests: Iterable[Digest]) -> tuple[tuple[str, str], ...]:
+        """Returns each version here (``ns/name@1.0.0``) that has one of these tensor digests, and which."""
+        wanted = tuple(digests)
+        return self._read(lambda index: listing.find_tensors(index, wanted), ())
 
     def verify(
         self, reference: ReferenceLike | None = None, *, on_event: OnEvent = ignore_event
@@ -197,25 +216,77 @@ class Registry:
 
         return push_version(self.store, to_local(reference), self.open_remote(remote), on_event=on_event)
 
-    def pull(self, reference: ReferenceLike, *, on_event: OnEvent = ignore_event) -> Pulled:
+    def pull(
+        self,
+        reference: ReferenceLike,
+        *,
+        options: PullOptions | None = None,
+        on_event: OnEvent = ignore_event,
+    ) -> Pulled:
         """Returns the version that ``remote::namespace/name`` means, now complete and checked in this store.
 
         Raises:
             NotFoundError: for an unknown remote, concept or version.
             IntegrityError: if the remote's bytes are not what the manifest says; nothing is listed then.
             ConflictError: if the version is here already with other contents.
+            IdentityChangedError: if the remote contradicts what it said before; ``options`` may allow it.
             RemoteError: if the remote does not answer.
         """
+        return self.pull_many([reference], options=options, on_event=on_event)[0]
+
+    def pull_many(
+        self,
+        references: Iterable[ReferenceLike],
+        *,
+        options: PullOptions | None = None,
+        on_event: OnEvent = ignore_event,
+    ) -> tuple[Pulled, ...]:
+        """Returns the versions that the references mean, several on their way at once; all are listed, or none is.
+
+        Raises:
+            UsageError: if a reference names no remote.
+            NotFoundError, IntegrityError, ConflictError, IdentityChangedError, RemoteError: as ``pull``.
+        """
+        from conceptry.registry.pulling import PullOptions, pull_versions
+
+        opened: dict[RemoteName, Remote] = {}
+        wanted: list[tuple[Reference, Remote]] = []
+        for reference in map(to_reference, references):
+            name = _require_remote(reference, "pull")
+            if name not in opened:
+                opened[name] = self.open_remote(name)
+            wanted.append((reference, opened[name]))
+        return pull_versions(self.store, wanted, options=options or PullOptions(), on_event=on_event)
+
+    def yank(self, reference: ReferenceLike, reason: str | None) -> Reference:
+        """Returns the version on a remote that nobody should choose anew from now on; None takes the mark back.
+
+        Raises:
+            UsageError: if the reference names no remote or no version, or the reason is empty.
+            NotFoundError: if there is no such version.
+            RemoteError: if the remote does not answer, or cannot be written.
+        """
         from conceptry.errors import UsageError
-        from conceptry.registry.transfer import pull_version
 
         wanted = to_reference(reference)
-        if wanted.remote is None:
-            raise UsageError(
-                f"{wanted} names no remote",
-                hint=f"concepts pull REMOTE::{wanted}; concepts remote list shows them",
-            )
-        return pull_version(self.store, wanted, self.open_remote(wanted.remote), on_event=on_event)
+        remote = self.open_remote(_require_remote(wanted, "yank"))
+        if wanted.version is None:
+            raise UsageError(f"{wanted} names no version", hint=f"write {wanted.concept}@1.2.3")
+        remote.yank(wanted.concept, wanted.version, reason)
+        return wanted
+
+    def search_remote(
+        self, remote: RemoteName | str, words: str = "", *, limit: int | None = None
+    ) -> tuple[RemoteConcept, ...]:
+        """Returns the concepts on a remote that have all words; what it says of them is not checked.
+
+        Raises:
+            UsageError: if that kind of remote cannot be searched.
+            RemoteError: if the remote does not answer.
+        """
+        from conceptry.registry.protocol import DEFAULT_SEARCH_LIMIT
+
+        return tuple(self.open_remote(remote).search(words, limit=limit or DEFAULT_SEARCH_LIMIT))
 
     def open_remote(self, remote: RemoteName | str) -> Remote:
         """Returns the remote of that name or address. Raises NotFoundError, UsageError."""
@@ -261,9 +332,9 @@ class Registry:
 
         remove_base(self.store, name)
 
-    def _read(self, read: Callable[[sqlite3.Connection], Rows]) -> Rows:
+    def _read(self, read: Callable[[sqlite3.Connection], T], empty: T) -> T:
         if not is_folder(self.store.layout.refs):
-            return ()
+            return empty
         found = listing.read_index(self.store.layout, read)
         if found is not None:
             return found
@@ -285,3 +356,14 @@ def to_local(reference: ReferenceLike) -> Reference:
     if parsed.remote is not None:
         raise UsageError(f"{parsed} is on a remote, not in this store", hint=f"concepts pull {parsed}")
     return parsed
+
+
+def _require_remote(reference: Reference, verb: str) -> RemoteName:
+    from conceptry.errors import UsageError
+
+    if reference.remote is None:
+        raise UsageError(
+            f"{reference} names no remote",
+            hint=f"concepts {verb} REMOTE::{reference}; concepts remote list shows them",
+        )
+    return reference.remote

@@ -10,9 +10,9 @@ from typing import Final
 
 from conceptry.errors import NotFoundError, UsageError
 from conceptry.names import ConceptName, Version
-from conceptry.registry.files import ensure_folder, read_small_file, remove_file, write_file
-from conceptry.registry.paths import Layout
-from conceptry.registry.refs import missing_version, read_version
+from conceptry.registry.files import ensure_folder, names_in, read_small_file, remove_file, write_file
+from conceptry.registry.paths import Layout, read_version_file_name
+from conceptry.registry.refs import missing_version, parse_names, read_version
 
 MAX_REASON_CHARS: Final = 1000
 
@@ -34,6 +34,16 @@ def read_yank(layout: Layout, name: ConceptName, version: Version) -> str | None
     if data is None:
         return None
     return " ".join(data.decode("utf-8", "replace").split())[:MAX_REASON_CHARS] or "no reason was given"
+
+
+def read_yanks(layout: Layout, name: ConceptName) -> dict[Version, str]:
+    """Returns why versions of a concept were yanked, those that were. Raises StoreError."""
+    found: dict[Version, str] = {}
+    for version in parse_names(names_in(layout.yanks(name)), read_version_file_name):
+        reason = read_yank(layout, name, version)
+        if reason is not None:
+            found[version] = reason
+    return found
 
 
 def write_yank(layout: Layout, name: ConceptName, version: Version, reason: str | None) -> None:

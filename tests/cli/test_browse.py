@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conceptry.registry import Registry
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
+from tests.registry.folders import write_folder
 
 
 def test_empty_store_lists_nothing_and_says_what_to_do(run: Run) -> None:
@@ -40,8 +42,26 @@ def test_list_shows_the_latest_version_and_with_all_every_one(run: Run, imp: str
 
 def test_filters_leave_out_what_does_not_match(run: Run, imp: str) -> None:
     assert run("list", "--kind", "lora", "--family", "sd1", "-q").out == f"{imp}\n"
-    assert run("list", "--kind", "full", "--json").document == {"concepts": []}
+    assert run("list", "--kind", "full", "--json").document == {"concepts": [], "count": 0}
     assert run("list", "--namespace", "you", "-q").out == ""
+
+
+def test_people_are_shown_a_hundred_rows_and_how_many_there_are(run: Run, tmp_path: Path) -> None:
+    registry = Registry()
+    for number in range(102):
+        registry.publish(write_folder(tmp_path / str(number), name=f"me/imp{number}", file=b"one blob"))
+    finished = run("list")
+    assert len(finished.out.splitlines()) == 101
+    assert finished.err == "100 of 102: --limit 0 shows all\n"
+    assert len(run("list", "--limit", "0").out.splitlines()) == 103
+    assert len(run("list", "-q").out.splitlines()) == 102
+    limited = run("list", "--json", "--limit", "3").document
+    assert ([row["name"] for row in limited["concepts"]], limited["count"]) == (
+        ["imp0", "imp1", "imp10"],
+        102,
+    )
+    assert len(run("search", "imp", "--limit", "5").out.splitlines()) == 6
+    assert run("search", "imp", "--limit", "5", "--json").document["count"] == 102
 
 
 def test_search_finds_by_words_of_title_and_name(run: Run, imp: str) -> None:

@@ -129,6 +129,6 @@ def test_read_only_store_serves_reading_and_refuses_changes_in_one_sentence(
         assert "CONCEPTRY_HOME" in answer["hint"]
     (home / "index.sqlite").unlink()
     for answer in call(home, ["list"], ["search", "blu"], before=frozen):
-        assert "me', name='imp" in answer["said"]
+        assert "'me', 'imp', '1.0.0'" in answer["said"]
     assert [str(row.reference) for row in registry.list()] == ["me/imp@1.0.0"]
     assert registry.verify() == ()

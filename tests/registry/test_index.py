@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conceptry.registry import Filter, Registry
-from conceptry.registry.index import iter_rows
+from conceptry.registry.index import iter_entries
 from tests.registry.folders import write_folder
 
 EVERYTHING = Filter(all_versions=True)
@@ -100,7 +100,8 @@ def test_rebuilt_rows_are_those_that_publishing_wrote(filled: Registry) -> None:
             for row in connection.execute("SELECT * FROM versions ORDER BY namespace, name, version")
         ]
     made = sorted(
-        iter_rows(filled.store.layout), key=lambda row: (row["namespace"], row["name"], row["version"])
+        (entry.row for entry in iter_entries(filled.store.layout)),
+        key=lambda row: (row["namespace"], row["name"], row["version"]),
     )
     assert stored == made
 

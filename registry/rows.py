@@ -1,0 +1,146 @@
+"""Rows of the index: what a listing shows of a version, read as text and parsed only where somebody asks.
+
+Each row carries a checksum of itself, so that a damaged index is noticed where it is read and built anew.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from conceptry.digests import Digest
+from conceptry.names import ConceptName, Reference, Version, parse_version
+
+COLUMNS: Final = (
+    "namespace",
+    "name",
+    "version",
+    "digest",
+    "title",
+    "kinds",
+    "families",
+    "placeholders",
+    "tags",
+    "license",
+    "size_bytes",
+    "origin",
+    "yanked",
+    "latest",
+    "checksum",
+)
+"""What a listing reads of a row, in this order."""
+
+_NUMBER_DIGITS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ListedVersion:
+    """One line of a listing: a version and what people look for. Values are parsed when they are asked for."""
+
+    row: tuple[Any, ...]
+    """The values of ``COLUMNS``."""
+
+    @property
+    def text(self) -> str:
+        """``namespace/name@version``."""
+        return f"{self.row[0]}/{self.row[1]}@{self.row[2]}"
+
+    @property
+    def concept_text(self) -> str:
+        """``namespace/name``."""
+        return f"{self.row[0]}/{self.row[1]}"
+
+    @property
+    def reference(self) -> Reference:
+        """The version."""
+        return Reference(ConceptName(self.row[0], self.row[1]), self.version)
+
+    @property
+    def version(self) -> Version:
+        """Its number."""
+        return parse_version(self.row[2])
+
+    @property
+    def digest(self) -> Digest:
+        """Its identity."""
+        return Digest.parse(self.row[3])
+
+    @property
+    def title(self) -> str:
+        """Its title, perhaps empty."""
+        return str(self.row[4])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """How it is stored."""
+        return tuple(json.loads(self.row[5]))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Which bases it is for."""
+        return tuple(json.loads(self.row[6]))
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The words that call it."""
+        return tuple(json.loads(self.row[7]))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The labels of its manifest."""
+        return tuple(json.loads(self.row[8]))
+
+    @property
+    def license(self) -> str | None:
+        """Its licence, None if it states none."""
+        return None if self.row[9] is None else str(self.row[9])
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of its distinct files."""
+        return int(self.row[10])
+
+    @property
+    def origin(self) -> str:
+        """``published`` here, or ``pulled`` from a remote."""
+        return str(self.row[11])
+
+    @property
+    def yanked(self) -> str | None:
+        """Why nobody should choose it anew, None if nothing speaks against it."""
+        return None if self.row[12] is None else str(self.row[12])
+
+
+def is_sound(row: Sequence[Any]) -> bool:
+    """Returns whether the values of ``COLUMNS`` are those that were written."""
+    return bool(row[-1] == sum_row(row[:-1]))
+
+
+def sum_row(values: Sequence[Any]) -> int:
+    """Returns the checksum of the values of ``COLUMNS`` before it."""
+    return zlib.crc32("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass"))
+
+
+def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row of the index with the checksum that belongs to it."""
+    return {**row, "checksum": sum_row([row[column] for column in COLUMNS[:-1]])}
+
+
+def make_sort_key(version: Version) -> str:
+    """Returns text that sorts as versions do (semver.org, section 11): numbers by value, finals after pre-releases."""
+    numbers = ".".join(_write_number(number) for number in (version.major, version.minor, version.patch))
+    if not version.prerelease:
+        return f"{numbers}~{version.build or ''}"
+    parts = [
+        f"0{_write_number(int(part))}" if part.isdigit() else f"1{part}"
+        for part in version.prerelease.split(".")
+    ]
+    return f"{numbers}-{' '.join(parts)} {version.build or ''}"
+
+
+def _write_number(number: int) -> str:
+    text = str(number)
+    return f"{len(text):0{_NUMBER_DIGITS}d}{text}"
