@@ -1,8 +1,8 @@
 """The process that reads what is not safetensors: it is given three open files, and can open, start or reach nothing.
 
-File 0 is read, file 1 takes the safetensors file or its header, file 2 a JSON report. Before a byte is read, all
-modules are loaded, limits are set that cannot be raised again, and every later event of Python's audit hooks (opening
-a file, importing, connecting, starting a process, calling C) ends the process at once.
+File 0 is read, file 1 takes the safetensors file or its header, file 2 a JSON report. Before more than the first bytes
+are looked at, all modules are loaded, limits are set that cannot be raised again, and every later event of Python's
+audit hooks (opening a file, importing, connecting, starting a process, calling C) ends the process at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def main() -> None:
     """Does what its arguments say: ``describe`` or ``convert``, the file's name, and the limits as JSON."""
     mode, name, limits = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     source, output = os.fdopen(0, "rb", closefd=False), os.fdopen(1, "wb+", closefd=False)
-    load_lazy_modules()
+    container = recognise_container(source.read(SNIFFED_BYTES))
+    load_lazy_modules(arrays=mode == "convert" or container.id == "png")
     lock_down(limits)
     try:
         report = read_foreign(source, output, name, convert=mode == "convert")
@@ -43,7 +44,7 @@ def main() -> None:
     os._exit(0)
 
 
-def load_lazy_modules() -> None:
+def load_lazy_modules(*, arrays: bool = True) -> None:
     """Loads what would else be imported at first use, when importing is no longer allowed."""
     import atexit  # weakref.finalize registers with it
     import encodings.cp437  # zipfile decodes member names with it
@@ -51,10 +52,11 @@ def load_lazy_modules() -> None:
     import encodings.latin_1
     import encodings.utf_8
 
-    import ml_dtypes
+    del atexit, encodings
+    if not arrays:
+        return
     import numpy as np
 
-    del atexit, ml_dtypes, encodings
     np.lib.stride_tricks.as_strided(np.zeros(4, "u2"), (2, 2), (2, 2)).tobytes()
 
 
@@ -87,6 +89,7 @@ def read_foreign(source: BinaryIO, output: BinaryIO, name: str, *, convert: bool
         InvalidFileError: if it is of no form that is read here, or breaks a rule of its form.
         OSError: if ``output`` cannot be written.
     """
+    source.seek(0)
     container = recognise_container(source.read(SNIFFED_BYTES))
     if container.id == "png":
         values, tensors = read_picture(source)
