@@ -63,6 +63,17 @@ def find_origin(url: str) -> str:
     return f"{parts.scheme}://{name}:{port or _PORTS[parts.scheme]}"
 
 
+def check_address(uri: str) -> str:
+    """Returns a site's address without a slash at its end. Raises UsageError if it cannot be one."""
+    find_origin(uri)
+    if "?" in uri or "#" in uri:
+        raise UsageError(
+            f"the address {describe_url(uri)!r} has a question or a fragment after it",
+            hint="write where the folder is served: https://host/folder",
+        )
+    return uri.rstrip("/")
+
+
 def find_host(url: str) -> str:
     """Returns the host of an address, as connections call it. Raises UsageError."""
     return urlsplit(find_origin(url)).hostname or ""

@@ -21,6 +21,8 @@ from conceptry.errors import IntegrityError, NotFoundError, RemoteError
 from conceptry.names import LATEST, ConceptName, Reference, Tag, Version
 from conceptry.registry import refs, tags, yanks
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
+from conceptry.registry.catalogs import update_lists
+from conceptry.registry.choosing import has_words
 from conceptry.registry.files import (
     ensure_folder,
     explain_os_errors,
@@ -92,7 +94,7 @@ class DirectoryRemote:
         found = (
             concept
             for name in refs.list_names(self.layout)
-            if (concept := self._describe(name)) is not None and _has_words(concept, wanted)
+            if (concept := self._describe(name)) is not None and has_words(concept, wanted)
         )
         return itertools.islice(found, limit)
 
@@ -140,7 +142,9 @@ class DirectoryRemote:
         add_manifest(self.layout, data)
         with self._outdate_index():
             ref = VersionRef(version.digest, "published")
-            return refs.write_version(self.layout, version.reference.concept, number, ref)
+            created = refs.write_version(self.layout, version.reference.concept, number, ref)
+        self._update_lists(version.reference.concept)
+        return created
 
     def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
         """Returns where a tag points there. Raises IntegrityError."""
@@ -149,13 +153,16 @@ class DirectoryRemote:
     def move_tag(self, name: ConceptName, tag: Tag, to: Resolved, *, expected: TagMove | None) -> TagMove:
         """Moves a tag if it still is where it was seen. Raises ConflictError, StoreError."""
         self._prepare()
-        return tags.move_tag(self.layout, name, tag, to, expected=expected)
+        moved = tags.move_tag(self.layout, name, tag, to, expected=expected)
+        self._update_lists(name)
+        return moved
 
     def yank(self, name: ConceptName, version: Version, reason: str | None) -> None:
         """Marks a version as one that nobody should choose anew; None takes the mark back. Raises NotFoundError."""
         self._check_present()
         with self._outdate_index():
             yanks.write_yank(self.layout, name, version, reason)
+        self._update_lists(name)
 
     def _describe(self, name: ConceptName) -> RemoteConcept | None:
         """What cannot be read is left out: one damaged concept must not hide the others."""
@@ -166,6 +173,11 @@ class DirectoryRemote:
         except (IntegrityError, NotFoundError):
             return None
         return describe_concept(manifest)
+
+    def _update_lists(self, name: ConceptName) -> None:
+        """A store has none: its owner's commands would leave them behind."""
+        if not self.layout.generation.exists():
+            update_lists(self.layout, name, self._describe)
 
     @contextmanager
     def _outdate_index(self) -> Iterator[None]:
@@ -212,8 +224,3 @@ def _require_version(version: Resolved) -> Version:
     if number is None:
         raise IntegrityError(f"{version.reference} names no version")
     return number
-
-
-def _has_words(concept: RemoteConcept, wanted: list[str]) -> bool:
-    text = " ".join([str(concept.name), concept.title, *concept.tags, *concept.kinds, *concept.families])
-    return all(word in text.casefold() for word in wanted)

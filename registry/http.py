@@ -49,7 +49,7 @@ _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO_HEADERS: Final[Headers] = MappingProxyType({})
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _PROGRESS_BYTES: Final = 1 << 20  # less than this is no reason to believe in a connection again
-_SLOWEST_BYTES_PER_SECOND: Final = 1024.0
+_SLOWEST_BYTES_PER_SECOND: Final = 1024
 
 
 def is_offline() -> bool:
@@ -128,7 +128,10 @@ class Transport:
             IntegrityError: if it is larger than ``limit_bytes``.
             RemoteError: if the remote cannot be reached, is too slow, or answers something else.
         """
-        return self.send("GET", url, limit_bytes=limit_bytes, headers=headers, credential=credential)
+        answer = self.send("GET", url, limit_bytes=limit_bytes, headers=headers, credential=credential)
+        if is_web_page(answer.headers):
+            raise _web_page(answer.url)
+        return answer
 
     def send(
         self,
@@ -331,7 +334,7 @@ class _Blob:
     def iter_pieces(self) -> Iterator[bytes]:
         """Yields the bytes from the position to the end."""
         limits = self._transport.limits
-        deadline_seconds = limits.deadline_seconds + self._size_bytes / _SLOWEST_BYTES_PER_SECOND
+        deadline_seconds = limits.deadline_seconds + self._size_bytes // _SLOWEST_BYTES_PER_SECOND
         patience = _Patience(limits, deadline_seconds=deadline_seconds)
         while self._position < self._size_bytes:
             start = self._position
@@ -454,6 +457,7 @@ def _finish(response: urllib3.BaseHTTPResponse) -> None:
     """A connection that was read to its end is used again, any other is closed."""
     remaining = getattr(response, "length_remaining", None)
     if remaining == 0:
+        response.drain_conn()  # nothing is left, but only this tells the connection so
         response.release_conn()
     else:
         response.close()

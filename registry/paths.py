@@ -411,3 +411,7 @@ class Layout:
     def describe(self, path: Path) -> str:
         """Returns ``path`` as seen from the root, for messages."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+KEYS: Final = Layout(Path("/"))
+"""The same layout without a folder: ``describe`` gives the keys that web servers and buckets are asked by."""

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from conceptry.errors import NotFoundError, UsageError, suggest_nearest
 from conceptry.names import RemoteName
+from conceptry.registry.answers import check_address
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.paths import locate_file_uri
 from conceptry.registry.protocol import Remote
@@ -33,6 +34,12 @@ def _open_hub(uri: str) -> Remote:
     return HubRemote.open(uri)
 
 
+def _open_site(uri: str) -> Remote:
+    from conceptry.registry.static_http import StaticRemote  # a command without the network loads no TLS
+
+    return StaticRemote.open(uri)
+
+
 REMOTES: Final[tuple[RemoteKind, ...]] = (
     RemoteKind(
         scheme="file",
@@ -47,6 +54,20 @@ REMOTES: Final[tuple[RemoteKind, ...]] = (
         example="hf://namespace",
         check=_open_hub,
         open=_open_hub,
+    ),
+    RemoteKind(
+        scheme="https",
+        title="a folder that concepts were pushed to, behind any web server: read-only",
+        example="https://example.org/concepts",
+        check=check_address,
+        open=_open_site,
+    ),
+    RemoteKind(
+        scheme="http",
+        title="the same without encryption, as in a laboratory's own network",
+        example="http://studio.local/concepts",
+        check=check_address,
+        open=_open_site,
     ),
 )
 

@@ -232,7 +232,7 @@ def test_nothing_temporary_is_left_in_a_folder(tmp_path: Path, blob: Path) -> No
     remote = open_remote((tmp_path / "studio").as_uri(), {})
     put_version(remote, *make_version(), blob)
     assert temporaries_below(tmp_path / "studio") == []
-    assert len(files_below(tmp_path / "studio")) == 4
+    assert len(files_below(tmp_path / "studio")) == 6
 
 
 def test_folder_that_is_not_there_is_the_remotes_fault(tmp_path: Path) -> None:

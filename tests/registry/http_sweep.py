@@ -1,0 +1,215 @@
+"""A program that pulls from a web server which fails in every way of ``FAULTS``, at several places of each file.
+
+After each fault: the right bytes, or an error in words; nothing half there; the same pull works once the server is
+well; no credential went to another origin; time and memory stayed bounded. Printed as a table of counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from conceptry.digests import Digest
+from conceptry.errors import ConceptryError
+from conceptry.names import Reference, RemoteName
+from conceptry.registry import Registry
+from conceptry.registry.answers import find_origin
+from conceptry.registry.http import Credential, Limits, Transport
+from conceptry.registry.protocol import Remote
+from conceptry.registry.static_http import StaticRemote
+from tests.registry.folders import write_folder
+from tests.simulators.http_faults import FAULTS, Fault, FaultServer
+
+BYTES: Final = bytes(range(256)) * 160
+SECRET: Final = "Bearer canary-5f2c1e"  # noqa: S105 - a canary
+REFERENCE: Final = Reference.parse("me/imp@1.0.0")
+QUICK: Final = Limits(
+    connect_seconds=2,
+    stall_seconds=0.5,
+    answer_seconds=1.0,
+    min_bytes_per_second=2000,
+    pace_seconds=0.5,
+    deadline_seconds=20,
+    attempts=4,
+    backoff_seconds=0.01,
+    max_wait_seconds=2,
+)
+TARGETS: Final = ("blob", "manifest", "list")
+MOST_SECONDS: Final = 15.0
+MOST_BYTES: Final = 24 << 20
+CLEAR: Final = frozenset({3, 4, 5})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A served folder with one concept, and another origin that serves the same."""
+
+    server: FaultServer
+    other: FaultServer
+    paths: dict[str, str]
+    sizes: dict[str, int]
+
+
+@contextmanager
+def serve_site(parent: Path) -> Iterator[Site]:
+    """Give the two servers of a folder that ``me/imp@1.0.0`` was pushed to."""
+    studio, home = parent / "studio", Registry(parent / "home")
+    home.publish(write_folder(parent / "imp", file=BYTES))
+    home.push(REFERENCE, studio.as_uri())
+    digest = home.resolve(REFERENCE).digest
+    paths = {
+        "blob": f"/blobs/sha256/{Digest.of_bytes(BYTES).hex}",
+        "manifest": f"/manifests/sha256/{digest.hex}",
+        "list": "/refs/me/imp/versions.json",
+    }
+    sizes = {name: (studio / path[1:]).stat().st_size for name, path in paths.items()}
+    with FaultServer(studio) as other, FaultServer(studio, other=other.uri) as server:
+        yield Site(server=server, other=other, paths=paths, sizes=sizes)
+
+
+class _Impatient(Registry):
+    """A registry whose only remote waits for nothing long."""
+
+    opened: Remote
+
+    def open_remote(self, remote: RemoteName | str) -> Remote:
+        return self.opened
+
+
+def choose_cuts(size_bytes: int) -> tuple[int, ...]:
+    """Return the places where a fault strikes."""
+    return (0, 1, size_bytes // 3, size_bytes // 2, size_bytes - 1, size_bytes)
+
+
+def pull(site: Site, root: Path) -> str:
+    """Return ``right``, ``error``, or what is wrong with the outcome of a pull."""
+    credential = Credential(find_origin(site.server.uri), SECRET)
+    transport = Transport(site.server.uri, credential=credential, limits=QUICK)
+    registry = _Impatient(root)
+    registry.opened = StaticRemote(site.server.uri, transport)
+    try:
+        registry.pull(f"site::{REFERENCE}")
+    except ConceptryError as error:
+        said = f"{error} {error.hint}"
+        if error.exit_code not in CLEAR or not error.message or "canary" in said or "0x" in said:
+            return f"an error that is not clear: {type(error).__name__}: {said}"
+        return "error" if registry.list() == () else "something is listed after an error"
+    finally:
+        transport.close()
+    return "right" if read_pulled(registry) == BYTES else "other bytes"
+
+
+def read_pulled(registry: Registry) -> bytes:
+    """Return the bytes that a registry has."""
+    return registry.get(REFERENCE).blobs[Digest.of_bytes(BYTES)].read_bytes()
+
+
+def check_point(site: Site, root: Path, fault: Fault, target: str, cut: int) -> tuple[str, list[str]]:
+    """Return how a pull ended under a fault, and everything that was wrong."""
+    site.server.set_fault(fault, site.paths[target], cut=cut)
+    site.other.heal()
+    begun = time.monotonic()
+    ended = pull(site, root)
+    seconds = time.monotonic() - begun
+    wrong = [] if ended in ("right", "error") else [ended]
+    if ended in ("right", "error") and ended != expect(fault, target, ended):
+        wrong.append(f"{ended} instead of {fault.outcome}")
+    if seconds > MOST_SECONDS:
+        wrong.append(f"it took {seconds:.1f} seconds")
+    if not any(seen.headers.get("authorization") == SECRET for seen in site.server.seen):
+        wrong.append("the credential did not reach its own origin")
+    if any("authorization" in seen.headers for seen in site.other.seen):
+        wrong.append("the credential went to another origin")
+    site.server.heal()
+    again = pull(site, root)
+    if again != "right":
+        wrong.append(f"the same pull afterwards: {again}")
+    return ended, [f"{fault.name}, {target}, at {cut}: {text}" for text in wrong]
+
+
+def expect(fault: Fault, target: str, ended: str) -> str:
+    """Return how a pull has to end. Documents are read whole and have no ranges; lists carry no digest."""
+    free = fault.outcome == "either" or (target != "blob" and (fault.ranges or fault.contents))
+    return ended if free else fault.outcome
+
+
+def sweep(targets: tuple[str, ...], faults: tuple[Fault, ...]) -> Iterator[tuple[Fault, str, str, list[str]]]:
+    """Yield fault, target, ending and violations of every point."""
+    in_memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    parent = Path(tempfile.mkdtemp(prefix="conceptry-faults-", dir=in_memory))
+    try:
+        with serve_site(parent) as site:
+            for fault in faults:
+                for target in targets:
+                    for cut in choose_cuts(site.sizes[target]):
+                        root = parent / "second"
+                        tracemalloc.reset_peak()
+                        ended, wrong = check_point(site, root, fault, target, cut)
+                        if (peak := tracemalloc.get_traced_memory()[1]) > MOST_BYTES:
+                            wrong.append(f"{fault.name}, {target}, at {cut}: {peak} bytes of memory")
+                        shutil.rmtree(root, ignore_errors=True)
+                        yield fault, target, ended, wrong
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def main() -> int:
+    """Sweep over everything, and write the table to the page named by the first argument."""
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    tracemalloc.start()
+    counts: Counter[tuple[str, str, str]] = Counter()
+    violations: list[str] = []
+    begun = time.monotonic()
+    for fault, target, ended, wrong in sweep(TARGETS, FAULTS):
+        counts[fault.name, target, ended] += 1
+        violations += wrong
+        for line in wrong:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+    page = write_page(counts, violations, seconds=time.monotonic() - begun)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(page, encoding="utf-8")
+    print(page)  # noqa: T201
+    return 1 if violations else 0
+
+
+def write_page(counts: Counter[tuple[str, str, str]], violations: list[str], *, seconds: float) -> str:
+    """Return the page of counts."""
+    points = sum(counts.values())
+    lines = [
+        "# Faults of the web",
+        "",
+        "Written by `make faults-http`: a pull of one concept from a server that fails, on real sockets.",
+        "",
+        f"- kinds of fault: {len(FAULTS)}",
+        f"- points (kind, file, place): {points}",
+        f"- violations: {len(violations)}",
+        f"- seconds: {seconds:.0f}",
+        "",
+        "After each: the right bytes or an error with an exit code of 3, 4 or 5; nothing listed after an error; the",
+        f"same pull works once the server is well; at most {MOST_SECONDS:g} s and {MOST_BYTES >> 20} MiB of memory;",
+        "no credential at another origin. Columns: points that ended with the right bytes / with an error.",
+        "",
+        "| fault | blob | manifest | list of versions |",
+        "|---|---|---|---|",
+    ]
+    for fault in FAULTS:
+        cells = [
+            f"{counts[fault.name, target, 'right']} / {counts[fault.name, target, 'error']}"
+            for target in TARGETS
+        ]
+        lines.append(f"| {fault.name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *(f"- violation: {line}" for line in violations), ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
