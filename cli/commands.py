@@ -39,7 +39,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
     CommandRow("gc", "gc:gc", "Put away what nothing in the store needs.", _KEEP),
     CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
-    CommandRow("pull", "transfer:pull", "Copy a version from a remote.", _SHARE),
+    CommandRow("pull", "transfer:pull", "Copy versions from remotes.", _SHARE),
     CommandRow("remote", "remote:remote", "Add, list and remove remotes.", _SHARE),
     CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),

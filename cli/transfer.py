@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from conceptry.cli.groups import ConceptsCommand
@@ -10,6 +12,9 @@ from conceptry.cli.progress import follow_transfer, track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
 from conceptry.names import Reference
+
+if TYPE_CHECKING:
+    from conceptry.registry.pulling import Pulled
 
 
 @click.command(
@@ -45,26 +50,55 @@ def push(session: Session, /, reference: Reference, remote: str) -> None:
 @click.command(
     "pull",
     cls=ConceptsCommand,
-    examples=("concepts pull studio::me/imp@1.0.0", "concepts pull studio::me/imp"),
+    examples=(
+        "concepts pull studio::me/imp@1.0.0",
+        "concepts pull studio::me/imp studio::bob/ukiyo hub::eve/fox",
+    ),
 )
-@click.argument("reference", type=REFERENCE, metavar="REMOTE::REF")
+@click.argument("references", type=REFERENCE, metavar="REMOTE::REF...", nargs=-1, required=True)
+@click.option("--allow-downgrade", is_flag=True, help="Take a latest version that is lower than it was.")
+@click.option(
+    "--accept-new-identity",
+    is_flag=True,
+    help="Believe a remote although it contradicts what it said before; ask its publisher first.",
+)
 @pass_session
-def pull(session: Session, /, reference: Reference) -> None:
-    """Copy a version from a remote.
+def pull(session: Session, /, references: tuple[Reference, ...], **allowed: bool) -> None:
+    """Copy versions from remotes.
 
-    Every byte is checked on the way; a version is listed here when all of it has arrived, and never before.
+    Every byte is checked on the way; what is here already is not asked for. All of them are listed here when the last
+    byte has arrived, and none before. What was interrupted goes on where it ended.
     """
-    with track(session.out, f"pulling {reference}") as meter:
-        pulled = session.registry.pull(reference, on_event=follow_transfer(meter))
-    said = f"{format_bytes(pulled.received_bytes)} received" if pulled.created else "was here already"
+    from conceptry.registry.pulling import PullOptions
+
+    title = str(references[0]) if len(references) == 1 else f"{len(references)} concepts"
+    with track(session.out, f"pulling {title}") as meter:
+        pulled = session.registry.pull_many(
+            references, options=PullOptions(**allowed), on_event=follow_transfer(meter)
+        )
+    for row in pulled:
+        if row.yanked is not None:
+            session.out.warn(f"{row.reference} was yanked: {row.yanked}")
+    rows = [_to_json(row) for row in pulled]
     session.out.emit(
-        {
-            "reference": str(pulled.reference),
-            "digest": str(pulled.digest),
-            "remote": pulled.remote,
-            "created": pulled.created,
-            "received_bytes": pulled.received_bytes,
-        },
-        [f"pulled {pulled.reference} from {pulled.remote} ({said})"],
-        quiet=[str(pulled.reference)],
+        {**(rows[0] if len(rows) == 1 else {}), "concepts": rows},
+        [_describe(row) for row in pulled],
+        quiet=[str(row.reference) for row in pulled],
     )
+
+
+def _to_json(row: Pulled) -> dict[str, Any]:
+    return {
+        "reference": str(row.reference),
+        "digest": str(row.digest),
+        "remote": row.remote,
+        "created": row.created,
+        "received_bytes": row.received_bytes,
+        "commit": row.commit,
+        "yanked": row.yanked,
+    }
+
+
+def _describe(row: Pulled) -> str:
+    said = f"{format_bytes(row.received_bytes)} received" if row.created else "was here already"
+    return f"pulled {row.reference} from {row.remote} ({said})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -27,19 +28,21 @@ def ignore_event(event: Progress) -> None:
 
 
 class Meter:
-    """Adds up bytes and says how far an operation is."""
+    """Adds up bytes, perhaps of several threads, and says how far an operation is."""
 
     def __init__(self, step: Step, total_bytes: int, on_event: OnEvent) -> None:
         self._step = step
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._on_event = on_event
+        self._lock = threading.Lock()
 
     def start(self, item: str) -> Callable[[int], None]:
         """Returns what counts the bytes of ``item``."""
 
         def count(count_bytes: int) -> None:
-            self._done_bytes += count_bytes
+            with self._lock:
+                self._done_bytes += count_bytes
             self._say(item)
 
         self._say(item)

@@ -258,23 +258,6 @@ class Registry:
             wanted.append((reference, opened[name]))
         return pull_versions(self.store, wanted, options=options or PullOptions(), on_event=on_event)
 
-    def yank(self, reference: ReferenceLike, reason: str | None) -> Reference:
-        """Returns the version on a remote that nobody should choose anew from now on; None takes the mark back.
-
-        Raises:
-            UsageError: if the reference names no remote or no version, or the reason is empty.
-            NotFoundError: if there is no such version.
-            RemoteError: if the remote does not answer, or cannot be written.
-        """
-        from conceptry.errors import UsageError
-
-        wanted = to_reference(reference)
-        remote = self.open_remote(_require_remote(wanted, "yank"))
-        if wanted.version is None:
-            raise UsageError(f"{wanted} names no version", hint=f"write {wanted.concept}@1.2.3")
-        remote.yank(wanted.concept, wanted.version, reason)
-        return wanted
-
     def search_remote(
         self, remote: RemoteName | str, words: str = "", *, limit: int | None = None
     ) -> tuple[RemoteConcept, ...]:

@@ -1,4 +1,4 @@
-"""Versions to and from remotes, in the order that leaves nothing visible half there: blobs, manifest, reference."""
+"""Versions to remotes, in the order that leaves nothing visible half there: blobs, manifest, reference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
 from conceptry.registry.manifests import check_manifest, iter_places, read_manifest_bytes
 from conceptry.registry.partials import Source, receive_blob
 from conceptry.registry.protocol import Remote
-from conceptry.registry.publish import commit_version, refuse_other_contents
 from conceptry.registry.reading import explain_damage
 from conceptry.registry.refs import Resolved, describe_conflict
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
-from conceptry.registry.tags import move_tag, read_tag
 
 Member = tuple[str, File]
 
@@ -33,17 +31,6 @@ class Pushed:
     remote: str
     created: bool
     sent_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
-    """A version as it came from a remote; ``created`` is False where it was here already."""
-
-    reference: Reference
-    digest: Digest
-    remote: str
-    created: bool
-    received_bytes: int
 
 
 def push_version(
@@ -63,7 +50,7 @@ def push_version(
     sources = {file.sha256: store.layout.blob(file.sha256) for _, file in members}
     created = remote.put_manifest(version, data, sources)
     on_event(Progress(step="ref", item=str(version.reference), done_bytes=len(data), total_bytes=len(data)))
-    tag = _explicit_tag(reference)
+    tag = find_explicit_tag(reference)
     if tag is not None:
         name = reference.concept
         remote.move_tag(name, tag, version, expected=remote.read_tag(name, tag))
@@ -73,34 +60,6 @@ def push_version(
         remote=remote.uri,
         created=created,
         sent_bytes=sent_bytes,
-    )
-
-
-def pull_version(
-    store: Store, reference: Reference, remote: Remote, *, on_event: OnEvent = ignore_event
-) -> Pulled:
-    """Returns the version that came from the remote; see ``Registry.pull``."""
-    found = remote.resolve(reference)
-    version = found.resolved
-    data = remote.get_manifest(found)
-    manifest = check_manifest(data, version)
-    refuse_other_contents(store, version)
-    store.prepare_for_writing()
-    with BlobChecks(store.layout) as checks:
-        missing = [row for row in list_distinct(manifest) if not checks.is_intact(row[1].sha256, row[1].size)]
-    meter = Meter("blob", sum(file.size for _, file in missing), on_event)
-    for place, file in missing:
-        receive_file(store, Source(remote, found, file), place=place, meter=meter)
-    published = commit_version(store, version, manifest, data=data, origin="pulled")
-    tag = _explicit_tag(reference)
-    if tag is not None:
-        _follow_tag(store, reference, tag, version)
-    return Pulled(
-        reference=version.reference,
-        digest=version.digest,
-        remote=remote.uri,
-        created=published.created,
-        received_bytes=sum(file.size for _, file in missing),
     )
 
 
@@ -150,11 +109,7 @@ def list_distinct(manifest: Manifest) -> list[Member]:
     return list(distinct.values())
 
 
-def _explicit_tag(reference: Reference) -> Tag | None:
+def find_explicit_tag(reference: Reference) -> Tag | None:
+    """Returns the tag that a reference names, None if it names a version, a digest or ``latest``."""
     selector = reference.selector
     return None if isinstance(selector, Version | Digest) or selector == LATEST else selector
-
-
-def _follow_tag(store: Store, reference: Reference, tag: Tag, version: Resolved) -> None:
-    layout, name = store.layout, reference.concept
-    move_tag(layout, name, tag, version, expected=read_tag(layout, name, tag))
