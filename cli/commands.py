@@ -21,6 +21,7 @@ class CommandRow:
 _MAKE: Final = "Make"
 _KEEP: Final = "Keep"
 _SHARE: Final = "Share"
+_PROJECT: Final = "Work in a project"
 _USE: Final = "Use"
 _SET_UP: Final = "Set up"
 
@@ -37,10 +38,22 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("identify", "identify:identify", "Say what a file is, for which base, and why.", _KEEP),
     CommandRow("remove", "remove:remove", "Take a version out of the store.", _KEEP),
     CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
+    CommandRow("tag", "tag:tag", "Let a tag point to a version from now on.", _KEEP),
+    CommandRow("yank", "yank:yank", "Say that nobody should choose a version anew.", _KEEP),
     CommandRow("gc", "gc:gc", "Put away what nothing in the store needs.", _KEEP),
     CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
     CommandRow("pull", "transfer:pull", "Copy versions from remotes.", _SHARE),
     CommandRow("remote", "remote:remote", "Add, list and remove remotes.", _SHARE),
+    CommandRow("init", "init:init", "Make a project of this folder.", _PROJECT),
+    CommandRow("add", "add:add", "Require a concept, or a file that nobody published.", _PROJECT),
+    CommandRow("drop", "add:drop", "Require a concept no longer.", _PROJECT),
+    CommandRow("lock", "lock:lock", "Write exactly what the project requires.", _PROJECT),
+    CommandRow("sync", "sync:sync", "Bring all that the project requires into the store.", _PROJECT),
+    CommandRow("tree", "tree:tree", "Show what the project requires, and what that requires.", _PROJECT),
+    CommandRow("why", "tree:why", "Say why a concept is part of the project.", _PROJECT),
+    CommandRow("outdated", "audit:outdated", "Show which locked concepts have newer versions.", _PROJECT),
+    CommandRow("audit", "audit:audit", "List what should be looked at before the concepts are used.", _PROJECT),
+    CommandRow("bundle", "bundle:bundle", "Write the project and all it requires into one file.", _PROJECT),
     CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),

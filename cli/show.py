@@ -41,6 +41,14 @@ def to_json(shown: Shown) -> dict[str, Any]:
         "tags": list(shown.tags),
         "versions": [str(version) for version in shown.versions],
         "size_bytes": shown.manifest.size_bytes,
+        "yanked": shown.yanked,
+        "tag_history": {
+            tag: [
+                {"version": str(move.version), "digest": str(move.digest), "time": move.time}
+                for move in moves
+            ]
+            for tag, moves in shown.history.items()
+        },
         "record": None if shown.record is None else str(shown.record),
         "manifest": shown.manifest.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
@@ -72,6 +80,7 @@ def _list_facts(shown: Shown, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "requires", ", ".join(str(rule) for rule in manifest.requires)
     yield "conflicts", ", ".join(str(rule) for rule in manifest.conflicts)
     yield "labels", ", ".join(manifest.tags)
+    yield "yanked", shown.yanked or ""
     yield "tags", ", ".join(shown.tags)
     yield "versions", ", ".join(str(version) for version in shown.versions)
     yield "came by", "concepts pull" if shown.origin == "pulled" else "publishing here"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from conceptry.concepts import Concept
@@ -16,8 +17,9 @@ from conceptry.registry.files import is_file, look_at
 from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.refs import Origin, Resolved, list_versions, read_version
 from conceptry.registry.store import Store
-from conceptry.registry.tags import list_tags, read_tag
+from conceptry.registry.tags import TagMove, list_tags, read_tag_history
 from conceptry.registry.trash import recall_if_possible
+from conceptry.registry.yanks import read_yank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,12 @@ class Shown:
 
     versions: tuple[Version, ...]
     """All versions of the concept here, smallest first."""
+
+    yanked: str | None = None
+    """Why nobody should choose it anew, None if nothing speaks against it."""
+
+    history: Mapping[Tag, tuple[TagMove, ...]] = field(default_factory=dict)
+    """All tags of the concept, each with its moves, oldest first."""
 
     record: Path | None
     """What training left beside the version (``train.json``)."""
@@ -81,13 +89,15 @@ def describe_version(store: Store, version: Resolved) -> Shown:
     manifest = read_manifest(layout, version)
     record = layout.record(version.digest)
     ref = read_version(layout, name, manifest.version)
-    moves = {tag: read_tag(layout, name, tag) for tag in list_tags(layout, name)}
+    history = {tag: read_tag_history(layout, name, tag) for tag in list_tags(layout, name)}
     return Shown(
         reference=version.reference,
         digest=version.digest,
         manifest=manifest,
         origin=ref.origin if ref else "pulled",
-        tags=tuple(tag for tag, move in moves.items() if move and move.digest == version.digest),
+        tags=tuple(tag for tag, moves in history.items() if moves and moves[-1].digest == version.digest),
+        yanked=read_yank(layout, name, manifest.version),
+        history=history,
         versions=list_versions(layout, name),
         record=record if is_file(record) else None,
     )

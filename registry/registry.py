@@ -161,6 +161,26 @@ class Registry:
         tags.move_tag(layout, name, tag, version, expected=tags.read_tag(layout, name, tag))
         return version
 
+    def yank(self, reference: ReferenceLike, reason: str | None) -> Reference:
+        """Returns the version that ``latest`` and ranges pass over from now on, here or on the remote it names.
+
+        It stays and can be named. None as the reason takes the mark back.
+
+        Raises:
+            NotFoundError: if there is no such version, or it was not yanked.
+            UsageError: if the reference names no version, or the reason is empty or long.
+        """
+        from conceptry.errors import UsageError
+        from conceptry.registry.removal import yank_version
+
+        wanted = to_reference(reference)
+        if wanted.remote is None:
+            return yank_version(self.store, wanted, reason).reference
+        if wanted.version is None:
+            raise UsageError(f"{wanted} names no version", hint="write remote::namespace/name@1.2.3")
+        self.open_remote(wanted.remote).yank(wanted.concept, wanted.version, reason)
+        return wanted
+
     def collect_garbage(self, *, grace_seconds: float | None = None, dry_run: bool = False) -> Collected:
         """Returns what nothing needs and nobody touched for the grace period, which is in the trash now.
 

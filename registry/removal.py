@@ -1,4 +1,4 @@
-"""Taking a version out of the listing, and bringing it back. Manifest and blobs stay until garbage collection."""
+"""Yanking a version, taking it out of the listing, and bringing it back. Manifest and blobs stay until gc."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, UsageError
 from conceptry.names import Reference, Version
 from conceptry.registry import refs
-from conceptry.registry.index import forget_version, record_version
+from conceptry.registry.index import forget_version, record_version, record_yank
 from conceptry.registry.manifests import read_manifest
 from conceptry.registry.refs import Resolved
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
+from conceptry.registry.yanks import write_yank
 
 
 def remove_version(store: Store, reference: Reference) -> Resolved:
@@ -34,6 +35,18 @@ def remove_version(store: Store, reference: Reference) -> Resolved:
     with store.change_refs() as change:
         refs.remove_version(store.layout, name, number, time_ns=time.time_ns())
         forget_version(store, change, version.reference)
+    return version
+
+
+def yank_version(store: Store, reference: Reference, reason: str | None) -> Resolved:
+    """Returns the version that is marked now, or not any more where the reason is None; see ``Registry.yank``."""
+    version = resolve_reference(store.layout, reference)
+    name, number = version.reference.concept, version.reference.version
+    if number is None or not isinstance(reference.selector, Version | Digest):
+        raise UsageError(f"{reference} names no version", hint=f"did you mean {version.reference}?")
+    with store.change_refs() as change:
+        write_yank(store.layout, name, number, reason)
+        record_yank(store, change, name)
     return version
 
 

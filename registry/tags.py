@@ -7,6 +7,7 @@ moving a tag is a compare-and-swap without a lock, and the moves are the tag's h
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,10 @@ from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, parse_names
 
 _LIMIT_BYTES: Final = 256
-_LINE: Final = re.compile(r"([0-9A-Za-z.+-]{1,64}) (sha256:[0-9a-f]{64})\n", re.ASCII)
+# Moves of the first format have no time.
+_LINE: Final = re.compile(
+    r"([0-9A-Za-z.+-]{1,64}) (sha256:[0-9a-f]{64})(?: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?\n", re.ASCII
+)
 _NUMBER: Final = re.compile(r"[0-9]{8}", re.ASCII)
 
 
@@ -29,6 +33,8 @@ class TagMove:
     number: int
     version: Version
     digest: Digest
+    time: str | None = None
+    """When it was moved (UTC), by the clock of who moved it; for people only."""
 
 
 def read_tag(layout: Layout, name: ConceptName, tag: Tag) -> TagMove | None:
@@ -56,7 +62,8 @@ def move_tag(
     if expected is not None and (expected.version, expected.digest) == (version, to.digest):
         return expected
     number = 1 if expected is None else expected.number + 1
-    line = f"{version} {to.digest}\n".encode("ascii")
+    moved = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = f"{version} {to.digest} {moved}\n".encode("ascii")
     path = layout.tag_move(name, tag, number)
     if not write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE):
         now = read_tag(layout, name, tag)
@@ -64,7 +71,7 @@ def move_tag(
             f"the tag {name}:{tag} was moved by somebody else" + (f" to {now.version}" if now else ""),
             hint="look at it again, then repeat the command if it should still move",
         )
-    return TagMove(number, version, to.digest)
+    return TagMove(number, version, to.digest, moved)
 
 
 def list_tags(layout: Layout, name: ConceptName) -> tuple[Tag, ...]:
@@ -85,4 +92,4 @@ def _read_move(layout: Layout, name: ConceptName, tag: Tag, number: int) -> TagM
             where=layout.describe(path),
             hint=f"name a version: {name}@1.2.3",
         )
-    return TagMove(number, parse_version(match[1]), Digest.parse(match[2]))
+    return TagMove(number, parse_version(match[1]), Digest.parse(match[2]), match[3])
