@@ -28,9 +28,9 @@ AlgorithmId = Literal[
 ]
 """How a module of kind ``lora`` is stored: ids of the table in formats/algorithms.py."""
 
-ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "scale", "one", "none", "constraint"]
-"""Where an effective scale came from: alpha by rank, or by its root (arXiv 2312.03732); a number that the file calls
-scale; nobody says anything, which all programs read as 1; the algorithm has none; or alpha bounds a rotation instead."""
+ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "one", "none", "constraint"]
+"""Where an effective scale came from: alpha by rank, or by its root (arXiv 2312.03732); nobody says anything, which all
+programs read as 1; the algorithm has none; or alpha bounds a rotation instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

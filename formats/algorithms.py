@@ -280,6 +280,13 @@ def match_algorithm(shapes: Mapping[str, Shape]) -> Match:
     Raises:
         InvalidFileError: if the parts are of no algorithm together (``where`` is one of them), or do not fit.
     """
+    return _match(tuple(shapes.items()))
+
+
+# The modules of one adapter have a few dozen different shapes between them.
+@functools.lru_cache(maxsize=4096)
+def _match(items: tuple[tuple[str, Shape], ...]) -> Match:
+    shapes = dict(items)
     rows = _find_rows(shapes.keys())
     if not rows:
         raise _explain_parts(shapes)

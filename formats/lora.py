@@ -33,6 +33,7 @@ __all__ = ["LORA_NAME", "LoraContents", "LoraModule", "check_lora", "read_lora",
 LORA_NAME: Final = "lora.safetensors"
 RULES_KEY: Final = "conceptry.scale_rules"
 _ALL: Final = "*"
+_RULES: Final[tuple[ScaleRule, ...]] = get_args(ScaleRule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +110,12 @@ def _parse_rules(text: str | None, file_name: str) -> dict[str, ScaleRule]:
     except InvalidManifestError as error:
         raise InvalidFileError(f"{RULES_KEY} of {file_name!r} cannot be read: {error.message}") from error
     rules: dict[str, ScaleRule] = {}
-    for rule, names in rows.items() if isinstance(rows, dict) else [("", None)]:
-        listed = names == _ALL or (isinstance(names, list) and all(isinstance(name, str) for name in names))
-        if rule not in get_args(ScaleRule) or not listed:
-            raise InvalidFileError(f"{RULES_KEY} of {file_name!r} has no rule {rule!r} for modules")
-        rules |= dict.fromkeys([_ALL] if names == _ALL else names, rule)
+    for rule in _RULES if isinstance(rows, dict) else ():
+        names = rows.pop(rule, [])
+        listed = [_ALL] if names == _ALL else names
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise InvalidFileError(f"{RULES_KEY} of {file_name!r} names no modules for {rule!r}")
+        rules |= dict.fromkeys(listed, rule)
+    if rows or not rules:
+        raise InvalidFileError(f"{RULES_KEY} of {file_name!r} holds what is no rule: {str(rows)[:80]}")
     return rules

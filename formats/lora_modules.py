@@ -38,8 +38,8 @@ USUAL_RULES: Final[Mapping[ScaleMeaning, ScaleRule]] = {
     "constraint": "constraint",
 }
 _RULES: Final[Mapping[ScaleMeaning, frozenset[ScaleRule]]] = {
-    "ranked": frozenset({"alpha/rank", "alpha/sqrt(rank)", "scale", "one"}),
-    "stored": frozenset({"alpha/rank", "alpha/sqrt(rank)", "scale", "one"}),
+    "ranked": frozenset({"alpha/rank", "alpha/sqrt(rank)", "one"}),
+    "stored": frozenset({"alpha/rank", "alpha/sqrt(rank)", "one"}),
     "none": frozenset({"none"}),
     "constraint": frozenset({"constraint"}),
 }
