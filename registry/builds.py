@@ -40,7 +40,9 @@ def choose_build(manifest: Manifest, base: BaseIdentity | None, wanted: str | No
     if verdict.fit < _ask_fit(build, base):
         families = _join(dict.fromkeys(build.base.family for build in builds))
         return BuildChoice(refusal=_refuse(base, verdict, families))
-    return BuildChoice(build=build, warnings=verdict.warnings)
+    exact = base.fingerprints and build.base.fingerprints
+    told = tuple(text for text in verdict.warnings if exact or text not in verdict.reasons)
+    return BuildChoice(build=build, warnings=told)
 
 
 def _ask_fit(build: Build, base: BaseIdentity) -> Fit:

@@ -145,7 +145,7 @@ def _iter_lines(lock: Lock) -> Iterator[str]:
     if lock.remotes:
         yield from ("", "[remotes]")
         for name, uri in sorted(lock.remotes.items()):
-            yield f"{_text(name)} = {_text(uri)}"
+            yield f"{name if '.' not in name else _text(name)} = {_text(uri)}"
     for one in sorted(lock.concepts, key=lambda concept: concept.name):
         yield from ("", "[[concept]]")
         yield from _iter_concept(one)

@@ -115,7 +115,7 @@ def pin_base(request: LockRequest) -> LockedBase | None:
     if text is None:
         return None
     try:
-        location = _locate_base(request, text)
+        location = locate_base(request.project, request.bases)
     except NotFoundError as error:
         if previous is not None and previous.base is not None and previous.base.reference == text:
             return previous.base
@@ -135,11 +135,11 @@ def pin_base(request: LockRequest) -> LockedBase | None:
     )
 
 
-def _locate_base(request: LockRequest, text: str) -> BaseLocation:
-    beside = locate_source(request.project.folder, text)
-    known = (
-        {**request.bases, text: beside} if text not in request.bases and beside.exists() else request.bases
-    )
+def locate_base(project: Project, bases: Mapping[str, Path]) -> BaseLocation:
+    """Returns where a project's base lies; a path is seen from the project's folder. Raises NotFoundError."""
+    text = project.base or ""
+    beside = locate_source(project.folder, text)
+    known = {**bases, text: beside} if text not in bases and beside.exists() else bases
     return resolve_base(text, known)
 
 

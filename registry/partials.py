@@ -10,7 +10,7 @@ import contextlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, InvalidNameError, NotFoundError, StoreError
@@ -27,17 +27,33 @@ from conceptry.registry.files import (
 )
 from conceptry.registry.paths import Layout
 from conceptry.registry.processes import is_running
-from conceptry.registry.protocol import Remote, RemoteVersion
+from conceptry.registry.protocol import RemoteVersion
 
 if TYPE_CHECKING:
     from conceptry.manifest import File
+
+
+class Holder(Protocol):
+    """The part of a remote that a sync needs: bytes by digest, and no names."""
+
+    @property
+    def uri(self) -> str:
+        """The address, for messages."""
+
+    def get_manifest(self, version: RemoteVersion) -> bytes:
+        """Returns a manifest's bytes, unchecked. Raises NotFoundError, RemoteError."""
+
+    def get(
+        self, version: RemoteVersion, file: File, *, offset_bytes: int = 0
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """Opens a file's bytes from an offset on, unchecked. Raises NotFoundError, RemoteError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the bytes of one blob come from."""
 
-    remote: Remote
+    remote: Holder
     version: RemoteVersion
     file: File
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -94,6 +95,18 @@ def locate_source(folder: Path, text: str) -> Path:
 def locate_scheduler(base: Path) -> Path:
     """Returns where a diffusers folder says how its noise is scheduled."""
     return base / "scheduler" / "scheduler_config.json"
+
+
+def iter_base_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields the files of a base's folder, with their names as seen from there."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def locate_base_file(folder: Path, name: str) -> Path:
+    """Returns where a base's folder has a file, whose name was checked."""
+    return folder.joinpath(*name.split("/"))
 
 
 def locate_download(folder: Path) -> Path:

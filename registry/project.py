@@ -36,7 +36,7 @@ from conceptry.names import (
     parse_remote_name,
 )
 from conceptry.registry.config import refuse_credentials
-from conceptry.registry.files import is_file, read_small_file
+from conceptry.registry.files import read_small_file
 from conceptry.registry.paths import PROJECT_FILE, locate_lock, locate_project
 from conceptry.registry.remotes import find_remote_row
 from conceptry.sources import Source, parse_air, parse_hub_source, parse_path_source, parse_url_source
@@ -145,23 +145,6 @@ def _to_document(one: ProjectRequirement) -> dict[str, Any]:
 # --- finding and reading -------------------------------------------------------------------------------------------
 
 
-def find_project_folder(start: Path) -> Path | None:
-    """Returns the nearest folder with a ``concepts.toml``, from ``start`` upward; None where there is none."""
-    folder = start.absolute()
-    return next((one for one in (folder, *folder.parents) if is_file(locate_project(one))), None)
-
-
-def require_project(start: Path) -> Project:
-    """Returns the project around ``start``. Raises NotFoundError, InvalidProjectError."""
-    folder = find_project_folder(start)
-    if folder is None:
-        raise NotFoundError(
-            f"no {PROJECT_FILE} in {str(start.absolute())!r} or above",
-            hint="concepts init makes one; concepts add does too",
-        )
-    return read_project(folder)
-
-
 def read_project(folder: Path) -> Project:
     """Returns the project in a folder. Raises NotFoundError, InvalidProjectError with the place of the fault."""
     data = read_small_file(locate_project(folder), MAX_PROJECT_BYTES)
@@ -226,7 +209,7 @@ def _read_requirement(text: str, value: Any) -> ProjectRequirement:
         versions=_parse(VersionRange, _read_text(value, "version", where) or "*", f"{where}.version"),
         remote=None if remote is None else _parse(parse_remote_name, remote, f"{where}.remote"),
         build=_read_text(value, "build", where),
-        strength=_read_strength(value, where),
+        strength=check_strength(value.get("strength"), f"{where}.strength"),
         rename=_read_renames(value, where),
         foreign=_read_foreign(value, kinds, where) if kinds else None,
     )
@@ -258,8 +241,8 @@ def _read_foreign(value: dict[str, Any], kinds: list[str], where: str) -> Foreig
     )
 
 
-def _read_strength(value: dict[str, Any], where: str) -> float | None:
-    strength = value.get("strength")
+def check_strength(strength: Any, where: str) -> float | None:
+    """Returns a strength that the project may ask for. Raises InvalidProjectError."""
     if strength is None:
         return None
     if (
@@ -269,7 +252,7 @@ def _read_strength(value: dict[str, Any], where: str) -> float | None:
     ):
         raise InvalidProjectError(
             f"not a strength: {str(strength)[:40]!r}",
-            where=f"{where}.strength",
+            where=where,
             hint=f"write a number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}",
         )
     return float(strength)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock as Mutex
-from typing import Final, TypeVar
+from typing import Final
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, NotFoundError
@@ -21,20 +20,18 @@ from conceptry.registry.foreign import read_foreign
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.lockfile import Lock, LockedConcept
 from conceptry.registry.manifests import check_manifest
-from conceptry.registry.partials import Source
+from conceptry.registry.parallel import Stop, run_parallel, tell_one_by_one
+from conceptry.registry.partials import Holder, Source
 from conceptry.registry.project import Project
-from conceptry.registry.protocol import Remote, RemoteVersion
+from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.publish import commit_version, publish_folder, refuse_other_contents
 from conceptry.registry.refs import Resolved, read_version
 from conceptry.registry.store import Store
 from conceptry.registry.transfer import Member, list_distinct, receive_file
 
-WORKERS: Final = 8
 _MANIFEST_BYTES: Final = 1 << 20
 
-OpenSource = Callable[[RemoteName | None], Remote]
-T = TypeVar("T")
-R = TypeVar("R")
+OpenSource = Callable[[RemoteName | None], Holder]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,13 @@ class _Wanted:
 
 
 def sync_lock(
-    store: Store, lock: Lock, project: Project, open_source: OpenSource, *, on_event: OnEvent = ignore_event
+    store: Store,
+    lock: Lock,
+    project: Project,
+    open_source: OpenSource,
+    *,
+    has_foreign: bool = False,
+    on_event: OnEvent = ignore_event,
 ) -> Synced:
     """Returns what was done until the store had all that a lock says; nothing is resolved.
 
@@ -66,6 +69,7 @@ def sync_lock(
         lock: what is wanted.
         project: its folder has the foreign files that are named by path.
         open_source: opens the remote of that name when something of it is missing, and never before.
+        has_foreign: whether what ``open_source`` opens has the packages of foreign files too, as a bundle does.
         on_event: told of the progress.
 
     Raises:
@@ -111,26 +115,27 @@ def _list_needed(concepts: Iterable[LockedConcept]) -> set[Digest]:
 def _sync_published(
     store: Store, pending: Sequence[LockedConcept], open_source: OpenSource, on_event: OnEvent
 ) -> int:
-    sources: dict[RemoteName | None, Remote] = {}
+    sources: dict[RemoteName | None, Holder] = {}
     mutex = Mutex()
 
-    def find_source(one: LockedConcept) -> Remote:
+    def find_source(one: LockedConcept) -> Holder:
         with mutex:
             if one.remote not in sources:
                 sources[one.remote] = open_source(one.remote)
             return sources[one.remote]
 
-    wanted = _run(lambda one: _read_wanted(store, one, find_source), pending)
+    stop = Stop()
+    wanted = run_parallel(lambda one: _read_wanted(store, one, find_source), pending, stop=stop)
     missing = _list_missing(store, wanted)
     total_bytes = sum(file.size for _, (_, file) in missing)
-    meter = Meter("blob", total_bytes, _serialize(on_event))
+    meter = Meter("blob", total_bytes, tell_one_by_one(on_event, stop))
 
     def receive(row: tuple[_Wanted, Member]) -> None:
         one, (place, file) = row
         source = Source(find_source(one.locked), one.version, file)
         receive_file(store, source, place=place, meter=meter)
 
-    _run(receive, missing)
+    run_parallel(receive, missing, stop=stop)
     for done, one in enumerate(wanted, start=1):
         commit_version(store, one.version.resolved, one.manifest, data=one.data, origin="pulled")
         on_event(
@@ -139,7 +144,7 @@ def _sync_published(
     return total_bytes
 
 
-def _read_wanted(store: Store, one: LockedConcept, find_source: Callable[[LockedConcept], Remote]) -> _Wanted:
+def _read_wanted(store: Store, one: LockedConcept, find_source: Callable[[LockedConcept], Holder]) -> _Wanted:
     """Returns a version with its manifest, which is asked for only where the store does not have it."""
     version = RemoteVersion(
         reference=one.reference, digest=one.manifest, commit=one.commit, identity=one.identity
@@ -159,27 +164,6 @@ def _list_missing(store: Store, wanted: Iterable[_Wanted]) -> list[tuple[_Wanted
                 if file.sha256 not in found and not checks.is_intact(file.sha256, file.size):
                     found[file.sha256] = one, (place, file)
     return list(found.values())
-
-
-def _run(work: Callable[[T], R], rows: Sequence[T]) -> list[R]:
-    """Returns the results in order; the first failure ends what has not begun."""
-    if len(rows) < 2:
-        return [work(row) for row in rows]
-    pool = ThreadPoolExecutor(max_workers=min(WORKERS, len(rows)), thread_name_prefix="sync")
-    try:
-        return [future.result() for future in [pool.submit(work, row) for row in rows]]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _serialize(on_event: OnEvent) -> OnEvent:
-    mutex = Mutex()
-
-    def tell(event: Progress) -> None:
-        with mutex:
-            on_event(event)
-
-    return tell
 
 
 # --- foreign files -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.files import read_small_file
 from conceptry.registry.lockfile import Lock, LockedConcept, LockedSource
 from conceptry.registry.manifests import check_manifest
+from conceptry.registry.memory import check_answer
 from conceptry.registry.paths import PROJECT_FILE, Layout
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import Remote, RemoteVersion
@@ -78,7 +79,10 @@ class ProjectUniverse:
         if package is None:
             self.list_options(name)
             origin, remote = self._origins[name]
-            package = self.read(origin, remote, remote.resolve(Reference(name, version)))
+            found = remote.resolve(Reference(name, version))
+            if origin is not None:
+                check_answer(self._layout, remote.uri, found)
+            package = self.read(origin, remote, found)
         self.packages[name, version] = package
         return to_candidate(package)
 
