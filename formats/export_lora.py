@@ -1,4 +1,4 @@
-"""Low-rank adapters as other programs read them, every scale where they look for it."""
+"""Adapters of the LoRA family as other programs read them, every scale where they look for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from conceptry.errors import IncompatibleError
+from conceptry.formats.data_files import load_table
 from conceptry.formats.export_contract import OutputFile, WriteRequest, Written
+from conceptry.formats.export_modules import Prepared, prepare_modules
 from conceptry.formats.export_names import make_speller
 from conceptry.formats.lora import LoraContents, LoraModule
 from conceptry.formats.module_names import TEXT_LEVEL
@@ -18,135 +20,158 @@ DIFFUSERS_NAME: Final = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
+_MAGNITUDE: Final = "magnitude_out"
 # transformers 5 dropped ``text_model.`` from CLIPTextModel; the one with a projection, which SD3 has first, kept it.
 _FIRST_ENCODER: Final = "text_encoder"
 _PROJECTING: Final = frozenset({"sd3"})
-_DOWN_UP: Final = (".lora_down.weight", ".lora_up.weight")
-_A_B: Final = (".lora_A.weight", ".lora_B.weight")
 
 
 def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
-    """Returns one file with an alpha for each module beside its factors: kohya, A1111 and ComfyUI read this."""
-    contents = _take(request)
-    speller = make_speller(spelling, request.family, contents.modules)
+    """Returns one file with the numbers of each module beside its tensors: LyCORIS, A1111 and ComfyUI read this."""
+    prepared = _prepare(request, spelling)
+    speller = make_speller(spelling, request.family, prepared.modules)
+    suffixes = load_table("written_suffixes")["lycoris"]
     tensors: dict[str, RawTensor] = {}
-    for name, module in contents.modules.items():
+    for name, module in prepared.modules.items():
         stem = speller.spell(name)
-        tensors |= _spell_factors(stem, module, _DOWN_UP)
-        tensors[f"{stem}.alpha"] = make_scalar(_choose_alpha(module))
-    metadata = {**request.metadata, **_describe_network(contents)}
+        tensors |= {stem + suffixes[part]: _lengthen(part, module) for part in module.parts}
+        tensors |= {
+            stem + suffixes[number]: _make_number(number, value) for number, value in module.numbers.items()
+        }
+    metadata = {**request.metadata, **_describe_network(prepared.modules)}
     file = OutputFile(name=f"{request.stem}.safetensors", tensors=tensors, metadata=metadata)
-    return Written(files=(file,), warnings=_warn_zero(contents))
+    return Written(files=(file,), warnings=prepared.notes, losses=prepared.losses)
 
 
 def write_diffusers(request: WriteRequest) -> Written:
     """Returns one file whose ranks and alphas are in its metadata, as diffusers 0.35 and later save and read it."""
-    contents = _take(request)
-    speller = make_speller("diffusers", request.family, contents.modules)
+    prepared = _prepare(request, "diffusers")
+    speller = make_speller("diffusers", request.family, prepared.modules)
     tensors: dict[str, RawTensor] = {}
-    for name, module in contents.modules.items():
-        tensors |= _spell_factors(speller.spell(name), module, _A_B)
     settings: dict[str, Any] = {}
-    for component, modules in _group(contents).items():
-        settings |= {f"{component}.{key}": value for key, value in _make_config(modules).items()}
+    for component, modules in _group(prepared.modules).items():
+        config = _make_config(component, modules)
+        settings |= {f"{component}.{key}": value for key, value in config.items()}
+        for path, module in modules.items():
+            tensors |= _spell_peft(speller.spell(f"{component}.{path}"), module)
     metadata = {**request.metadata, "format": "pt", ADAPTER_METADATA: json.dumps(settings, sort_keys=True)}
-    warnings = _warn_zero(contents)
-    if any(module.scale != 1 for module in contents.modules.values()):
-        warnings = (*warnings, "diffusers before 0.35 does not read the scales in the metadata and uses 1")
+    warnings = list(prepared.notes)
+    if any(module.scale != 1 for module in prepared.modules.values()):
+        warnings.append("diffusers before 0.35 does not read the scales in the metadata and uses 1")
     name = f"{request.stem}.safetensors" if request.named else DIFFUSERS_NAME
     file = OutputFile(name=name, tensors=tensors, metadata=metadata)
-    return Written(files=(file,), warnings=warnings)
+    return Written(files=(file,), warnings=tuple(warnings), losses=prepared.losses)
 
 
 def write_peft(request: WriteRequest) -> Written:
     """Returns PEFT's two files, in a folder for each network where there are several."""
-    contents = _take(request)
-    speller = make_speller("peft", request.family, contents.modules)
-    groups = _group(contents)
+    prepared = _prepare(request, "peft")
+    speller = make_speller("peft", request.family, prepared.modules)
+    groups = _group(prepared.modules)
     files: list[OutputFile] = []
-    warnings: list[str] = []
+    warnings = list(prepared.notes)
     for component, modules in groups.items():
         folder = f"{component}/" if len(groups) > 1 else ""
-        tensors: dict[str, RawTensor] = {}
         flat = component == _FIRST_ENCODER and request.family not in _PROJECTING
+        tensors: dict[str, RawTensor] = {}
         for path, module in modules.items():
             stem = speller.spell(f"{component}.{path}")
-            tensors |= _spell_factors(stem.replace(TEXT_LEVEL, "", 1) if flat else stem, module, _A_B)
+            tensors |= _spell_peft(stem.replace(TEXT_LEVEL, "", 1) if flat else stem, module)
         if flat:
             warnings.append(
                 "names inside text_encoder are those of transformers 5; version 4 finds none of them"
             )
         config = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "bias": "none"}
-        config |= {"base_model_name_or_path": None, **_make_config(modules)}
+        config |= {"base_model_name_or_path": None, **_make_config(component, modules)}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         metadata = {**request.metadata, "format": "pt"}
         files.append(OutputFile(name=f"{folder}{PEFT_WEIGHTS}", tensors=tensors, metadata=metadata))
         files.append(OutputFile(name=f"{folder}{PEFT_CONFIG}", data=text.encode()))
-    return Written(files=tuple(files), warnings=(*warnings, *_warn_zero(contents)))
+    return Written(files=tuple(files), warnings=tuple(warnings), losses=prepared.losses)
 
 
-def _take(request: WriteRequest) -> LoraContents:
-    if not isinstance(request.contents, LoraContents):
-        raise IncompatibleError(f"{type(request.contents).__name__} is no low-rank adapter")
-    return request.contents
+def _prepare(request: WriteRequest, program: str) -> Prepared:
+    contents = request.contents
+    if not isinstance(contents, LoraContents):
+        raise IncompatibleError(f"{type(contents).__name__} is no adapter")
+    # Names first: what has none is refused before anything is computed.
+    speller = make_speller(program, request.family, contents.modules)
+    for name in contents.modules:
+        speller.spell(name)
+    return prepare_modules(program, contents.modules, request.family, lossy=request.lossy)
 
 
-def _group(contents: LoraContents) -> dict[str, dict[str, LoraModule]]:
+def _group(modules: Mapping[str, LoraModule]) -> dict[str, dict[str, LoraModule]]:
     groups: dict[str, dict[str, LoraModule]] = {}
-    for name, module in contents.modules.items():
+    for name, module in modules.items():
         component, _, path = name.partition(".")
         groups.setdefault(component, {})[path] = module
     return groups
 
 
-def _spell_factors(stem: str, module: LoraModule, suffixes: tuple[str, str]) -> dict[str, RawTensor]:
-    up = module.up if module.alpha else _clear(module.up)
-    return {stem + suffixes[0]: module.down, stem + suffixes[1]: up}
+# --- tensors -------------------------------------------------------------------------------------------------------
 
 
-def _choose_alpha(module: LoraModule) -> float:
-    return module.alpha or float(module.rank)
+def _lengthen(part: str, module: LoraModule) -> RawTensor:
+    """Returns a part; a magnitude of one dimension gets those of the weight, so that its axis can be told."""
+    tensor = module.parts[part]
+    if part != _MAGNITUDE or len(tensor.shape) != 1:
+        return tensor
+    sizes = len(module.parts["down"].shape) if "down" in module.parts else 2
+    return tensor.reshape((*tensor.shape, *(1 for _ in range(sizes - 1))))
 
 
-def _clear(tensor: RawTensor) -> RawTensor:
-    return RawTensor(tensor.dtype, tensor.shape, bytes(tensor.size_bytes))
+def _spell_peft(stem: str, module: LoraModule) -> dict[str, RawTensor]:
+    suffixes = load_table("written_suffixes")["peft"]
+    tensors = {stem + suffixes[part]: tensor for part, tensor in module.parts.items()}
+    if _MAGNITUDE in module.parts:
+        magnitude = module.parts[_MAGNITUDE]
+        sizes = len(module.down.shape)
+        shape = (
+            (magnitude.elements,) if sizes == 2 else (1, magnitude.elements, *(1 for _ in range(sizes - 2)))
+        )
+        tensors[stem + suffixes[_MAGNITUDE]] = magnitude.reshape(shape)
+    return tensors
 
 
-def _warn_zero(contents: LoraContents) -> tuple[str, ...]:
-    zero = sum(not module.alpha for module in contents.modules.values())
-    if not zero:
-        return ()
-    return (
-        f"{zero} modules have alpha 0, which other programs read as 'not said'; their factor is 0 instead",
-    )
-
-
-def make_scalar(value: float) -> RawTensor:
-    """Returns one float32 number as a tensor without dimensions."""
+def _make_number(name: str, value: float) -> RawTensor:
     import numpy as np
 
-    return RawTensor.from_numpy(np.array(value, np.float32))
+    return RawTensor.from_numpy(np.array(bool(value)) if name == "on_input" else np.array(value, np.float32))
 
 
 # --- settings ------------------------------------------------------------------------------------------------------
 
 
-def _make_config(modules: Mapping[str, LoraModule]) -> dict[str, Any]:
+def _make_config(component: str, modules: Mapping[str, LoraModule]) -> dict[str, Any]:
     """Returns the fields of peft's LoraConfig that give each module its rank and alpha.
 
     transformers 5 dropped the ``text_model.`` level, and patterns match the ends of paths: without it they fit both.
+
+    Raises:
+        IncompatibleError: if some modules of the network are DoRA and some are not: PEFT has one switch for all.
     """
     paths = {path.removeprefix(TEXT_LEVEL): module for path, module in modules.items()}
     ranks = {path: module.rank for path, module in paths.items()}
-    alphas = {path: _choose_alpha(module) for path, module in paths.items()}
+    alphas = {path: module.alpha for path, module in paths.items()}
+    decomposed = [_MAGNITUDE in module.parts for module in modules.values()]
+    if any(decomposed) and not all(decomposed):
+        raise IncompatibleError(
+            f"{sum(decomposed)} of {len(decomposed)} modules are DoRA, and PEFT takes all of a network or none",
+            where=component,
+        )
     rank, alpha = _find_commonest(list(ranks.values())), _find_commonest(list(alphas.values()))
-    return {
+    config = {
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": _list_exceptions(ranks, rank),
         "alpha_pattern": _list_exceptions(alphas, alpha),
         "target_modules": sorted(paths),
+        "use_dora": all(decomposed),
     }
+    # PEFT before 0.14 does not know the field.
+    biased = any("bias" in module.parts for module in modules.values())
+    return {**config, "lora_bias": True} if biased else config
 
 
 def _find_commonest(values: Sequence[Any]) -> Any:
@@ -164,11 +189,14 @@ def _list_exceptions(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
     return {path: values[path] for path in sorted(different | caught, key=lambda path: (-len(path), path))}
 
 
-def _describe_network(contents: LoraContents) -> dict[str, str]:
-    ranks = [module.rank for module in contents.modules.values()]
-    alphas = [_choose_alpha(module) for module in contents.modules.values()]
+def _describe_network(modules: Mapping[str, LoraModule]) -> dict[str, str]:
+    algorithms = sorted({module.algorithm for module in modules.values()})
+    plain = set(algorithms) <= {"lora", "locon"} and not any(
+        "core" in module.parts for module in modules.values()
+    )
     return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(_find_commonest(ranks)),
-        "ss_network_alpha": str(_find_commonest(alphas)),
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": str(_find_commonest([module.rank for module in modules.values()])),
+        "ss_network_alpha": str(_find_commonest([module.alpha for module in modules.values()])),
+        "ss_network_args": json.dumps({} if plain else {"algo": ", ".join(algorithms)}),
     }
