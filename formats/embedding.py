@@ -13,7 +13,7 @@ from typing import Final
 
 from conceptry.errors import InvalidFileError
 from conceptry.formats.checks import Rows, add_schema, check_rows, read_canonical_header, split_row_name
-from conceptry.formats.tensors import read_tensors, write_tensors
+from conceptry.formats.tensors import Written, read_tensors, write_tensors
 
 EMBEDDING_NAME: Final = "embedding.safetensors"
 LAYERS_KEY: Final = "conceptry.layers"
@@ -37,14 +37,14 @@ def check_embedding(contents: EmbeddingContents) -> None:
 
 def write_embedding(
     path: Path, contents: EmbeddingContents, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes the canonical file. Raises InvalidFileError, StoreError; nothing is left behind."""
+) -> Written:
+    """Writes the canonical file and returns its digests, or leaves nothing. Raises InvalidFileError, StoreError."""
     check_embedding(contents)
     merged = add_schema("embedding", metadata)
     if contents.layers is not None:
         merged[LAYERS_KEY] = json.dumps(contents.layers)
     tensors = {f"{component}/{word}": tensor for (component, word), tensor in contents.rows.items()}
-    write_tensors(path, tensors, merged)
+    return write_tensors(path, tensors, merged)
 
 
 def read_embedding(path: Path) -> EmbeddingContents:

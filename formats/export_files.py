@@ -111,7 +111,7 @@ def _make_private(root: Path) -> Iterator[Path]:
 def _write_file(path: Path, file: OutputFile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if file.data is None:
-        write_tensors(path, file.tensors, file.metadata)
+        write_tensors(path, file.tensors, file.metadata, data_hash=True)
         return
     with replace_file(path) as output:
         output.write(file.data)

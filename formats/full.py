@@ -10,7 +10,7 @@ from typing import Final
 from conceptry.bases import ComponentName
 from conceptry.errors import InvalidFileError
 from conceptry.formats.checks import COMPONENTS, add_schema, check_numbers, read_canonical_header
-from conceptry.formats.tensors import RawTensor, read_tensors, write_tensors
+from conceptry.formats.tensors import RawTensor, Written, read_tensors, write_tensors
 
 COMPONENT_KEY: Final = "conceptry.component"
 
@@ -38,12 +38,12 @@ def check_full(contents: FullContents) -> None:
         check_numbers(name, tensor)
 
 
-def write_full(path: Path, contents: FullContents, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the canonical file. Raises InvalidFileError, StoreError; nothing is left behind."""
+def write_full(path: Path, contents: FullContents, metadata: Mapping[str, str] | None = None) -> Written:
+    """Writes the canonical file and returns its digests, or leaves nothing. Raises InvalidFileError, StoreError."""
     check_full(contents)
     merged = add_schema("full", metadata)
     merged[COMPONENT_KEY] = contents.component
-    write_tensors(path, contents.tensors, merged)
+    return write_tensors(path, contents.tensors, merged)
 
 
 def read_full(path: Path) -> FullContents:

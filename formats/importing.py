@@ -114,40 +114,47 @@ def _make_metadata(plan: ImportPlan, kind: KindId) -> dict[str, str]:
 
 def _write_lora(plan: ImportPlan, contents: LoraContents, folder: Path) -> Part:
     path = folder / LORA_NAME
-    write_lora(path, contents, _make_metadata(plan, "lora"))
-    return Part(kind="lora", method=_describe_lora(contents, plan), files=(describe_file(path),))
+    written = write_lora(path, contents, _make_metadata(plan, "lora"))
+    return Part(
+        kind="lora", method=_describe_lora(contents, plan), files=(describe_file(path, written=written),)
+    )
 
 
 def _write_embedding(plan: ImportPlan, contents: EmbeddingContents, folder: Path) -> Part:
     path = folder / (EMBEDDING_NAME if contents.layers is None else LAYERED_NAME)
-    write_embedding(path, contents, _make_metadata(plan, "embedding"))
+    written = write_embedding(path, contents, _make_metadata(plan, "embedding"))
     components = tuple(sorted({component for component, _ in contents.rows}))
     method = EmbeddingMethod(components=components, layers=contents.layers)
-    return Part(kind="embedding", method=method, files=(describe_file(path),))
+    return Part(kind="embedding", method=method, files=(describe_file(path, written=written),))
 
 
 def _write_full(plan: ImportPlan, contents: Sequence[FullContents], folder: Path) -> Part:
     ordered = sorted(contents, key=lambda one: one.component)
+    files = []
     for one in ordered:
-        write_full(folder / name_full_file(one.component), one, _make_metadata(plan, "full"))
+        path = folder / name_full_file(one.component)
+        written = write_full(path, one, _make_metadata(plan, "full"))
+        files.append(describe_file(path, written=written))
     changed = sum(len(one.tensors) for one in ordered)
     method = FullMethod(
         components=tuple(one.component for one in ordered),
         changed_tensors=changed,
         total_tensors=plan.reading.total_tensors or changed,
     )
-    files = tuple(describe_file(folder / name_full_file(one.component)) for one in ordered)
-    return Part(kind="full", method=method, files=files)
+    return Part(kind="full", method=method, files=tuple(files))
 
 
 def _describe_lora(contents: LoraContents, plan: ImportPlan) -> LoraMethod:
     modules = contents.modules.values()
     scales = {module.scale for module in modules}
-    wide = any(max(module.down.shape[2:], default=1) > 1 for module in modules)
-    return LoraMethod(
-        variant="locon" if wide else "lora",
-        rank=max(module.rank for module in modules),
-        modules=len(contents.modules),
-        scale=next(iter(scales)) if len(scales) == 1 else None,
-        scale_rule=plan.reading.scale_rule,
+    rules = {module.rule for module in modules}
+    algorithms = {module.algorithm for module in modules}
+    return LoraMethod.model_validate(
+        {
+            "variant": algorithms.pop() if len(algorithms) == 1 else "locon",
+            "rank": max(1, *(module.rank for module in modules)),
+            "modules": len(contents.modules),
+            "scale": scales.pop() if len(scales) == 1 else None,
+            "scale_rule": rules.pop() if len(rules) == 1 else "alpha/rank",
+        }
     )

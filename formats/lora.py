@@ -25,7 +25,7 @@ from conceptry.formats.lora_modules import (
     split_canonical,
     write_module,
 )
-from conceptry.formats.tensors import RawTensor, read_tensors, write_tensors
+from conceptry.formats.tensors import RawTensor, Written, read_tensors, write_tensors
 from conceptry.kinds import ScaleRule
 
 __all__ = ["LORA_NAME", "LoraContents", "LoraModule", "check_lora", "read_lora", "write_lora"]
@@ -52,8 +52,8 @@ def check_lora(contents: LoraContents) -> None:
         check_module(name, module)
 
 
-def write_lora(path: Path, contents: LoraContents, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the canonical file. Raises InvalidFileError, StoreError; nothing is left behind."""
+def write_lora(path: Path, contents: LoraContents, metadata: Mapping[str, str] | None = None) -> Written:
+    """Writes the canonical file and returns its digests, or leaves nothing. Raises InvalidFileError, StoreError."""
     check_lora(contents)
     tensors: dict[str, RawTensor] = {}
     for name, module in contents.modules.items():
@@ -61,7 +61,7 @@ def write_lora(path: Path, contents: LoraContents, metadata: Mapping[str, str] |
             if name + suffix in tensors:
                 raise InvalidFileError("two modules have a tensor of this name", where=name + suffix)
             tensors[name + suffix] = tensor
-    write_tensors(path, tensors, add_schema("lora", {**(metadata or {}), **_describe_rules(contents)}))
+    return write_tensors(path, tensors, add_schema("lora", {**(metadata or {}), **_describe_rules(contents)}))
 
 
 def read_lora(path: Path) -> LoraContents:

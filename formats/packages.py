@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from conceptry.digests import Digest
 from conceptry.errors import NotFoundError
-from conceptry.formats.tensors import digest_tensor_file
+from conceptry.formats.tensors import Written, digest_tensor_file
 from conceptry.manifest import File
 
 SAFETENSORS_TYPE: Final = "application/vnd.safetensors"
@@ -24,9 +24,15 @@ _MEDIA_TYPES: Final = {
 
 
 def describe_file(
-    path: Path, role: Literal["weights", "preview", "document"] = "weights", *, name: str | None = None
+    path: Path,
+    role: Literal["weights", "preview", "document"] = "weights",
+    *,
+    name: str | None = None,
+    written: Written | None = None,
 ) -> File:
     """Returns the manifest's entry for the file at ``path``, called ``name`` in the package (else its own name).
+
+    ``written`` is what writing it returned; without it the file is read.
 
     Raises:
         NotFoundError: if there is no file.
@@ -35,11 +41,16 @@ def describe_file(
     if not path.is_file():
         raise NotFoundError(f"no file {str(path)!r}")
     media_type = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    if written is not None:
+        sizes = (written.size_bytes, written.sha256, written.tensor_sha256)
+    else:
+        tensors = digest_tensor_file(path) if media_type == SAFETENSORS_TYPE else None
+        sizes = (path.stat().st_size, Digest.of_file(path), tensors)
     return File(
         path=name or path.name,
         role=role,
         media_type=media_type,
-        size=path.stat().st_size,
-        sha256=Digest.of_file(path),
-        tensor_sha256=digest_tensor_file(path) if media_type == SAFETENSORS_TYPE else None,
+        size=sizes[0],
+        sha256=sizes[1],
+        tensor_sha256=sizes[2],
     )

@@ -20,7 +20,7 @@ from conceptry.formats.checks import (
     read_canonical_header,
     split_row_name,
 )
-from conceptry.formats.tensors import RawTensor, read_tensors, write_tensors
+from conceptry.formats.tensors import RawTensor, Written, read_tensors, write_tensors
 
 RANK_ONE_NAME: Final = "rank_one.safetensors"
 _I_STAR: Final = "i_star"
@@ -62,13 +62,15 @@ def check_rank_one(contents: RankOneContents) -> None:
         check_vector(f"{_VALUES}{layer}", tensor)
 
 
-def write_rank_one(path: Path, contents: RankOneContents, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the canonical file. Raises InvalidFileError, StoreError; nothing is left behind."""
+def write_rank_one(
+    path: Path, contents: RankOneContents, metadata: Mapping[str, str] | None = None
+) -> Written:
+    """Writes the canonical file and returns its digests, or leaves nothing. Raises InvalidFileError, StoreError."""
     check_rank_one(contents)
     tensors = {_I_STAR: contents.i_star, _C_INV: contents.c_inv_i_star}
     tensors |= {f"{component}/{word}": tensor for (component, word), tensor in contents.rows.items()}
     tensors |= {f"{_VALUES}{layer}": tensor for layer, tensor in contents.o_v.items()}
-    write_tensors(path, tensors, add_schema("rank_one", metadata))
+    return write_tensors(path, tensors, add_schema("rank_one", metadata))
 
 
 def read_rank_one(path: Path) -> RankOneContents:

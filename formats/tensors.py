@@ -7,17 +7,18 @@ key, nothing from the clock. It appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import InvalidFileError, StoreError
+from conceptry.formats.hashing import BackgroundHash
 from conceptry.formats.header import (
     DTYPE_BYTES,
     LENGTH_BYTES,
@@ -139,9 +140,18 @@ class RawTensor:
 
     def is_finite(self) -> bool:
         """Returns whether no value is NaN or infinite; whole numbers always are finite. It is read once, in pieces."""
-        if self._finite is None:
-            self._finite = all(are_finite(self.dtype, chunk) for chunk in self.iter_chunks())
-        return self._finite
+        if self._finite is not None:
+            return self._finite
+        found = all(are_finite(self.dtype, chunk) for chunk in self.iter_chunks())
+        # What is in memory may be changed by its owner; a file that changed is an error when it is read again.
+        if not isinstance(self._source, InMemory):
+            self._finite = found
+        return found
+
+    @property
+    def known_finite(self) -> bool:
+        """Whether ``is_finite`` was asked, and answered yes, for bytes that cannot change."""
+        return self._finite is True
 
 
 def are_finite(dtype: str, data: bytes | memoryview) -> bool:
@@ -206,55 +216,86 @@ def _read_one(file: OpenFile, header: Header, name: str) -> RawTensor:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written, as a manifest describes it; known without reading it again."""
+
+    size_bytes: int
+    sha256: Digest
+    tensor_sha256: Digest
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
-) -> None:
+    path: Path,
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    data_hash: bool = False,
+) -> Written:
     """Writes the tensors to ``path``: whole, flushed to the disk, and the same bytes for the same input.
 
-    ``modelspec.hash_sha256``, the digest of all data bytes, is added to the metadata.
+    Each tensor is read once and never held whole where it lies in a file. With ``data_hash``, the digest of all data
+    bytes is added to the metadata as ``modelspec.hash_sha256``, which takes another reading.
 
     Raises:
         InvalidFileError: if a value is not finite, or the result would not be read back; nothing is written.
         StoreError: if the disk is full or the folder read-only; nothing is left behind.
     """
-    with replace_file(path) as file:
-        stream_tensors(file, tensors, metadata)
+    ordered = order_tensors(tensors)
+    if data_hash:
+        metadata = {**(metadata or {}), DATA_HASH_KEY: f"0x{_hash_data(ordered).hex}"}
+    head = format_header(ordered, metadata or {})
+    with replace_file(path) as file, BackgroundHash() as whole, BackgroundHash() as contents:
+        whole.update(head)
+        contents.update(_describe({name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}))
+        file.write(head)
+        for chunk in _iter_finite(ordered):
+            whole.update(chunk)
+            contents.update(chunk)
+            file.write(chunk)
+        file.flush()
+        size_bytes = file.tell()
         file.seek(0)
         parse_header(file, path.name)
+    return Written(size_bytes, whole.digest(), contents.digest())
 
 
 def stream_tensors(
     file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes what ``write_tensors`` writes to an open file; each tensor is read once and never held whole.
+    """Writes the bytes that ``write_tensors`` writes to an open file, without threads and digests.
 
     Raises:
         InvalidFileError: if a value is not finite or a name cannot be written.
         OSError: if the disk is full.
     """
     ordered = order_tensors(tensors)
-    # The digest stands in front of what it is the digest of: its place is kept and filled at the end.
-    file.write(format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash("0" * 64)}))
-    digest = hashlib.sha256()
-    for name, tensor in ordered.items():
-        for chunk in tensor.iter_chunks():
-            if not are_finite(tensor.dtype, chunk):
-                raise InvalidFileError("a value is NaN or infinite", where=name)
-            digest.update(chunk)
-            file.write(chunk)
-    file.seek(0)
-    file.write(format_header(ordered, {**(metadata or {}), DATA_HASH_KEY: _format_hash(digest.hexdigest())}))
+    file.write(format_header(ordered, metadata or {}))
+    for chunk in _iter_finite(ordered):
+        file.write(chunk)
     file.flush()
 
 
-def _format_hash(digits: str) -> str:
-    return f"0x{digits}"
+def _iter_finite(tensors: Mapping[str, RawTensor]) -> Iterator[bytes | memoryview]:
+    for name, tensor in tensors.items():
+        for chunk in tensor.iter_chunks():
+            if not tensor.known_finite and not are_finite(tensor.dtype, chunk):
+                raise InvalidFileError("a value is NaN or infinite", where=name)
+            yield chunk
+
+
+def _hash_data(tensors: Mapping[str, RawTensor]) -> Digest:
+    return Digest.of_chunks(itertools.chain.from_iterable(one.iter_chunks() for one in tensors.values()))
 
 
 def order_tensors(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Returns the tensors in the order in which they are written: by falling alignment, then by name."""
-    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
-    return {name: tensors[name] for name in order}
+    infos = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    return {name: tensors[name] for name in _order(infos)}
+
+
+def _order(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    return sorted(infos, key=lambda name: (-DTYPE_BYTES[infos[name][0]], name))
 
 
 def format_header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
@@ -308,10 +349,10 @@ def _sync_folder(folder: Path) -> None:
 
 def digest_tensors(tensors: Mapping[str, RawTensor]) -> Digest:
     """Returns the digest of names, dtypes, shapes and values, whatever their order and the metadata beside them."""
-    names = sorted(tensors)
-    infos = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    ordered = order_tensors(tensors)
+    infos = {name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}
     return Digest.of_chunks(
-        itertools.chain([_describe(infos)], *(tensors[name].iter_chunks() for name in names))
+        itertools.chain([_describe(infos)], *(tensor.iter_chunks() for tensor in ordered.values()))
     )
 
 
@@ -328,13 +369,13 @@ def digest_tensor_file(path: Path) -> Digest:
 
 
 def _describe(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    listing = canonical_json([[name, infos[name][0], list(infos[name][1])] for name in sorted(infos)])
+    listing = canonical_json([[name, infos[name][0], list(infos[name][1])] for name in _order(infos)])
     return len(listing).to_bytes(LENGTH_BYTES, "little") + listing
 
 
 def _iter_chunks(file: BinaryIO, header: Header, first: bytes) -> Iterator[bytes]:
     yield first
-    for name in sorted(header.tensors):
+    for name in _order({name: (info.dtype, info.shape) for name, info in header.tensors.items()}):
         info: TensorInfo = header.tensors[name]
         file.seek(header.data_start + info.start)
         left = info.end - info.start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from conceptry.digests import Digest
 from conceptry.errors import InvalidFileError, StoreError
 from conceptry.formats.header import read_header
 from conceptry.formats.tensors import (
@@ -91,6 +93,68 @@ def test_tensor_digest_depends_on_names_shapes_types_and_values_only(tmp_path: P
         {"b": some("F32")},
     ]
     assert len({digest, *map(digest_tensors, others)}) == 6
+
+
+def test_hash_of_modelspec_is_that_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"b": some("F32"), "a": some("F16")}, {"title": "imp"}, data_hash=True)
+    header = read_header(path)
+    data = path.read_bytes()[header.data_start :]
+    assert header.metadata["modelspec.hash_sha256"] == f"0x{Digest.of_bytes(data).hex}"
+
+
+def test_what_writing_returns_is_what_reading_finds(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    written = write_tensors(path, {"b": some("F32", (512, 1024)), "a": some("F16"), "c": some("F64")})
+    assert written.size_bytes == path.stat().st_size
+    assert written.sha256 == Digest.of_file(path)
+    assert written.tensor_sha256 == digest_tensor_file(path) == digest_tensors(read_tensors(path))
+
+
+def test_file_that_changes_under_its_tensors_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": some("F32", (512, 1024))})
+    tensor = read_tensors(path)["a"]
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    for use in (
+        lambda: tensor.data,
+        tensor.is_finite,
+        lambda: write_tensors(tmp_path / "out", {"a": tensor}),
+    ):
+        with pytest.raises(InvalidFileError, match="changed while it was read"):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_that_is_replaced_stays_readable_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": some("F32", (512, 1024))})
+    tensor = read_tensors(path)["a"]
+    write_tensors(path, {"a": some("F16")})
+    assert tensor == some("F32", (512, 1024))
+
+
+def test_reading_and_writing_hold_no_tensor_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {f"t{n}": some("F32", (1024, 4096)) for n in range(2)})
+    tracemalloc.start()
+    tensors = read_tensors(path)
+    assert all(tensor.is_finite() for tensor in tensors.values())
+    write_tensors(tmp_path / "again", tensors)
+    digest_tensors(tensors)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    assert path.stat().st_size > 32 << 20
+    assert peak_bytes < 28 << 20
+
+
+def test_reshaping_keeps_the_bytes_and_refuses_another_size(tmp_path: Path) -> None:
+    tensor = some("F32", (4, 6))
+    assert tensor.reshape((2, 12)).data == tensor.data
+    with pytest.raises(InvalidFileError):
+        tensor.reshape((5, 5))
 
 
 def test_only_named_tensors_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Claim: an import streams; it needs little memory, and takes about as long as hashing or copying the same bytes.
+
+``python benchmarks/importing.py [OUT.json] [FOLDER ...]``: an SDXL-shaped adapter of 2 GB (``GIB=1`` makes it smaller)
+is imported in each folder, beside SHA-256 of the same file and a copy with fsync, each in a process of its own, in
+turn. Peak memory is the resident set of that process, what Python itself takes included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measuring import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = 3
+MAX_MEMORY_RATIO, SPARE_BYTES, MIN_SPEED = 1.3, 200_000_000, 0.6
+
+
+def make_adapter(path: Path, size_bytes: int) -> int:
+    """Returns the size of the kohya adapter that was written for every layer of SDXL, near ``size_bytes``."""
+    import numpy as np
+
+    sys.path.insert(0, str(ROOT))
+    from tests.formats.adapters import list_modules
+
+    modules = {name: shape for name, shape in list_modules("sdxl").items() if len(shape) == 2}
+    rank = size_bytes // sum(2 * sum(shape) for shape in modules.values())
+    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float16).tobytes()
+    document: dict[str, Any] = {"__metadata__": {"ss_base_model_version": "sdxl_base_v1-0"}}
+    position = 0
+    for name, (rows, columns) in sorted(modules.items()):
+        for suffix, shape in (("lora_down", [rank, columns]), ("lora_up", [rows, rank])):
+            end = position + 2 * shape[0] * shape[1]
+            entry = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
+            document[f"lora_{name.replace('.', '_')}.{suffix}.weight"] = entry
+            position = end
+    head = json.dumps(document).encode()
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for at in range(0, position, len(noise)):
+            file.write(noise[: min(len(noise), position - at)])
+        file.flush()
+        os.fsync(file.fileno())
+    return path.stat().st_size
+
+
+def hash_file(path: Path, folder: Path) -> None:
+    """Computes the SHA-256 of the file, as any store must."""
+    import hashlib
+
+    with path.open("rb") as file:
+        hashlib.file_digest(file, "sha256")
+
+
+def copy_file(path: Path, folder: Path) -> None:
+    """Copies the file through memory and flushes it."""
+    with path.open("rb") as source, (folder / "copy").open("wb") as target:
+        while chunk := source.read(1 << 20):
+            target.write(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def import_one(path: Path, folder: Path) -> None:
+    """Imports the file: identified, checked to the last value, digests of source, file and tensors, flushed."""
+    from conceptry.formats.import_plans import ImportSettings, declare_base
+    from conceptry.formats.importing import import_file
+    from conceptry.names import ConceptName, parse_version
+
+    settings = ImportSettings(
+        name=ConceptName.parse("bench/lora"), version=parse_version("1.0.0"), base=declare_base("sdxl")
+    )
+    import_file(path, folder / "package", settings)
+
+
+TASKS: dict[str, Callable[[Path, Path], None]] = {
+    "sha256": hash_file,
+    "copy + fsync": copy_file,
+    "import": import_one,
+}
+
+
+def run_task(name: str, path: Path) -> None:
+    """Prints the seconds and the peak memory of one task, run in this process."""
+    import resource
+
+    if name == "import":
+        import conceptry.formats.importing  # noqa: F401 - the program is running before a file is given to it
+    folder = Path(tempfile.mkdtemp(dir=path.parent))
+    try:
+        started = time.perf_counter()
+        TASKS[name](path, folder)
+        seconds = time.perf_counter() - started
+    finally:
+        shutil.rmtree(folder)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes}))
+
+
+def measure(folder: Path, size_bytes: int) -> dict[str, Any]:
+    """Returns medians, and what follows from them, for files in ``folder``; prints them."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        path = Path(work) / "adapter.safetensors"
+        size = make_adapter(path, size_bytes)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in TASKS}
+        for _ in range(RUNS):
+            for name in TASKS:
+                command = [sys.executable, __file__, "--task", name, str(path)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                runs[name].append(json.loads(done.stdout))
+    seconds = {name: statistics.median(run["seconds"] for run in found) for name, found in runs.items()}
+    peak = max(run["peak_bytes"] for run in runs["import"])
+    slower = max(seconds["sha256"], seconds["copy + fsync"])
+    share, allowed = slower / seconds["import"], MAX_MEMORY_RATIO * size + SPARE_BYTES
+    print(f"{folder}: {size / 1e9:.2f} GB")
+    for name, value in seconds.items():
+        print(f"  {name:14}{value:8.2f} s{size / value / 1e6:10.0f} MB/s")
+    print(f"  speed {share:.0%} of the slower (wanted {MIN_SPEED:.0%})")
+    print(f"  peak memory {peak / 1e6:.0f} MB (allowed {allowed / 1e6:.0f} MB)")
+    return {
+        "folder": str(folder),
+        "size_bytes": size,
+        "runs": runs,
+        "speed_share": share,
+        "peak_bytes": peak,
+        "holds": share >= MIN_SPEED and peak <= allowed,
+    }
+
+
+def main() -> None:
+    """Measures in each folder, prints and writes."""
+    if sys.argv[1:2] == ["--task"]:
+        run_task(sys.argv[2], Path(sys.argv[3]))
+        return
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    folders = [Path(text) for text in sys.argv[2:]] or [Path("/dev/shm"), Path("/var/tmp")]  # noqa: S108
+    size_bytes = int(float(os.environ.get("GIB", "2")) * (1 << 30))
+    found = [measure(folder, size_bytes) for folder in folders]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        document = {"title": "streaming import", "machine": describe_machine(), "folders": found}
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
