@@ -40,6 +40,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
     CommandRow("tag", "tag:tag", "Let a tag point to a version from now on.", _KEEP),
     CommandRow("yank", "yank:yank", "Say that nobody should choose a version anew.", _KEEP),
+    CommandRow("doctor", "doctor:doctor", "Find what is wrong with the store, and put it right.", _KEEP),
     CommandRow("gc", "gc:gc", "Put away what nothing in the store needs.", _KEEP),
     CommandRow("push", "transfer:push", "Copy a version to a remote.", _SHARE),
     CommandRow("pull", "transfer:pull", "Copy versions from remotes.", _SHARE),

@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 _WHERE: Final = "WHERE namespace = ? AND name = ? AND version = ?"
 _WORDS: Final = ", ".join(SEARCHED_COLUMNS)
+_ROW_COLUMNS: Final = (*COLUMNS, "sort_key", "description")
+_ALL_ROWS: Final = f"SELECT rowid AS place, {', '.join(_ROW_COLUMNS)} FROM versions"  # noqa: S608
 _DELETE: Final = f"DELETE FROM versions {_WHERE}"  # noqa: S608 - both parts are written above
 _ADD_WORDS: Final = (
     f"INSERT INTO versions_fts (rowid, {_WORDS}) SELECT rowid, {_WORDS} FROM versions {_WHERE}"  # noqa: S608
@@ -90,6 +92,31 @@ def rebuild_index(store: Store) -> None:
             _build_anew(store, change)
         except sqlite3.Error as error:
             raise StoreError(f"cannot write {str(store.layout.index)!r}: {error}") from error
+
+
+def is_index_equal(store: Store) -> bool:
+    """Returns whether the index says exactly what the files say, and its words can be searched."""
+    try:
+        with contextlib.closing(connect_current(store.layout)) as connection:
+            connection.execute("PRAGMA quick_check(1)")
+            connection.row_factory = sqlite3.Row
+            rows = {tuple(row)[1:]: row["place"] for row in connection.execute(_ALL_ROWS)}
+            files = {
+                tuple(row)
+                for row in connection.execute("SELECT place, path, digest, tensor_digest FROM files")
+            }
+            words = connection.execute("SELECT count(*) FROM versions_fts_docsize").fetchone()[0]
+    except (IndexBehindError, sqlite3.Error):
+        return False
+    expected_files: set[tuple[Any, ...]] = set()
+    count = 0
+    for entry in iter_entries(store.layout):
+        place = rows.get(tuple(entry.row[column] for column in _ROW_COLUMNS))
+        if place is None:
+            return False
+        expected_files |= {(place, *file.values()) for file in entry.files}
+        count += 1
+    return count == len(rows) == words and files == expected_files
 
 
 def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -239,7 +266,7 @@ def iter_entries(layout: Layout) -> Iterator[Entry]:
 
 
 def _read_entry(layout: Layout, name: ConceptName, version: Version) -> Entry | None:
-    """The bytes have the digest of what was checked when it was published, so they are not checked against all rules."""
+    """The bytes have the digest of what was checked when it was published; they are not held to all rules again."""
     try:
         ref = read_version(layout, name, version)
         if ref is None:

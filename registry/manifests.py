@@ -76,9 +76,14 @@ def add_manifest(layout: Layout, data: bytes) -> Digest:
     if read_small_file(path, MAX_DOCUMENT_BYTES) == data:
         return digest
     if not write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE):
-        move_file(path, layout.quarantined(digest))
+        quarantine_manifest(layout, digest)
         write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE)
     return digest
+
+
+def quarantine_manifest(layout: Layout, digest: Digest) -> None:
+    """Moves a damaged manifest out of the way. Raises StoreError."""
+    move_file(layout.manifest(digest), layout.quarantined(digest))
 
 
 def iter_places(manifest: Manifest) -> Iterator[tuple[str, File]]:

@@ -189,6 +189,12 @@ class Layout:
         return self.root / "locks" / "refs.lock"
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders right below the root that hold contents; others must not be able to write there."""
+        below = (self.blobs, self.manifests, self.records, self.temporaries, self.partials, self.refs, self.roots)
+        return (*below, self.leases, self.trash, self.blobs.parent, self.manifests.parent)
+
+    @property
     def collection_lock(self) -> Path:
         """The lock held while garbage is collected."""
         return self.root / "locks" / "collection.lock"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from conceptry.digests import Digest
     from conceptry.manifest import Manifest
     from conceptry.registry.collection import Collected
+    from conceptry.registry.doctor import Diagnosis
     from conceptry.registry.protocol import Remote, RemoteConcept
     from conceptry.registry.publish import Published
     from conceptry.registry.pulling import Pulled, PullOptions
@@ -180,6 +181,32 @@ class Registry:
             raise UsageError(f"{wanted} names no version", hint="write remote::namespace/name@1.2.3")
         self.open_remote(wanted.remote).yank(wanted.concept, wanted.version, reason)
         return wanted
+
+    def examine(
+        self, *, dry_run: bool = False, on_event: OnEvent = ignore_event
+    ) -> tuple[Diagnosis, ...]:
+        """Returns everything that was wrong with the store, and what was done about it; see ``registry/doctor.py``.
+
+        Bytes that are missing come back from the trash or from the remotes that are configured.
+        """
+        from conceptry.registry.doctor import examine_store
+
+        return examine_store(self.store, fetch=self._fetch, dry_run=dry_run, on_event=on_event)
+
+    def _fetch(self, version: Resolved) -> bool:
+        """Puts a version back from the first remote that has it with the same digest; what fails is asked no more."""
+        from conceptry.errors import ConceptryError
+
+        name, number = version.reference.concept, version.reference.version
+        for remote in self.remotes() if number else ():
+            try:
+                if number is None or self.open_remote(remote).read_version(name, number) != version.digest:
+                    continue
+                self.pull(Reference(name, number, remote))
+            except ConceptryError:
+                continue
+            return True
+        return False
 
     def collect_garbage(self, *, grace_seconds: float | None = None, dry_run: bool = False) -> Collected:
         """Returns what nothing needs and nobody touched for the grace period, which is in the trash now.

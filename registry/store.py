@@ -57,6 +57,12 @@ class Store:
         """Whether anything was ever written here."""
         return is_file(self.layout.marker)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether its owner lets other users write here. Raises StoreError."""
+        marker = _read_marker(self.layout)
+        return marker is not None and marker.get("shared") is True
+
     def prepare_for_writing(self) -> None:
         """Makes the folder (for this user only) and its marker where they are missing. Raises StoreError."""
         if self.exists:

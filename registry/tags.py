@@ -6,6 +6,7 @@ moving a tag is a compare-and-swap without a lock, and the moves are the tag's h
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError
 from conceptry.names import LATEST, ConceptName, Tag, Version, parse_tag, parse_version
-from conceptry.registry.files import BLOB_MODE, names_in, read_small_file, write_file
+from conceptry.registry.files import BLOB_MODE, move_file, names_in, read_small_file, write_file
 from conceptry.registry.paths import Layout
-from conceptry.registry.refs import Resolved, parse_names
+from conceptry.registry.refs import Resolved, parse_names, read_version
 
 _LIMIT_BYTES: Final = 256
 # Moves of the first format have no time.
@@ -72,6 +73,22 @@ def move_tag(
             hint="look at it again, then repeat the command if it should still move",
         )
     return TagMove(number, version, to.digest, moved)
+
+
+def drop_damaged_moves(layout: Layout, name: ConceptName, tag: Tag) -> TagMove | None:
+    """Returns where a tag points once its last moves that are damaged or lead nowhere are in the trash.
+
+    Raises:
+        StoreError: if the store cannot be written.
+    """
+    for number in reversed(_list_moves(layout, name, tag)):
+        with contextlib.suppress(IntegrityError):
+            move = _read_move(layout, name, tag, number)
+            if read_version(layout, name, move.version) is not None:
+                return move
+        path = layout.tag_move(name, tag, number)
+        move_file(path, layout.quarantined(Digest.of_bytes(read_small_file(path, _LIMIT_BYTES) or b"")))
+    return None
 
 
 def list_tags(layout: Layout, name: ConceptName) -> tuple[Tag, ...]:

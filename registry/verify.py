@@ -39,9 +39,19 @@ class Finding:
     place: str | None = None
     """Where in the manifest (``builds[0].parts[0].files[2]``)."""
 
+    digest: Digest | None = None
+    """What the bytes of the blob should have."""
+
+    tag: tuple[ConceptName, Tag] | None = None
+    """The tag whose last move is damaged, or leads nowhere."""
+
 
 def verify_store(
-    store: Store, only: Reference | None = None, *, on_event: OnEvent = ignore_event
+    store: Store,
+    only: Reference | None = None,
+    *,
+    repair_index: bool = True,
+    on_event: OnEvent = ignore_event,
 ) -> tuple[Finding, ...]:
     """Returns everything that is wrong, in order of name; see ``Registry.verify``. Only the index is repaired."""
     layout = store.layout
@@ -55,7 +65,7 @@ def verify_store(
         findings += _check_tags(layout)
         findings += _check_strays(layout, manifests)
         with contextlib.suppress(StoreError):
-            if store.exists:
+            if store.exists and repair_index:
                 rebuild_index(store)
     return tuple(findings)
 
@@ -144,6 +154,7 @@ def _describe_member(layout: Layout, reference: Reference, place: str, file: Fil
         reference=reference,
         file=file.path,
         place=place,
+        digest=file.sha256,
     )
 
 
@@ -160,11 +171,11 @@ def _check_tag(layout: Layout, name: ConceptName, tag: Tag) -> Finding | None:
     try:
         move = read_tag(layout, name, tag)
     except IntegrityError as error:
-        return Finding(fault="tag", path=path, message=error.message)
+        return Finding(fault="tag", path=path, message=error.message, tag=(name, tag))
     if move is None or read_version(layout, name, move.version) is not None:
         return None
     message = f"the tag {name}:{tag} points to {move.version}, which is not here"
-    return Finding(fault="tag", path=path, message=message)
+    return Finding(fault="tag", path=path, message=message, tag=(name, tag))
 
 
 def _check_strays(layout: Layout, manifests: dict[Reference, Manifest]) -> Iterator[Finding]:
@@ -185,5 +196,8 @@ def _check_strays(layout: Layout, manifests: dict[Reference, Manifest]) -> Itera
         if found != digest:
             path = layout.describe(layout.blob(digest))
             yield Finding(
-                fault="stray", path=path, message=f"a blob that no version names has digest {found}"
+                fault="stray",
+                path=path,
+                message=f"a blob that no version names has digest {found}",
+                digest=digest,
             )
