@@ -6,97 +6,81 @@ manifest is parsed once, here; everything behind works with these frozen models.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainSerializer,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from conceptry.bases import FAMILY_BY_ID, BaseIdentity, ComponentName, FamilyId, Fingerprint
 from conceptry.digests import Digest, canonical_json
-from conceptry.documents import MAX_INTEGER, MAX_STRING_CHARS, load_strict_json
-from conceptry.errors import ConceptryError, InvalidManifestError
-from conceptry.names import (
-    ConceptName,
-    Placeholder,
-    Requirement,
-    Version,
-    parse_placeholder,
-    parse_version,
+from conceptry.documents import load_strict_json
+from conceptry.errors import InvalidManifestError
+from conceptry.fields import (
+    AS_TEXT,
+    TEXT_SCHEMA,
+    Count,
+    DigestText,
+    MemberPath,
+    Model,
+    NameText,
+    Number,
+    PlaceholderText,
+    RequirementText,
+    ShortText,
+    Text,
+    VersionText,
+    check_member_path,
+    parsed_by,
 )
+from conceptry.methods import (
+    EmbeddingMethod,
+    FullMethod,
+    Gate,
+    LoraMethod,
+    Method,
+    RankOneMethod,
+)
+
+__all__ = [
+    "AS_TEXT",
+    "MAX_FILES",
+    "SCHEMA_VERSION",
+    "TEXT_SCHEMA",
+    "Base",
+    "Build",
+    "EmbeddingMethod",
+    "File",
+    "FingerprintModel",
+    "FullMethod",
+    "Gate",
+    "License",
+    "LoraMethod",
+    "Manifest",
+    "Method",
+    "Metric",
+    "Model",
+    "NameText",
+    "Number",
+    "Part",
+    "Permission",
+    "Permissions",
+    "PlaceholderText",
+    "Provenance",
+    "RankOneMethod",
+    "Rights",
+    "ShortText",
+    "Text",
+    "Token",
+    "TrainingProvenance",
+    "Usage",
+    "VersionText",
+    "check_member_path",
+    "parse_manifest",
+    "parsed_by",
+]
 
 SCHEMA_VERSION: Final = 1
 MAX_FILES: Final = 1024
-
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
-_DEVICES: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
-
-
-def check_member_path(path: str) -> str:
-    """Returns ``path`` if it is a safe relative name on every platform (``unet/lora.safetensors``).
-
-    Raises:
-        ValueError: for anything that could leave the folder or that Windows or POSIX would read differently.
-    """
-    segments = path.split("/")
-    ok = len(path) <= 255 and len(segments) <= 4
-    if not ok or not all(_SEGMENT.fullmatch(part) and not _DEVICES.fullmatch(part) for part in segments):
-        raise ValueError(f"not a file name that is safe everywhere: {path[:80]!r}")
-    return path
-
-
-def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Returns the validator that reads a value from its text with ``parse``."""
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return parse(value)
-        except ConceptryError as error:
-            raise ValueError(error.message) from error
-
-    return BeforeValidator(read)
-
-
-AS_TEXT: Final = PlainSerializer(str, return_type=str)
-TEXT_SCHEMA: Final = WithJsonSchema({"type": "string", "maxLength": 300})
-_DIGEST_SCHEMA: Final = WithJsonSchema({"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"})
-Text = Annotated[str, Field(max_length=MAX_STRING_CHARS)]
-ShortText = Annotated[str, Field(min_length=1, max_length=200)]
-DigestText = Annotated[Digest, parsed_by(Digest.parse), AS_TEXT, _DIGEST_SCHEMA]
-NameText = Annotated[ConceptName, parsed_by(ConceptName.parse), AS_TEXT, TEXT_SCHEMA]
-VersionText = Annotated[Version, parsed_by(parse_version), AS_TEXT, TEXT_SCHEMA]
-RequirementText = Annotated[Requirement, parsed_by(Requirement.parse), AS_TEXT, TEXT_SCHEMA]
-PlaceholderText = Annotated[Placeholder, Field(max_length=64), parsed_by(parse_placeholder)]
-MemberPath = Annotated[str, AfterValidator(check_member_path)]
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-MAX_INTEGER, le=MAX_INTEGER)]
-
-
-class Model(BaseModel):
-    """Base of all parts of the manifest: frozen, closed, digests and names as types."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        arbitrary_types_allowed=True,
-        populate_by_name=True,
-        ser_json_inf_nan="strings",
-    )
-
 
 # --- who, and under which terms ------------------------------------------------------------------------------------
 
@@ -162,58 +146,6 @@ class File(Model):
     size: Count
     sha256: DigestText
     tensor_sha256: DigestText | None = None
-
-
-class EmbeddingMethod(Model):
-    """Rows of the token embedding; ``layers`` names the cross-attention layers of the per-layer variant."""
-
-    kind: Literal["embedding"] = "embedding"
-    components: tuple[ShortText, ...]
-    layers: tuple[ShortText, ...] | None = None
-
-
-class Gate(Model):
-    """Bias (beta) and temperature (tau) of the sigmoid gate of Perfusion."""
-
-    bias: Number
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class RankOneMethod(Model):
-    """Perfusion: value targets per layer, keys locked to the superclass; packages compose if covariances are equal."""
-
-    kind: Literal["rank_one"] = "rank_one"
-    layers: tuple[ShortText, ...]
-    superclass: ShortText
-    key_lock: Literal["local", "global"] = "local"
-    train_gate: Gate
-    gate: Gate
-    covariance: DigestText
-
-
-class LoraMethod(Model):
-    """Low-rank deltas; the file holds ``alpha`` for each module and its effective scale is alpha / rank."""
-
-    kind: Literal["lora"] = "lora"
-    variant: Literal["lora", "locon", "loha", "lokr", "dora"] = "lora"
-    rank: Positive
-    modules: Positive
-    scale: Number | None = None
-    """Effective scale where all modules share it; None where it differs, then the file says."""
-
-    scale_rule: Literal["alpha/rank", "alpha/sqrt(rank)", "one"] = "alpha/rank"
-
-
-class FullMethod(Model):
-    """New values of the tensors that differ from the base, one file a component."""
-
-    kind: Literal["full"] = "full"
-    components: tuple[ShortText, ...]
-    changed_tensors: Positive
-    total_tensors: Positive
-
-
-Method = Annotated[EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod, Field(discriminator="kind")]
 
 
 class Part(Model):

@@ -292,7 +292,7 @@ def _match(items: tuple[tuple[str, Shape], ...]) -> Match:
         raise _explain_parts(shapes)
     failure: InvalidFileError | None = None
     for row, form in rows:
-        patterns = {part: (form.required | form.optional)[part] for part in shapes}
+        patterns = {part: {**form.required, **form.optional}[part] for part in shapes}
         try:
             sizes = match_shapes(patterns, shapes, outputs=form.outputs)
         except InvalidFileError as error:
