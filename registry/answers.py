@@ -34,6 +34,16 @@ class Answer:
     """Where it came from in the end."""
 
 
+class UnauthorizedError(RemoteError):
+    """Raised when a remote asks who is there; ``challenge`` says how it wants to be told."""
+
+    def __init__(self, url: str, challenge: str) -> None:
+        super().__init__(
+            f"{describe_url(url)} asks who you are (401)", hint="log in to that remote, then repeat"
+        )
+        self.challenge = challenge
+
+
 @dataclass(frozen=True, slots=True)
 class ContentRange:
     """The bytes that a partial answer says it has; ``total`` is None where it does not know."""
@@ -159,8 +169,6 @@ def explain_status(url: str, status: int) -> NotFoundError | RemoteError:
     place = describe_url(url)
     if status in MISSING:
         return NotFoundError(f"{place} is not there", hint="check the name and the remote's address")
-    if status == 401:
-        return RemoteError(f"{place} asks who you are (401)", hint="log in to that remote, then repeat")
     if status == 403:
         return RemoteError(
             f"{place} refuses access (403)",

@@ -24,6 +24,7 @@ from conceptry.registry.answers import (
     REDIRECTS,
     RETRIED,
     Answer,
+    UnauthorizedError,
     describe_url,
     explain_status,
     find_host,
@@ -438,6 +439,8 @@ def _iter_body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 def _check_status(response: urllib3.BaseHTTPResponse, place: str, accept: frozenset[int]) -> None:
     if response.status in accept:
         return
+    if response.status == 401:
+        raise UnauthorizedError(place, response.headers.get("www-authenticate", ""))
     error = explain_status(place, response.status)
     if response.status in RETRIED:
         raise _Retry(error, read_retry_after(_lower(response)))

@@ -40,6 +40,18 @@ def _open_site(uri: str) -> Remote:
     return StaticRemote.open(uri)
 
 
+def _check_registry(uri: str) -> object:
+    from conceptry.registry.oci_layout import OciAddress
+
+    return OciAddress.parse(uri)
+
+
+def _open_registry(uri: str) -> Remote:
+    from conceptry.registry.oci import OciRemote
+
+    return OciRemote.open(uri)
+
+
 REMOTES: Final[tuple[RemoteKind, ...]] = (
     RemoteKind(
         scheme="file",
@@ -68,6 +80,20 @@ REMOTES: Final[tuple[RemoteKind, ...]] = (
         example="http://studio.local/concepts",
         check=check_address,
         open=_open_site,
+    ),
+    RemoteKind(
+        scheme="oci",
+        title="a registry of containers: one repository a concept",
+        example="oci://ghcr.io/me/concepts",
+        check=_check_registry,
+        open=_open_registry,
+    ),
+    RemoteKind(
+        scheme="oci+http",
+        title="the same without encryption, as on this machine",
+        example="oci+http://localhost:5000/concepts",
+        check=_check_registry,
+        open=_open_registry,
     ),
 )
 
