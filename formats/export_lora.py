@@ -29,6 +29,8 @@ _PROJECTING: Final = frozenset({"sd3"})
 def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
     """Returns one file with the numbers of each module beside its tensors: LyCORIS, A1111 and ComfyUI read this."""
     prepared = _prepare(request, spelling)
+    if prepared.losses and not request.lossy:
+        return Written(files=(), losses=prepared.losses)
     speller = make_speller(spelling, request.family, prepared.modules)
     suffixes = load_table("written_suffixes")["lycoris"]
     tensors: dict[str, RawTensor] = {}
@@ -46,6 +48,8 @@ def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
 def write_diffusers(request: WriteRequest) -> Written:
     """Returns one file whose ranks and alphas are in its metadata, as diffusers 0.35 and later save and read it."""
     prepared = _prepare(request, "diffusers")
+    if prepared.losses and not request.lossy:
+        return Written(files=(), losses=prepared.losses)
     speller = make_speller("diffusers", request.family, prepared.modules)
     tensors: dict[str, RawTensor] = {}
     settings: dict[str, Any] = {}
@@ -66,6 +70,8 @@ def write_diffusers(request: WriteRequest) -> Written:
 def write_peft(request: WriteRequest) -> Written:
     """Returns PEFT's two files, in a folder for each network where there are several."""
     prepared = _prepare(request, "peft")
+    if prepared.losses and not request.lossy:
+        return Written(files=(), losses=prepared.losses)
     speller = make_speller("peft", request.family, prepared.modules)
     groups = _group(prepared.modules)
     files: list[OutputFile] = []

@@ -53,7 +53,7 @@ def prepare_modules(program: str, modules: Mapping[str, LoraModule], family: str
             zero = made.module.numbers.get("alpha") == 0
             kept[name] = _clear(made.module) if zero else made.module
             cleared += zero
-    if not kept:
+    if not kept and not losses:
         raise IncompatibleError(f"nothing is left that {program} reads", where=next(iter(modules), None))
     notes = []
     if rounded:
@@ -79,17 +79,18 @@ def _prepare(program: str, name: str, module: LoraModule, family: str, lossy: bo
         part for part in module.parts if part in row["lacks"] and module.algorithm not in keeps.get(part, ())
     }
     needed = row.get("needs", {}).get(module.algorithm, ())
+    title = ALGORITHM_BY_ID[module.algorithm].title
     readable = module.algorithm in row["algorithms"] and all(part in module.parts for part in needed)
     if readable and not lacking:
         return _fold_scale(name, module)
-    if lacking and readable and lacking <= _BIASES and len(lacking) < len(module.parts):
+    if "core" in lacking and module.algorithm in row["algorithms"]:
+        return replace(_prepare(program, name, _contract(module), family, lossy), rounded=True)
+    if readable and lacking <= _BIASES:
         rest = {part: tensor for part, tensor in module.parts.items() if part not in lacking}
-        loss = Loss(name, 1.0, f"{program} reads no bias here; the error is that of the bias")
-        return _Made(replace(module, parts=rest), (loss,))
-    if "core" in lacking and lacking == {"core"} and module.algorithm in row["algorithms"]:
-        return _Made(_contract(module), rounded=True)
+        return _Made(
+            replace(module, parts=rest), (Loss(name, 1.0, f"{program} reads no bias beside {title}"),)
+        )
     if not ALGORITHM_BY_ID[module.algorithm].additive:
-        title = ALGORITHM_BY_ID[module.algorithm].title
         raise IncompatibleError(
             f"{program} cannot hold {title}{_name_parts(lacking)}, whose effect depends on the base's weight",
             where=name,
