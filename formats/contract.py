@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from conceptry.bases import FamilyId
 from conceptry.formats.embedding import EmbeddingContents
@@ -17,7 +16,6 @@ from conceptry.kinds import KindId
 from conceptry.names import Placeholder
 
 Contents = EmbeddingContents | RankOneContents | LoraContents | FullContents
-ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +24,9 @@ class Detection:
 
     roles: Mapping[str, str]
     """Tensor name -> its role in words; what is missing here is unexplained."""
+
+    claims: int = 0
+    """How many tensors have names of this row, sound or not: what decides where nothing is explained."""
 
     confidence: float
     """0 to 1, that kind, dialect and family are right."""
@@ -79,7 +80,6 @@ class Reading:
 
     contents: tuple[Contents, ...]
     notes: tuple[str, ...] = ()
-    scale_rule: ScaleRule = "alpha/rank"
     words: tuple[str, ...] = ()
     """The words of the rows as the file itself spells them."""
 

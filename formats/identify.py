@@ -130,13 +130,17 @@ def find_format(header: Header) -> tuple[Format, Detection] | None:
     best: tuple[Format, Detection] | None = None
     for row in FORMATS:
         detection = row.detect(header)
-        if detection is None or not detection.roles:
+        if detection is None or not (detection.roles or detection.claims):
             continue
         if len(detection.roles) == len(header.tensors):
             return row, detection
-        if best is None or len(detection.roles) > len(best[1].roles):
+        if best is None or _rank(detection) > _rank(best[1]):
             best = (row, detection)
     return best
+
+
+def _rank(detection: Detection) -> tuple[int, int]:
+    return len(detection.roles), detection.claims
 
 
 def _make_unknown(header: Header) -> Identification:

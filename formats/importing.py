@@ -14,10 +14,11 @@ from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write
 from conceptry.formats.full import FullContents, name_full_file, write_full
 from conceptry.formats.import_plans import ImportPlan, ImportSettings, plan_import, refuse_invalid
 from conceptry.formats.lora import LORA_NAME, LoraContents, write_lora
+from conceptry.formats.lora_methods import describe_modules
 from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
 from conceptry.kinds import KindId
-from conceptry.manifest import Build, EmbeddingMethod, FullMethod, LoraMethod, Manifest, Part, Provenance
+from conceptry.manifest import Build, EmbeddingMethod, FullMethod, Manifest, Part, Provenance
 
 IMPORT_EXTENSION: Final = "conceptry.import"
 LAYERED_NAME: Final = "embedding_layers.safetensors"
@@ -116,7 +117,7 @@ def _write_lora(plan: ImportPlan, contents: LoraContents, folder: Path) -> Part:
     path = folder / LORA_NAME
     written = write_lora(path, contents, _make_metadata(plan, "lora"))
     return Part(
-        kind="lora", method=_describe_lora(contents, plan), files=(describe_file(path, written=written),)
+        kind="lora", method=describe_modules(contents.modules), files=(describe_file(path, written=written),)
     )
 
 
@@ -142,19 +143,3 @@ def _write_full(plan: ImportPlan, contents: Sequence[FullContents], folder: Path
         total_tensors=plan.reading.total_tensors or changed,
     )
     return Part(kind="full", method=method, files=tuple(files))
-
-
-def _describe_lora(contents: LoraContents, plan: ImportPlan) -> LoraMethod:
-    modules = contents.modules.values()
-    scales = {module.scale for module in modules}
-    rules = {module.rule for module in modules}
-    algorithms = {module.algorithm for module in modules}
-    return LoraMethod.model_validate(
-        {
-            "variant": algorithms.pop() if len(algorithms) == 1 else "locon",
-            "rank": max(1, *(module.rank for module in modules)),
-            "modules": len(contents.modules),
-            "scale": scales.pop() if len(scales) == 1 else None,
-            "scale_rule": rules.pop() if len(rules) == 1 else "alpha/rank",
-        }
-    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from conceptry.bases import ComponentName, FamilyId, find_family
 from conceptry.formats.data_files import load_table
@@ -22,9 +22,14 @@ from conceptry.formats.module_names import (
 from conceptry.formats.module_shapes import measure_module
 
 _CLIP_G_WIDTH: Final = 1280
+_SECOND: Final = ComponentName("text_encoder_2")
 _T5: Final = "t5"
 _T5_WIDTH: Final = 4096
 _OLD_PROCESSOR: Final = "processor."
+# LyCORIS calls the vector of IA3 plainly "weight"; the side that it is for lies beside it.
+_PLAIN: Final = ".weight"
+_SIDE: Final = ".on_input"
+_IA3: Final = ".ia3_weight"
 _SUFFIX_START: Final = re.compile(r"\.|_lora\.")
 _SUFFIX_PARTS: Final = 4
 
@@ -55,8 +60,7 @@ class Dialect:
         return name
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One tensor name taken apart. ``path`` is dotted and as written, ``canonical`` as published folders write it."""
 
     tensor: str
@@ -65,12 +69,9 @@ class Key:
     component: ComponentName
     path: str
     layout: Layout
-    canonical: str | None = None
-
-    @property
-    def module(self) -> str:
-        """``{component}.{module path}``, canonical where that is known."""
-        return f"{self.component}.{self.canonical or self.path}"
+    canonical: str | None
+    module: str
+    """``{component}.{module path}``, canonical where that is known."""
 
 
 @functools.cache
@@ -112,14 +113,19 @@ def split_suffix(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def parse_key(name: str, dialect: Dialect) -> Key | None:
-    """Returns the parts of a tensor name, or None where it is not of this dialect or its module is unknown."""
-    if dialect.ends is not None and not dialect.ends.search(name):
-        return None
-    parts = split_suffix(dialect.rewrite(name))
-    if parts is None:
-        return None
-    stem, algorithm, part = parts
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What stands before the suffix: the component and the path of a module, as written."""
+
+    component: ComponentName
+    path: str
+    layout: Layout
+
+
+@functools.lru_cache(maxsize=65_536)
+def _parse_stem(stem: str, dialect_id: str) -> _Module | None:
+    """Returns the module that a stem names, or None where it is not of the dialect or of no known network."""
+    dialect = list_dialects()[dialect_id]
     row = next((row for row in dialect.prefixes if stem.startswith(row[0])), None)
     if row is None:
         return None
@@ -129,7 +135,7 @@ def parse_key(name: str, dialect: Dialect) -> Key | None:
     if layout is None or not _belongs(component, layout):
         return None
     owner = layout.component if component in ("denoiser", "any") else ComponentName(component)
-    return Key(name, algorithm, part, owner, path, layout)
+    return _Module(owner, path, layout)
 
 
 def _belongs(component: str, layout: Layout) -> bool:
@@ -147,66 +153,90 @@ def _drop_processor(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """All names of a file that a dialect explains, by module, and the family they speak for."""
+    """All names of a file that a dialect explains, by tensor and by module, and the family they speak for."""
 
     keys: Mapping[str, Key]
-    verdict: Verdict
-    blocks: str | None
+    modules: Mapping[str, Mapping[str, Key]]
+    """Module -> part -> key."""
 
-    @property
-    def modules(self) -> Mapping[str, Mapping[str, Key]]:
-        """Module -> part -> key."""
-        found: dict[str, dict[str, Key]] = {}
-        for key in self.keys.values():
-            found.setdefault(key.module, {})[key.part] = key
-        return found
+    verdict: Verdict
+
+
+_Parsed = dict[_Module, dict[str, tuple[str, str]]]
+"""Module -> part -> (tensor, algorithm)."""
+
+_NOTHING: Final = KeySet({}, {}, Verdict(None, 0.0, ()))
 
 
 def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None) -> KeySet:
     """Returns what ``dialect`` explains of a header; ``family``, where the caller knows it, settles block names."""
-    applies = dialect.applies(header)
-    parsed = [key for name in header.tensors if applies and (key := parse_key(name, dialect)) is not None]
-    parsed = _place_second_encoder(parsed, header, dialect)
-    verdict = judge_family(_list_seen(parsed, header), header.metadata) if parsed else Verdict(None, 0.0, ())
+    parsed = _collect(header, dialect) if dialect.applies(header) else {}
+    if not parsed:
+        return _NOTHING
+    second = _reads_second_encoder(parsed, header, dialect)
+    verdict = judge_family(_list_seen(parsed, header, second), header.metadata)
     settled = family or verdict.family
-    if any(key.component == _T5 for key in parsed):
-        parsed = _place_t5(parsed, settled)
-    paths = [key.path for key in parsed if key.layout.names == "ldm"]
+    paths = [module.path for module in parsed if module.layout.names == "ldm"]
     blocks = choose_ldm_blocks(paths, settled) if paths else None
-    keys: dict[tuple[str, str], Key] = {}
-    for key in parsed:
-        canonical = spell_canonical(key.path, key.layout, blocks)
-        if canonical or not (key.layout.names == "ldm" and blocks):
-            spelled = replace(key, canonical=canonical)
+    keys: dict[str, Key] = {}
+    modules: dict[str, dict[str, Key]] = {}
+    for module, parts in parsed.items():
+        canonical = spell_canonical(module.path, module.layout, blocks)
+        if not canonical and module.layout.names == "ldm" and blocks:
+            continue
+        component = _settle_component(module, settled, second)
+        name = f"{component}.{canonical or module.path}"
+        mine = modules.setdefault(name, {})
+        for part, (tensor, algorithm) in parts.items():
             # A file with two spellings of one module: the second one stays unexplained.
-            keys.setdefault((spelled.module, spelled.part), spelled)
-    return KeySet({key.tensor: key for key in keys.values()}, verdict, blocks)
+            if part not in mine:
+                key = Key(tensor, algorithm, part, component, module.path, module.layout, canonical, name)
+                mine[part] = keys[tensor] = key
+    return KeySet(keys, modules, verdict)
 
 
-def _list_seen(parsed: Iterable[Key], header: Header) -> list[Seen]:
-    modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key in parsed:
-        modules.setdefault(f"{key.component}.{key.path}", {})[key.part] = header.tensors[key.tensor].shape
-    return [Seen(path, *measure_module(shapes)) for path, shapes in modules.items()]
+def _collect(header: Header, dialect: Dialect) -> _Parsed:
+    prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
+    parsed: _Parsed = {}
+    for name in header.tensors:
+        spelled = dialect.rewrite(name) if dialect.rewrites else name
+        if spelled.endswith(_PLAIN) and spelled.removesuffix(_PLAIN) + _SIDE in header.tensors:
+            spelled = spelled.removesuffix(_PLAIN) + _IA3
+        if not spelled.startswith(prefixes) or (dialect.ends and not dialect.ends.search(name)):
+            continue
+        parts = split_suffix(spelled)
+        module = _parse_stem(parts[0], dialect.id) if parts else None
+        if parts is not None and module is not None:
+            parsed.setdefault(module, {}).setdefault(parts[2], (name, parts[1]))
+    return parsed
 
 
-def _place_second_encoder(parsed: list[Key], header: Header, dialect: Dialect) -> list[Key]:
+def _list_seen(parsed: _Parsed, header: Header, second: bool) -> list[Seen]:
+    tensors = header.tensors
+    return [
+        Seen(
+            f"{_SECOND if second and module.component == 'text_encoder' else module.component}.{module.path}",
+            *measure_module({part: tensors[name].shape for part, (name, _) in parts.items()}),
+        )
+        for module, parts in parsed.items()
+    ]
+
+
+def _reads_second_encoder(parsed: _Parsed, header: Header, dialect: Dialect) -> bool:
     """Where a prefix does not say which text encoder is meant, a width of 1280 does."""
     if all(component != "any" for _, component in dialect.prefixes):
-        return parsed
-    wide = any(
-        header.tensors[key.tensor].shape[-1:] == (_CLIP_G_WIDTH,)
-        for key in parsed
-        if key.component == "text_encoder" and key.part == "down"
+        return False
+    shapes = (
+        header.tensors[parts["down"][0]].shape
+        for module, parts in parsed.items()
+        if module.component == "text_encoder" and "down" in parts
     )
-    if not wide:
-        return parsed
-    second = ComponentName("text_encoder_2")
-    return [replace(key, component=second) if key.component == "text_encoder" else key for key in parsed]
+    return any(shape[-1:] == (_CLIP_G_WIDTH,) for shape in shapes)
 
 
-def _place_t5(parsed: list[Key], family: FamilyId | None) -> list[Key]:
-    """Which text encoder of the family reads T5: the second in Flux, the third in SD3."""
-    encoders = find_family(family).text_encoders if family else ()
-    place = next((name for name, width in encoders if width == _T5_WIDTH), ComponentName("text_encoder_3"))
-    return [replace(key, component=place) if key.component == _T5 else key for key in parsed]
+def _settle_component(module: _Module, family: FamilyId | None, second: bool) -> ComponentName:
+    if module.component == _T5:
+        # The second text encoder of Flux reads T5, the third of SD3.
+        encoders = find_family(family).text_encoders if family else ()
+        return next((name for name, width in encoders if width == _T5_WIDTH), ComponentName("text_encoder_3"))
+    return _SECOND if second and module.component == "text_encoder" else module.component

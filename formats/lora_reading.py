@@ -89,7 +89,7 @@ def _settle_magnitude(part: str, shape: Shape, plain: Match) -> tuple[str, Shape
     if part == "magnitude_vector":
         return "magnitude_out", shape if len(shape) == 1 else (size, *(1 for _ in shape[1:]))
     if len(shape) > 1:
-        return ("magnitude_out" if shape[0] == outputs else "magnitude_in"), shape
+        return ("magnitude_out" if shape[0] == outputs and size == outputs else "magnitude_in"), shape
     if size == outputs == inputs or size not in (outputs, inputs):
         raise InvalidFileError(f"its shape {list(shape)} does not tell the axis that it is for", where=part)
     return ("magnitude_out", shape) if size == outputs else ("magnitude_in", (1, size))

@@ -42,12 +42,10 @@ def merge_readings(readings: Sequence[tuple[str, Reading]]) -> Reading:
     merged = [EmbeddingContents(rows=rows, layers=layers) for layers, rows in embeddings.items()]
     for one in merged:
         check_embedding(one)
-    first = readings[0][1]
     totals = [reading.total_tensors for _, reading in readings if reading.total_tensors]
     return Reading(
         contents=(*others, *merged),
         notes=tuple(dict.fromkeys(note for _, reading in readings for note in reading.notes)),
-        scale_rule=first.scale_rule,
         words=tuple(dict.fromkeys(word for _, reading in readings for word in reading.words)),
         total_tensors=sum(totals) or None,
     )

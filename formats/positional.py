@@ -102,13 +102,14 @@ def read_positional(request: ReadRequest) -> Reading:
                 down=tensors[parts["down"]],
                 up=tensors[parts["up"]],
                 alpha=float(tensors[parts["down"]].shape[0]),
+                rule="one",
             )
             for name, parts in modules.items()
         }
     )
     check_lora(contents)
     note = "positions were told by shapes; no alpha is stored, so every scale is 1, as its program applies it"
-    return Reading(contents=(contents, *companions.read(request)), notes=(note,), scale_rule="one")
+    return Reading(contents=(contents, *companions.read(request)), notes=(note,))
 
 
 # --- position -> module --------------------------------------------------------------------------------------------

@@ -347,7 +347,7 @@ def lora_of(modules: dict[str, Shape]) -> Any:
 REFUSALS: dict[str, tuple[Any, dict[str, Any], type[ConceptryError], str]] = {
     "NaN": (nan_kohya, {}, InvalidFileError, "NaN"),
     "a half": (half_kohya, {}, InvalidFileError, "other half"),
-    "DoRA": (other_algorithm, {}, InvalidFileError, "1 of 4 tensors"),
+    "a magnitude of no axis": (other_algorithm, {}, InvalidFileError, "axis"),
     "ranks": (ranks_that_differ, {}, InvalidFileError, "ranks"),
     "alpha of two numbers": (several_alphas, {}, InvalidFileError, "not one number"),
     "an unknown module": (
