@@ -35,6 +35,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("list", "browse:list_concepts", "List the concepts in the store.", _KEEP),
     CommandRow("search", "browse:search", "Find concepts by words.", _KEEP),
     CommandRow("show", "show:show", "Show all that is known of one concept.", _KEEP),
+    CommandRow("diff", "diff:diff", "Show what differs between two versions.", _KEEP),
     CommandRow("identify", "identify:identify", "Say what a file is, for which base, and why.", _KEEP),
     CommandRow("remove", "remove:remove", "Take a version out of the store.", _KEEP),
     CommandRow("verify", "verify:verify", "Read every byte again and name what is wrong.", _KEEP),
