@@ -56,6 +56,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("outdated", "audit:outdated", "Show which locked concepts have newer versions.", _PROJECT),
     CommandRow("audit", "audit:audit", "List what should be looked at before the concepts are used.", _PROJECT),
     CommandRow("bundle", "bundle:bundle", "Write the project and all it requires into one file.", _PROJECT),
+    CommandRow("view", "view:view", "Put concepts into the folders that another program reads.", _USE),
     CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),

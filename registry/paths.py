@@ -29,6 +29,7 @@ RECORD_FILE: Final = "train.json"
 PROJECT_FILE: Final = "concepts.toml"
 LOCK_FILE: Final = "concepts.lock"
 _MOVE_DIGITS: Final = 8
+_VIEW_PART: Final = re.compile(r"[^/\\\\:\x00-\x1f]{1,255}")
 _ENTRY: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,126}", re.ASCII)
 
 
@@ -434,3 +435,40 @@ class Layout:
 
 KEYS: Final = Layout(Path("/"))
 """The same layout without a folder: ``describe`` gives the keys that web servers and buckets are asked by."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLayout:
+    """The files of a view: a folder of another program, outside the store."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        """The file that says what views made here."""
+        return self.root / ".conceptry-view.json"
+
+    def temporary(self) -> Path:
+        """A new private name, on the same file system as the view."""
+        return self.root / f".conceptry-{own_mark()}-{_draw_name(8)}"
+
+    def concept_folder(self, kind_folder: str, name: ConceptName) -> Path:
+        """The folder of the files of one namespace, which the programs search too."""
+        return self.root / kind_folder / name.namespace
+
+    def stored_file(self, folder: Path, name: ConceptName, file: File, *, alone: bool) -> Path:
+        """Where a stored file is placed: under the concept's name, with its own where there are several."""
+        own = file.path.split("/")[-1]
+        stem, dot, suffix = own.rpartition(".")
+        return folder / (f"{name.name}.{suffix}" if alone and dot and stem else f"{name.name}-{own}")
+
+    def name(self, path: Path) -> str:
+        """Returns a file's name as seen from the view's folder."""
+        return path.relative_to(self.root).as_posix()
+
+    def file(self, name: str) -> Path:
+        """Returns the file of that name, which stays inside. Raises InvalidNameError."""
+        parts = name.split("/")
+        if not all(_VIEW_PART.fullmatch(part) and part.strip(".") for part in parts):
+            raise InvalidNameError(f"not a file of a view: {name[:80]!r}")
+        return self.root.joinpath(*parts)

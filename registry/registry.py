@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from conceptry.registry.transfer import Pushed
     from conceptry.registry.trash import Item
     from conceptry.registry.verify import Finding
+    from conceptry.registry.views import View
 
 T = TypeVar("T")
 ReferenceLike = Reference | str
@@ -207,6 +208,31 @@ class Registry:
                 continue
             return True
         return False
+
+    def make_view(
+        self,
+        references: Iterable[ReferenceLike],
+        *,
+        program: str,
+        folder: Path,
+        link: str | None = None,
+        lossy: bool = False,
+    ) -> View:
+        """Returns what changed in a folder that has exactly these concepts, as a program reads them.
+
+        ``link`` places stored files as they are (``copy``, ``hard``, ``symbolic``) instead of converting them.
+
+        Raises:
+            UsageError, IncompatibleError: if the program cannot read one of them.
+            ConflictError: if a file of somebody else is in the way.
+        """
+        from conceptry.errors import UsageError
+        from conceptry.registry.views import LINKS, ViewSettings, make_view
+
+        if link is not None and link not in LINKS:
+            raise UsageError(f"no way to place files is called {link[:80]!r}", hint=f"known: {', '.join(LINKS)}")
+        settings = ViewSettings(program=program, folder=folder, link=link, lossy=lossy)
+        return make_view([self.get(reference) for reference in references], settings)
 
     def collect_garbage(self, *, grace_seconds: float | None = None, dry_run: bool = False) -> Collected:
         """Returns what nothing needs and nobody touched for the grace period, which is in the trash now.
