@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from conceptry.errors import IncompatibleError
+from conceptry.formats.algorithms import ALGORITHM_BY_ID
 from conceptry.formats.data_files import load_table
 from conceptry.formats.export_contract import OutputFile, WriteRequest, Written
 from conceptry.formats.export_modules import Prepared, prepare_modules
@@ -20,6 +21,7 @@ DIFFUSERS_NAME: Final = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
+_PLAIN: Final = frozenset({"lora", "locon"})
 _MAGNITUDE: Final = "magnitude_out"
 # transformers 5 dropped ``text_model.`` from CLIPTextModel; the one with a projection, which SD3 has first, kept it.
 _FIRST_ENCODER: Final = "text_encoder"
@@ -42,7 +44,12 @@ def write_with_alphas(request: WriteRequest, *, spelling: str) -> Written:
         }
     metadata = {**request.metadata, **_describe_network(prepared.modules)}
     file = OutputFile(name=f"{request.stem}.safetensors", tensors=tensors, metadata=metadata)
-    return Written(files=(file,), warnings=prepared.notes, losses=prepared.losses)
+    warnings = prepared.notes
+    beyond = {module.algorithm for module in prepared.modules.values()} - _PLAIN
+    if beyond:
+        titles = ", ".join(sorted(ALGORITHM_BY_ID[id].title for id in beyond))
+        warnings = (*warnings, f"diffusers refuses {titles} in this file, or drops a part of it in silence")
+    return Written(files=(file,), warnings=warnings, losses=prepared.losses)
 
 
 def write_diffusers(request: WriteRequest) -> Written:
@@ -197,9 +204,7 @@ def _list_exceptions(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
 
 def _describe_network(modules: Mapping[str, LoraModule]) -> dict[str, str]:
     algorithms = sorted({module.algorithm for module in modules.values()})
-    plain = set(algorithms) <= {"lora", "locon"} and not any(
-        "core" in module.parts for module in modules.values()
-    )
+    plain = set(algorithms) <= _PLAIN and not any("core" in module.parts for module in modules.values())
     return {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": str(_find_commonest([module.rank for module in modules.values()])),

@@ -149,9 +149,7 @@ def _clear(module: LoraModule) -> LoraModule:
 def _approximate(program: str, name: str, module: LoraModule, family: str, lossy: bool) -> _Made:
     title = ALGORITHM_BY_ID[module.algorithm].title
     biases = [part for part in (*_BIASES, "b_norm") if part in module.parts]
-    losses = [
-        Loss(name, 1.0, f"{program} reads no bias here; the error is that of the bias") for _ in biases[:1]
-    ]
+    losses = [Loss(name, 1.0, f"{program} reads no bias beside {title}") for _ in biases[:1]]
     if module.algorithm == "norm" or set(module.parts) <= set(biases):
         return _Made(None, (Loss(name, 1.0, f"{program} reads no {title}"),))
     if not lossy:

@@ -13,12 +13,14 @@ import torch
 from conceptry.composer import Composition, attach
 from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.concepts import Concept
+from conceptry.formats.deltas import dense_delta
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportSettings, plan_export
 from conceptry.formats.lora import LoraModule, read_lora
 from tests.fakes.concepts import list_paths, make_embedding, make_lora
 from tests.fakes.edits import make_generator
 from tests.fakes.pipelines import Shape, make_pipeline
+from tests.fakes.real import make_sd15
 
 LIMIT = 1e-5
 PROMPT = "a photo of a cat on the beach"
@@ -209,3 +211,73 @@ def test_peft_reads_its_folders_as_attach_does(ours: Any, theirs: Any, tmp_path:
     theirs.unet = PeftModel.from_pretrained(theirs.unet, str(folder / "unet"))
     theirs.text_encoder = PeftModel.from_pretrained(theirs.text_encoder, str(folder / "text_encoder"))
     assert_equal(expected, run(theirs))
+
+
+def make_dora(folder: Path, pipeline: Any) -> Concept:
+    """Return an adapter with a magnitude for each output of two layers, one a convolution."""
+    generator = make_generator(9)
+    modules = {}
+    for path in (list_paths(pipeline)[1], "mid_block.resnets.0.conv1"):
+        weight = pipeline.unet.get_submodule(path).weight
+        plain = make_module(weight.shape, 3, generator)
+        size = (weight.shape[0], *(1 for _ in weight.shape[1:]))
+        magnitude = from_torch(0.5 + torch.rand(size, generator=generator))
+        parts = {**plain.parts, "magnitude_out": magnitude}
+        modules[f"unet.{path}"] = LoraModule(algorithm="dora", parts=parts, numbers=plain.numbers)
+    return make_lora(folder, pipeline, modules=modules)
+
+
+@pytest.mark.parametrize("shape", ["sd1"])
+def test_diffusers_computes_dora_of_its_own_file_and_drops_the_magnitudes_of_a_kohya_file(
+    ours: Any, theirs: Any, tmp_path: Path
+) -> None:
+    concept = make_dora(tmp_path / "dora", ours)
+    (file,) = concept.manifest.iter_files()
+    expected = {
+        name.removeprefix("unet."): ours.unet.get_submodule(name.removeprefix("unet."))
+        .weight.detach()
+        .double()
+        + torch.from_numpy(compute_dense(module, ours.unet.get_submodule(name.removeprefix("unet.")).weight))
+        for name, module in read_lora(concept.locate(file)).modules.items()
+    }
+    theirs.load_lora_weights(str(export(concept, tmp_path / "out")))
+    for path, weight in expected.items():
+        assert_layer_has(theirs.unet.get_submodule(path), weight, ours.unet.get_submodule(path).bias)
+    theirs.unload_lora_weights()
+    plan = plan_export(concept, ExportSettings(target="kohya", path=tmp_path / "k.safetensors"))
+    assert "diffusers refuses DoRA in this file, or drops a part of it in silence" in plan.warnings
+    write_export(plan)
+    theirs.load_lora_weights(str(tmp_path / "k.safetensors"))
+    for path, weight in expected.items():
+        with pytest.raises(AssertionError, match="differs"):
+            assert_layer_has(theirs.unet.get_submodule(path), weight, ours.unet.get_submodule(path).bias)
+
+
+def compute_dense(module: LoraModule, weight: torch.Tensor) -> Any:
+    """Return the dense delta of our own formulas, in float64."""
+    return dense_delta(module, tuple(weight.shape), weight.detach().numpy())
+
+
+@torch.no_grad()
+def assert_layer_has(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Check that ``layer`` computes what a layer with ``weight`` does."""
+    generator = make_generator(6)
+    if weight.ndim == 4:
+        x = torch.randn(1, weight.shape[1], 8, 8, generator=generator)
+        expected = torch.nn.functional.conv2d(x.double(), weight, padding=1)
+        expected = expected if bias is None else expected + bias.double().reshape(1, -1, 1, 1)
+    else:
+        x = torch.randn(3, weight.shape[1], generator=generator)
+        expected = x.double() @ weight.T + (0 if bias is None else bias.double())
+    assert (layer(x) - expected).abs().max() <= LIMIT * expected.abs().max(), "it differs"
+
+
+@pytest.mark.slow
+def test_diffusers_computes_an_adapter_of_sd15_in_full_size_as_attach_does(tmp_path: Path) -> None:
+    pipeline = make_sd15()
+    pipeline.set_progress_bar_config(disable=True)
+    concept = make_mixed_lora(tmp_path / "lora", pipeline)
+    with attach(Composition(concept), pipeline):
+        expected = run(pipeline)
+    pipeline.load_lora_weights(str(export(concept, tmp_path / "out")))
+    assert_equal(expected, run(pipeline))
