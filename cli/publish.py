@@ -31,7 +31,12 @@ def publish(session: Session, /, folder: Path) -> None:
 def publish_folder(session: Session, folder: Path) -> Published:
     """Returns the version that a folder became, with a bar while it is copied."""
     with track(session.out, "publishing") as meter:
-        return session.registry.publish(folder, on_event=follow_transfer(meter))
+        published = session.registry.publish(folder, on_event=follow_transfer(meter))
+    if published.created and published.same_tensors:
+        session.out.warn(
+            f"{published.reference} has the same tensors as {', '.join(published.same_tensors[:5])}"
+        )
+    return published
 
 
 def to_json(published: Published) -> dict[str, Any]:
@@ -40,6 +45,7 @@ def to_json(published: Published) -> dict[str, Any]:
         "reference": str(published.reference),
         "digest": str(published.digest),
         "created": published.created,
+        "same_tensors": list(published.same_tensors),
     }
 
 

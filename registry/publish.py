@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from conceptry.errors import ConceptryError, InvalidFileError, InvalidManifestEr
 from conceptry.manifest import File, Manifest, parse_manifest
 from conceptry.names import Reference
 from conceptry.registry.blobs import CountBytes, add_blob_from_file
+from conceptry.registry.duplicates import find_same_tensors
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write_file
 from conceptry.registry.index import record_version
@@ -41,6 +42,8 @@ class Published:
     reference: Reference
     digest: Digest
     created: bool
+    same_tensors: tuple[str, ...] = ()
+    """Other versions in the store that have a file with the same tensors (``ns/name@1.0.0``)."""
 
 
 def publish_folder(
@@ -60,7 +63,8 @@ def publish_folder(
                 _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
                 seen.add(file.sha256)
         record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
-        return commit_version(store, version, manifest, data=data, record=record, origin=origin)
+        published = commit_version(store, version, manifest, data=data, record=record, origin=origin)
+    return replace(published, same_tensors=find_same_tensors(store, version, manifest))
 
 
 def list_needed(version: Resolved, manifest: Manifest) -> set[Digest]:

@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_publishing_again_changes_nothing(run: Run, imp: str, tmp_path: Path) -> None:
     again = run("publish", str(tmp_path / "imp"), "--json").document
-    assert again == {"reference": imp, "digest": again["digest"], "created": False}
+    assert again == {"reference": imp, "digest": again["digest"], "created": False, "same_tensors": []}
 
 
 def test_a_removed_version_can_be_restored(run: Run, imp: str) -> None:
