@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from conceptry.formats.deltas import dense_delta
 from conceptry.formats.header import read_header
+from conceptry.formats.lora import read_lora
+from conceptry.registry import Registry
 from tests.cli.conftest import Run
 
 EXPORT = ("export", "me/imp", "--for")
@@ -71,8 +77,6 @@ def test_what_cannot_be_written_is_refused_in_words(
 
 def test_a_damaged_concept_is_not_exported(run: Run, imp: str, tmp_path: Path) -> None:
     digest = run("show", imp, "--json").document["manifest"]["builds"][0]["parts"][0]["files"][0]["sha256"]
-    from conceptry.registry import Registry
-
     blob = next(path for path in Registry().root.rglob(digest.removeprefix("sha256:")) if path.is_file())
     blob.chmod(0o644)
     data = bytearray(blob.read_bytes())
@@ -80,3 +84,71 @@ def test_a_damaged_concept_is_not_exported(run: Run, imp: str, tmp_path: Path) -
     blob.write_bytes(bytes(data))
     run(*EXPORT, "kohya", "--to", "out", code=4)
     assert list(Path.cwd().iterdir()) == []
+
+
+TARGETS = {
+    "diffusers": ("lora", "diffusers"),
+    "peft": ("lora", "peft"),
+    "kohya": ("lora", "kohya"),
+    "comfyui": ("lora", "comfyui"),
+    "a1111": ("lora", "kohya"),
+}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Give a file as sd-scripts writes it: two networks, different ranks and alphas, fp16."""
+    path = tmp_path / "trained.safetensors"
+    generator = np.random.default_rng(1)
+    tensors = {}
+    block = "lora_unet_down_blocks_0_attentions_0"
+    layers = {
+        f"{block}_transformer_blocks_0_attn2_to_k": (320, 768),
+        f"{block}_transformer_blocks_0_ff_net_0_proj": (2560, 320),
+        f"{block}_proj_in": (320, 320, 1, 1),
+        "lora_unet_conv_in": (320, 4, 3, 3),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (768, 768),
+    }
+    for rank, (name, (outputs, inputs, *kernel)) in enumerate(layers.items(), start=2):
+        ones = [1 for _ in kernel]
+        tensors[f"{name}.lora_down.weight"] = generator.standard_normal((rank, inputs, *kernel)).astype(
+            np.float16
+        )
+        tensors[f"{name}.lora_up.weight"] = generator.standard_normal((outputs, rank, *ones)).astype(
+            np.float16
+        )
+        tensors[f"{name}.alpha"] = np.array(0.7 * rank, np.float32)
+    save_file(tensors, path)
+    return path
+
+
+def import_as(run: Run, name: str, *paths: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Import files as one concept; return its dense deltas by module."""
+    said = ("--name", name, "--placeholder", "zork", "--base", "sd1", "--license", "CC0-1.0", "--yes")
+    run("import", *map(str, paths), *said)
+    concept = Registry().get(name)
+    deltas = {}
+    for file in concept.manifest.iter_files():
+        for module_name, module in read_lora(concept.locate(file)).modules.items():
+            kernel = module.down.shape[2:]
+            delta = dense_delta(module, (module.up.shape[0], module.down.shape[1], *kernel))
+            assert delta is not None
+            deltas[module_name] = delta
+    return deltas
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_adapter_goes_out_to_every_program_and_comes_back_with_the_same_deltas(
+    run: Run, trained: Path, tmp_path: Path, target: str
+) -> None:
+    before = import_as(run, "me/trained", trained)
+    run("export", "me/trained", "--for", target, "--to", "out")
+    files = sorted(Path("out").rglob("*.safetensors"))
+    for path in files:
+        found = run("identify", str(path), "--json").document
+        assert (found["kind"], found["dialect"]) == TARGETS[target]
+        assert found["coverage"]["unexplained"] == []
+    after = import_as(run, "me/back", *files)
+    assert before.keys() == after.keys()
+    for name, delta in before.items():
+        assert np.array_equal(delta, after[name]), name
