@@ -54,16 +54,28 @@ _FORGET_WORDS: Final = (
 
 def record_version(store: Store, change: Change, version: Resolved, manifest: Manifest, origin: str) -> None:
     """Adds a version to the index, which is built anew if it cannot be believed."""
-    document = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
-    entry = make_entry(version, document, origin)
-    name = version.reference.concept
+    record_versions(store, change, [(version, manifest, origin)])
+
+
+def record_versions(store: Store, change: Change, rows: Iterable[tuple[Resolved, Manifest, str]]) -> None:
+    """Adds versions to the index, which is built anew if it cannot be believed."""
+    entries = [
+        (version.reference, make_entry(version, _dump(manifest), origin))
+        for version, manifest, origin in rows
+    ]
 
     def edit(database: Database) -> None:
-        _delete_row(database, version.reference)
-        _insert_entry(database, entry)
-        _settle_concept(database, store.layout, name)
+        for reference, entry in entries:
+            _delete_row(database, reference)
+            _insert_entry(database, entry)
+        for name in dict.fromkeys(reference.concept for reference, _ in entries):
+            _settle_concept(database, store.layout, name)
 
     _apply_change(store, change, edit)
+
+
+def _dump(manifest: Manifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def forget_version(store: Store, change: Change, reference: Reference) -> None:
@@ -202,7 +214,7 @@ def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]
 
 def _build_anew(store: Store, change: Change) -> None:
     try:
-        database = _open_for_writing(store.layout)
+        database = _open_for_writing(store.layout, oldest=1)
     except (IndexBehindError, sqlite3.Error):
         _delete_index(store.layout)
         database = _create(store.layout)
@@ -215,13 +227,13 @@ def _build_anew(store: Store, change: Change) -> None:
             _fill(Database(connection, execute_plugins=False), store.layout, change.generation)
 
 
-def _open_for_writing(layout: Layout) -> Database:
+def _open_for_writing(layout: Layout, *, oldest: int = INDEX_FORMAT) -> Database:
     if not is_file(layout.index):
         raise IndexBehindError
     connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
-        usable = is_ours(connection)
+        usable = is_ours(connection, oldest=oldest)
     except sqlite3.Error:
         connection.close()
         raise

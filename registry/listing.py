@@ -90,11 +90,11 @@ def connect_current(layout: Layout) -> sqlite3.Connection:
     return connection
 
 
-def is_ours(connection: sqlite3.Connection) -> bool:
-    """Returns whether this is an index of ours, and of this format."""
+def is_ours(connection: sqlite3.Connection, *, oldest: int = INDEX_FORMAT) -> bool:
+    """Returns whether this is an index of ours, and of this format or one from ``oldest`` on."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return bool(application == APPLICATION_ID and version == INDEX_FORMAT)
+    return bool(application == APPLICATION_ID and oldest <= version <= INDEX_FORMAT)
 
 
 def read_index_generation(connection: sqlite3.Connection) -> str | None:
