@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
 from conceptry.digests import Digest, new_hasher
+from conceptry.errors import StoreError
 
 # At most this much waits to be hashed, so that a file is never held in memory.
-_WAITING_CHUNKS: Final = 8
+_WAITING_CHUNKS: Final = 16
 
 
 class BackgroundHash:
@@ -45,25 +46,26 @@ class BackgroundHash:
         return Digest(self._hasher.hexdigest())
 
 
-class FileDigest:
-    """The digest of a file that is being computed since this object was made."""
+class PendingDigest:
+    """A digest that a thread has been computing since this object was made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, compute: Callable[[], Digest]) -> None:
+        self._compute = compute
         self._found: Digest | None = None
         self._error: OSError | None = None
-        self._path = path
-        self._thread = threading.Thread(target=self._run, name="sha256 of a file", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sha256 of a source", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._found = Digest.of_file(self._path)
+            self._found = self._compute()
         except OSError as error:
             self._error = error
 
     def result(self) -> Digest:
-        """Returns the digest, when it is there. Raises OSError if the file could not be read."""
+        """Returns the digest as soon as it is there. Raises StoreError if what it is of could not be read."""
         self._thread.join()
         if self._found is None:
-            raise self._error or OSError(f"cannot read {str(self._path)!r}")
+            reason = self._error.strerror if self._error else "its reading ended early"
+            raise StoreError(f"cannot read the file to the end: {reason}")
         return self._found

@@ -17,6 +17,7 @@ from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError, InvalidNameError, UsageError
 from conceptry.formats.contract import Contents, Reading, ReadRequest
 from conceptry.formats.embedding import EmbeddingContents
+from conceptry.formats.hashing import PendingDigest
 from conceptry.formats.header import Header
 from conceptry.formats.identify import Identification
 from conceptry.formats.import_bases import declare_base, settle_base
@@ -64,12 +65,19 @@ class ImportPlan:
     base: Base
     tokens: tuple[Token, ...]
     license: License
-    source: Digest
+    pending_source: PendingDigest
+    """The digest of the file, which is computed while the rest goes on."""
+
     notes: tuple[str, ...]
     """What had to be decided, in words, for the person who imports."""
 
     further_sources: tuple[Digest, ...] = ()
     """The other files, where one concept came in several."""
+
+    @property
+    def source(self) -> Digest:
+        """The digest of the file that is imported. Raises StoreError if it could not be read to its end."""
+        return self.pending_source.result()
 
 
 @contextlib.contextmanager
@@ -93,6 +101,7 @@ def plan_import(paths: Path | Sequence[Path], settings: ImportSettings) -> Impor
         UsageError: if the word or the base can neither be known nor was said.
     """
     with open_sources((paths,) if isinstance(paths, Path) else tuple(paths)) as sources:
+        pending = PendingDigest(sources[0].digest)
         base, base_notes = settle_base(sources, settings.base)
         family = FamilyId(base.family)
         readings = [(source.path.name, _read(source, settings, family)) for source in sources]
@@ -109,7 +118,7 @@ def plan_import(paths: Path | Sequence[Path], settings: ImportSettings) -> Impor
             base=base,
             tokens=tokens,
             license=license,
-            source=first.digest(),
+            pending_source=pending,
             further_sources=tuple(source.digest() for source in sources[1:]),
             notes=(*base_notes, *reading.notes, *license_notes),
         )
