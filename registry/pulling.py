@@ -9,6 +9,7 @@ from conceptry.digests import Digest
 from conceptry.manifest import Manifest
 from conceptry.names import Reference, Tag, Version
 from conceptry.registry.checks import BlobChecks
+from conceptry.registry.commits import ReadyVersion, commit_versions
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import check_manifest
@@ -16,7 +17,7 @@ from conceptry.registry.memory import check_answer, forget_remote, remember_answ
 from conceptry.registry.parallel import WORKERS, Stop, run_parallel, tell_one_by_one
 from conceptry.registry.partials import Source
 from conceptry.registry.protocol import Remote, RemoteVersion
-from conceptry.registry.publish import commit_version, list_needed, refuse_other_contents
+from conceptry.registry.publish import Published, list_needed, refuse_other_contents
 from conceptry.registry.store import Store
 from conceptry.registry.tags import move_tag, read_tag
 from conceptry.registry.transfer import Member, find_explicit_tag, list_distinct, receive_file
@@ -78,8 +79,11 @@ def pull_versions(
     with hold_lease(store, _list_all_needed(resolved)):
         missing = _list_missing(store, resolved)
         _receive(store, missing, tell_one_by_one(on_event, stop), stop=stop, workers=options.workers)
-        received = {digest: one for digest, (one, _) in missing.items()}
-        return tuple(_commit(store, one, received, options=options) for one in resolved)
+        ready = [ReadyVersion(one.version.resolved, one.manifest, one.data) for one in resolved]
+        published = commit_versions(store, ready, origin="pulled")
+        run_parallel(lambda one: _note(store, one, options), resolved, stop=stop, workers=options.workers)
+    received = {digest: one for digest, (one, _) in missing.items()}
+    return tuple(_describe(one, done, received) for one, done in zip(resolved, published, strict=True))
 
 
 def _resolve(store: Store, asked: Reference, remote: Remote, *, options: PullOptions) -> _Wanted:
@@ -117,25 +121,27 @@ def _receive(store: Store, missing: _Missing, on_event: OnEvent, *, stop: Stop, 
     run_parallel(receive, list(missing.values()), stop=stop, workers=workers)
 
 
-def _commit(store: Store, one: _Wanted, received: dict[Digest, _Wanted], *, options: PullOptions) -> Pulled:
-    version = one.version
-    published = commit_version(store, version.resolved, one.manifest, data=one.data, origin="pulled")
-    tag = find_explicit_tag(one.asked)
+def _note(store: Store, one: _Wanted, options: PullOptions) -> None:
+    """Lets the tag that was asked for follow, and remembers what the remote said."""
+    name, tag, uri = one.asked.concept, find_explicit_tag(one.asked), one.remote.uri
     if tag is not None:
-        name = one.asked.concept
-        move_tag(store.layout, name, tag, version.resolved, expected=read_tag(store.layout, name, tag))
+        here = read_tag(store.layout, name, tag)
+        move_tag(store.layout, name, tag, one.version.resolved, expected=here)
     if options.accept_new_identity:
-        forget_remote(store, one.remote.uri, one.asked.concept)
-    remember_answer(store, one.remote.uri, version, tag=_tag_of(one.asked))
+        forget_remote(store, uri, name)
+    remember_answer(store, uri, one.version, tag=_tag_of(one.asked))
+
+
+def _describe(one: _Wanted, published: Published, received: dict[Digest, _Wanted]) -> Pulled:
     files = (file for _, file in list_distinct(one.manifest))
     return Pulled(
-        reference=version.reference,
-        digest=version.digest,
+        reference=published.reference,
+        digest=published.digest,
         remote=one.remote.uri,
         created=published.created,
         received_bytes=sum(file.size for file in files if received.get(file.sha256) is one),
-        commit=version.commit,
-        yanked=version.yanked,
+        commit=one.version.commit,
+        yanked=one.version.yanked,
     )
 
 

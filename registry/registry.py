@@ -314,7 +314,7 @@ class Registry:
         options: PullOptions | None = None,
         on_event: OnEvent = ignore_event,
     ) -> tuple[Pulled, ...]:
-        """Returns the versions that the references mean, several on their way at once; all are listed, or none is.
+        """Returns the versions that the references mean, each once, several on their way at the same time.
 
         Raises:
             UsageError: if a reference names no remote.
@@ -329,6 +329,7 @@ class Registry:
             if name not in opened:
                 opened[name] = self.open_remote(name)
             wanted.append((reference, opened[name]))
+        wanted = list(dict.fromkeys(wanted))
         return pull_versions(self.store, wanted, options=options or PullOptions(), on_event=on_event)
 
     def search_remote(
