@@ -20,7 +20,7 @@ from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write
 from conceptry.registry.index import record_version
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import add_manifest, iter_places
-from conceptry.registry.paths import locate_manifest, locate_member, locate_record
+from conceptry.registry.paths import RECORD_FILE, locate_manifest, locate_member, locate_record
 from conceptry.registry.refs import (
     Origin,
     Resolved,
@@ -62,9 +62,19 @@ def publish_folder(
             if file.sha256 not in seen:
                 _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
                 seen.add(file.sha256)
-        record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
+        record = _read_record(folder)
         published = commit_version(store, version, manifest, data=data, record=record, origin=origin)
     return replace(published, same_tensors=find_same_tensors(store, version, manifest))
+
+
+def _read_record(folder: Path) -> bytes | None:
+    record = read_small_file(locate_record(folder), MAX_RECORD_BYTES)
+    if record is not None and len(record) > MAX_RECORD_BYTES:
+        raise InvalidFileError(
+            f"{RECORD_FILE!r} has more than {MAX_RECORD_BYTES} bytes",
+            hint="shorten it, or move it away: no version needs one",
+        )
+    return record
 
 
 def list_needed(version: Resolved, manifest: Manifest) -> set[Digest]:
