@@ -95,7 +95,9 @@ def make_mixed_lora(folder: Path, pipeline: Any) -> Concept:
         modules[f"unet.{path}"] = make_module(weight.shape, 2 + place, generator)
     for name in ("text_encoder", "text_encoder_2"):
         encoder = getattr(pipeline, name, None)
-        for layer, part in enumerate(("self_attn.q_proj", "mlp.fc1")) if encoder is not None else ():
+        if encoder is None:
+            continue
+        for layer, part in enumerate(("self_attn.q_proj", "mlp.fc1")):
             ending = f"encoder.layers.{layer}.{part}"
             weight = next(
                 value for key, value in encoder.named_parameters() if key.endswith(f"{ending}.weight")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conceptry.bases import ComponentName
 from conceptry.concepts import Concept, open_concept
 from conceptry.errors import ConflictError, IncompatibleError, StoreError
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
@@ -40,7 +41,7 @@ def make_words(folder: Path, family: str, words: dict[str, int], *, layers: int 
     folder.mkdir()
     widths = {"sd1": {"text_encoder": 768}, "sdxl": {"text_encoder": 768, "text_encoder_2": 1280}}[family]
     rows = {
-        (component, Placeholder(word)): RawTensor.from_numpy(
+        (ComponentName(component), Placeholder(word)): RawTensor.from_numpy(
             np.full((*([layers] if layers else []), vectors, width), 0.5, np.float16)
         )
         for word, vectors in words.items()
