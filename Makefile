@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test slow fuzz bench check lint types imports docs links clean
+.PHONY: install demo test test-hub slow fuzz bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -36,6 +36,21 @@ demo: $(INSTALLED)
 test: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
+# The Hub's client in its versions 1 and 2, which stand on different HTTP libraries, against the double of the Hub.
+HUB_CLIENTS := 1.33.0 2.4.0
+HUB_TESTS := tests/registry/test_hub.py tests/registry/test_remotes.py
+test-hub: $(HUB_CLIENTS:%=.venv-hub-%/.installed)
+	for version in $(HUB_CLIENTS); do .venv-hub-$$version/bin/python -m pytest -q -m '' $(HUB_TESTS) || exit 1; done
+
+.venv-hub-%/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -v -i '^huggingface_hub==' constraints.txt > $(@D)/constraints.txt
+	echo 'huggingface_hub==$*' >> $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt 'setuptools>=77'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt \
+		--no-build-isolation --editable . pytest hypothesis jaxtyping beartype
+	touch $@
+
 slow: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
 
@@ -48,6 +63,8 @@ fuzz: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python benchmarks/startup.py benchmarks/results/startup.json
 	$(OFFLINE) $(BIN)/python benchmarks/attaching.py benchmarks/results/attaching.json
+	$(BIN)/python benchmarks/pulling.py benchmarks/results/pulling.json
+	$(OFFLINE) $(BIN)/python benchmarks/importing.py benchmarks/results/importing.json
 
 check: lint types imports docs
 
