@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from tarfile import GNU_FORMAT, TarError, TarFile
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import ConceptryError, IntegrityError, NotFoundError
@@ -26,7 +26,7 @@ from conceptry.registry.bundles import (
     make_header,
 )
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import explain_os_errors, open_regular
+from conceptry.registry.files import explain_os_errors, is_file, open_regular
 from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE
 from conceptry.registry.protocol import Capabilities, RemoteVersion
 
@@ -111,26 +111,49 @@ def open_bundle(path: Path, *, on_event: OnEvent = ignore_event) -> Bundle:
         raise _damaged(path, f"its list of contents is malformed ({error!r})"[:200]) from error
 
 
+class _Seekable:
+    """The bundle as a file for tarfile, which reads headers and passes over all else."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset_bytes = 0
+
+    def read(self, count: int) -> bytes:
+        """Returns the next bytes."""
+        data = b"".join(_read(self._path, self._offset_bytes, count))
+        self._offset_bytes += len(data)
+        return data
+
+    def seek(self, offset_bytes: int) -> int:
+        """Goes on from another place."""
+        self._offset_bytes = offset_bytes
+        return offset_bytes
+
+    def tell(self) -> int:
+        """Returns the place of the next byte."""
+        return self._offset_bytes
+
+
 # --- the frame -----------------------------------------------------------------------------------------------------
 
 
 def _list_members(path: Path) -> dict[str, _Member]:
     """Returns the members by name; each header, each padding and the end are compared with what would be written."""
     members: dict[str, _Member] = {}
+    if not is_file(path):
+        raise NotFoundError(f"no file {str(path)!r}", hint="concepts bundle writes one")
     try:
-        with explain_os_errors("read", path), tarfile.open(path, "r:") as tar:
+        with TarFile.open(fileobj=cast("IO[bytes]", _Seekable(path)), mode="r:") as tar:
             for header in tar:
                 expected = make_header(header.name, header.size)
                 known = header.name in (LAYOUT_NAME, INDEX_NAME) or _is_blob(header.name)
-                frame = expected.tobuf(tarfile.GNU_FORMAT)
+                frame = expected.tobuf(GNU_FORMAT)
                 found = b"".join(_read(path, header.offset, len(frame)))
                 if not known or header.name in members or found != frame:
                     raise _damaged(path, f"the header of {header.name[:100]!r} is not as it was written")
                 members[header.name] = _Member(header.offset_data, header.size)
                 _check_zeros(path, header.offset_data + header.size, -header.size % BLOCK_BYTES)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no file {str(path)!r}", hint="concepts bundle writes one") from error
-    except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+    except (TarError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(path, f"it is no bundle, or was cut short ({error})") from error
     end = max(
         (one.offset_bytes + one.size_bytes + -one.size_bytes % BLOCK_BYTES for one in members.values()),

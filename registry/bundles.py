@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import GNU_FORMAT, TarFile, TarInfo
 from typing import IO, Any, Final, cast
 
 from conceptry.digests import Digest, new_hasher
@@ -54,7 +54,7 @@ class Content:
     """One blob to be written: its size, its bytes when they are wanted, and what it is, for messages."""
 
     size_bytes: int
-    open: Opener
+    read: Opener
     label: str
 
 
@@ -184,7 +184,7 @@ def _add_base_file(parts: _Parts, file: BaseFile) -> dict[str, Any]:
 
 
 def _write_tar(file: NewFile, index: bytes, contents: Mapping[Digest, Content]) -> None:
-    with tarfile.open(fileobj=cast("IO[bytes]", file), mode="w|", format=tarfile.GNU_FORMAT) as tar:
+    with TarFile.open(fileobj=cast("IO[bytes]", file), mode="w|", format=GNU_FORMAT) as tar:
         for name, data in ((LAYOUT_NAME, LAYOUT), (INDEX_NAME, index)):
             tar.addfile(make_header(name, len(data)), io.BytesIO(data))
         for digest in sorted(contents):
@@ -197,9 +197,9 @@ def _write_tar(file: NewFile, index: bytes, contents: Mapping[Digest, Content]) 
                 reader.check()
 
 
-def make_header(name: str, size_bytes: int) -> tarfile.TarInfo:
+def make_header(name: str, size_bytes: int) -> TarInfo:
     """Returns the header of a member: no time, no owner, readable by all."""
-    header = tarfile.TarInfo(name)
+    header = TarInfo(name)
     header.size = size_bytes
     header.mode = STATE_MODE
     return header
@@ -211,7 +211,7 @@ class _CheckedReader:
     def __init__(self, content: Content, digest: Digest) -> None:
         self._content = content
         self._digest = digest
-        self._pieces = content.open()
+        self._pieces = content.read()
         self._rest = b""
         self._count_bytes = 0
         self._hasher = new_hasher()

@@ -15,10 +15,24 @@ from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, IntegrityError, NotFoundError, RemoteError, UsageError
 from conceptry.manifest import Base, Manifest, parse_manifest
 from conceptry.names import ConceptName, parse_version
-from conceptry.registry.files import digest_file, explain_os_errors, is_file
+from conceptry.registry.files import (
+    STATE_MODE,
+    digest_file,
+    explain_os_errors,
+    is_file,
+    write_file,
+    write_new_file,
+)
 from conceptry.registry.http import Transport, is_offline
 from conceptry.registry.lockfile import LockedSource
-from conceptry.registry.paths import locate_download, locate_manifest, locate_package, locate_source
+from conceptry.registry.paths import (
+    draw_name_beside,
+    locate_download,
+    locate_manifest,
+    locate_package,
+    locate_source,
+    read_place,
+)
 from conceptry.registry.project import Project, ProjectRequirement
 from conceptry.sources import Source, SourceKind, split_hub_source
 
@@ -120,8 +134,8 @@ def _make_package(
     mark = {FOREIGN_EXTENSION: {"unpublished": True, "sha256": str(digest)}}
     marked = manifest.model_copy(update={"extensions": {**manifest.extensions, **mark}})
     data = marked.to_bytes()
-    with explain_os_errors("write", folder):
-        locate_manifest(folder).write_bytes(data)
+    target = locate_manifest(folder)
+    write_file(target, data, temporary=draw_name_beside(target), replace=True)
     return data, parse_manifest(data)
 
 
@@ -155,7 +169,7 @@ def _fetch_hub(source: Source, project: Project, folder: Path) -> Path:
 
     repo, revision, path = split_hub_source(source)
     try:
-        return Path(hf_hub_download(repo, path, revision=revision))
+        return read_place(hf_hub_download(repo, path, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RemoteError(
@@ -174,11 +188,12 @@ def _fetch_url(source: Source, project: Project, folder: Path) -> Path:
                 f"{url} does not say how many bytes it has", hint="download it, and name it by path"
             )
         with (
-            explain_os_errors("write", target),
             transport.stream(url, size_bytes=size_bytes) as chunks,
-            target.open("wb") as file,
+            write_new_file(draw_name_beside(target)) as file,
         ):
-            file.writelines(chunks)
+            for chunk in chunks:
+                file.write(chunk)
+            file.commit(target, mode=STATE_MODE)
     finally:
         transport.close()
     return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,12 @@ from conceptry.errors import (
 )
 from conceptry.names import ConceptName, Placeholder, Reference, RemoteName
 from conceptry.registry.builds import choose_build
+from conceptry.registry.files import look_at
 from conceptry.registry.foreign import ForeignPackage, read_foreign
 from conceptry.registry.lockfile import Lock, LockedBase, LockedConcept, LockedFile
 from conceptry.registry.manifests import add_manifest
-from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE, locate_scheduler, locate_source
+from conceptry.registry.operations import make_scratch
+from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE, locate_scheduler, locate_source, read_place
 from conceptry.registry.project import Project, ProjectRequirement, digest_requirements
 from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.resolver import Solution, resolve
@@ -139,7 +140,7 @@ def locate_base(project: Project, bases: Mapping[str, Path]) -> BaseLocation:
     """Returns where a project's base lies; a path is seen from the project's folder. Raises NotFoundError."""
     text = project.base or ""
     beside = locate_source(project.folder, text)
-    known = {**bases, text: beside} if text not in bases and beside.exists() else bases
+    known = {**bases, text: beside} if text not in bases and look_at(beside) is not None else bases
     return resolve_base(text, known)
 
 
@@ -205,8 +206,8 @@ def _read_foreign_files(project: Project) -> dict[ConceptName, ForeignPackage]:
     packages = {}
     for one in project.requirements:
         if one.foreign:
-            with tempfile.TemporaryDirectory(prefix="conceptry-lock-") as folder:
-                packages[one.name] = read_foreign(project, one, Path(folder))
+            with make_scratch() as folder:
+                packages[one.name] = read_foreign(project, one, read_place(folder))
     return packages
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 try:
@@ -278,3 +279,10 @@ def _lock_on_windows(descriptor: int) -> bool:
     except OSError as error:
         return error.errno not in _BUSY
     return True
+
+
+@contextmanager
+def make_scratch() -> Iterator[str]:
+    """Yields a new empty folder outside the store, which is gone afterwards with all that was put into it."""
+    with TemporaryDirectory(prefix="conceptry-") as folder:
+        yield folder

@@ -16,18 +16,20 @@ from conceptry.registry.files import (
     STATE_MODE,
     digest_file,
     explain_os_errors,
+    is_folder,
+    names_in,
     read_small_file,
     write_new_file,
 )
 from conceptry.registry.lockfile import MAX_LOCK_BYTES, LockedBase, read_lock_bytes, write_lock
 from conceptry.registry.locking import locate_base
-from conceptry.registry.paths import draw_name_beside, iter_base_files, locate_base_file, locate_project
+from conceptry.registry.paths import draw_name_beside, locate_base_file, locate_project
 from conceptry.registry.project_edits import write_project
 from conceptry.registry.registry import Registry
 from conceptry.registry.syncing import Synced
 from conceptry.registry.workspace import Workspace, find_folder
 
-BASE_SUFFIXES: Final = frozenset({".json", ".safetensors", ".txt", ".model", ".md"})
+BASE_SUFFIXES: Final = (".json", ".safetensors", ".txt", ".model", ".md")
 
 
 def pack_project(
@@ -50,7 +52,7 @@ def pack_project(
         target,
         workspace.registry.store.layout,
         lock,
-        project=workspace.read_text().encode("utf-8"),
+        project=workspace.load_text().encode("utf-8"),
         lock_data=read_lock_bytes(workspace.lock_path) or b"",
         base=base,
     )
@@ -105,15 +107,23 @@ def _list_base(workspace: Workspace, base: LockedBase | None) -> Iterator[BaseFi
             f"the base {base.reference!r} does not lie here as a folder",
             hint="name a diffusers folder as the base",
         )
-    for path, place in iter_base_files(location.path):
+    for name in _iter_names(location.path, ""):
+        place = locate_base_file(location.path, name).resolve()  # the Hub's cache has links in its folders
+        with explain_os_errors("read", place):
+            digest, size_bytes = digest_file(place)
+        yield BaseFile(name, place, digest, size_bytes)
+
+
+def _iter_names(root: Path, below: str) -> Iterator[str]:
+    for entry in names_in(locate_base_file(root, below) if below else root):
         try:
-            name = check_member_path(path)
+            name = check_member_path(f"{below}{entry}")
         except ValueError:
             continue
-        if place.suffix in BASE_SUFFIXES:
-            with explain_os_errors("read", place):
-                digest, size_bytes = digest_file(place.resolve())
-            yield BaseFile(name, place.resolve(), digest, size_bytes)
+        if is_folder(locate_base_file(root, name)):
+            yield from _iter_names(root, f"{name}/")
+        elif name.endswith(BASE_SUFFIXES):
+            yield name
 
 
 def _write_base(bundle: Bundle, folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -63,6 +62,11 @@ def locate_base(text: str) -> Path:
     return Path(text)
 
 
+def locate_cached(text: str) -> Path:
+    """Returns the place in the Hub's own cache that its client named."""
+    return Path(text)
+
+
 def locate_manifest(folder: Path) -> Path:
     """Returns where a published folder has its manifest."""
     return folder / MANIFEST_FILE
@@ -93,16 +97,14 @@ def locate_source(folder: Path, text: str) -> Path:
     return folder / Path(text).expanduser()
 
 
+def read_place(text: str) -> Path:
+    """Returns the place that a library or the system names for a file of ours."""
+    return Path(text)
+
+
 def locate_scheduler(base: Path) -> Path:
     """Returns where a diffusers folder says how its noise is scheduled."""
     return base / "scheduler" / "scheduler_config.json"
-
-
-def iter_base_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yields the files of a base's folder, with their names as seen from there."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path
 
 
 def locate_base_file(folder: Path, name: str) -> Path:
@@ -192,7 +194,15 @@ class Layout:
     @property
     def folders(self) -> tuple[Path, ...]:
         """The folders right below the root that hold contents; others must not be able to write there."""
-        below = (self.blobs, self.manifests, self.records, self.temporaries, self.partials, self.refs, self.roots)
+        below = (
+            self.blobs,
+            self.manifests,
+            self.records,
+            self.temporaries,
+            self.partials,
+            self.refs,
+            self.roots,
+        )
         return (*below, self.leases, self.trash, self.blobs.parent, self.manifests.parent)
 
     @property

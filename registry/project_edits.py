@@ -8,7 +8,7 @@ from conceptry.errors import ConflictError, NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, RemoteName
 from conceptry.registry.files import STATE_MODE, write_file
 from conceptry.registry.paths import PROJECT_FILE, draw_name_beside
-from conceptry.registry.project import ANY_VERSION, Project, ProjectRequirement, parse_project
+from conceptry.registry.project import Project, ProjectRequirement, parse_project
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +89,7 @@ def _describe(requirement: ProjectRequirement) -> dict[str, Any]:
         for key in ("placeholder", "superclass", "license", "base"):
             values[key] = getattr(foreign, key)
     else:
-        values["version"] = str(requirement.versions or ANY_VERSION)
+        values["version"] = str(requirement.versions)
     values["remote"] = requirement.remote
     values["build"] = requirement.build
     values["strength"] = requirement.strength

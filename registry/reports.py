@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from conceptry.manifest import Manifest
-from conceptry.names import ConceptName, VersionRange
+from conceptry.names import ConceptName, RemoteName, VersionRange
 from conceptry.registry.inspection import (
     Finding,
     OutdatedRow,
@@ -56,7 +56,7 @@ def audit(workspace: Workspace, *, ask_remotes: bool) -> Audit:
     manifests: dict[ConceptName, Manifest] = {}
     options: dict[ConceptName, tuple[Option, ...]] = {}
     for one in lock.concepts:
-        universe.open_locked(one)
+        universe.load_locked(one)
         manifests[one.name] = universe.packages[one.name, one.version].manifest
         if ask_remotes and one.source is None:
             options[one.name] = tuple(universe.list_options(one.name))
@@ -69,7 +69,7 @@ def audit(workspace: Workspace, *, ask_remotes: bool) -> Audit:
 
 
 def _open_universe(workspace: Workspace, lock: Lock, project: Project) -> ProjectUniverse:
-    addresses: Mapping[str, str] = {**workspace.find_remotes(project), **lock.remotes}
+    addresses: Mapping[RemoteName, str] = {**workspace.find_remotes(project), **lock.remotes}
     return ProjectUniverse(
         workspace.registry.store.layout,
         project,
@@ -92,8 +92,8 @@ def _find_range(one: LockedConcept, lock: Lock, project: Project) -> VersionRang
 def _is_patch_of_metrics(universe: ProjectUniverse, one: LockedConcept, row: OutdatedRow) -> bool:
     if row.compatible is None:
         return False
-    universe.open_locked(one)
-    universe.open(one.name, row.compatible)
+    universe.load_locked(one)
+    universe.load(one.name, row.compatible)
     before, after = (
         universe.packages[one.name, version].manifest for version in (one.version, row.compatible)
     )

@@ -45,7 +45,7 @@ class Universe(Protocol):
     def list_options(self, name: ConceptName) -> Sequence[Option]:
         """Returns the versions of a concept, smallest first; none where nobody has it."""
 
-    def open(self, name: ConceptName, version: Version) -> Candidate:
+    def load(self, name: ConceptName, version: Version) -> Candidate:
         """Returns one version. Raises RemoteError, IntegrityError."""
 
     def explain_missing(self, name: ConceptName) -> NotFoundError:
@@ -157,7 +157,7 @@ class _Search:
                     f"no solution was found in {MAX_TRIALS} trials",
                     hint="narrow the ranges in concepts.toml, so that fewer versions come into question",
                 )
-            candidate = self._universe.open(frame.name, frame.options.pop(0).version)
+            candidate = self._universe.load(frame.name, frame.options.pop(0).version)
             frame.tried = candidate.version
             refusal = self._refuse(frame.name, candidate)
             if refusal is None:

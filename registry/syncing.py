@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock as Mutex
 from typing import Final
 
@@ -20,8 +18,10 @@ from conceptry.registry.foreign import read_foreign
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.lockfile import Lock, LockedConcept
 from conceptry.registry.manifests import check_manifest
+from conceptry.registry.operations import make_scratch
 from conceptry.registry.parallel import Stop, run_parallel, tell_one_by_one
 from conceptry.registry.partials import Holder, Source
+from conceptry.registry.paths import read_place
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.publish import commit_version, publish_folder, refuse_other_contents
@@ -173,8 +173,8 @@ def _sync_foreign(store: Store, one: LockedConcept, project: Project) -> None:
     requirement = project.find(one.name)
     if requirement is None or requirement.foreign is None or one.source is None:
         raise NotFoundError(f"nothing says where the file of {one.reference} is", hint="concepts lock")
-    with tempfile.TemporaryDirectory(prefix="conceptry-sync-") as folder:
-        package = read_foreign(project, requirement, Path(folder))
+    with make_scratch() as folder:
+        package = read_foreign(project, requirement, read_place(folder))
         if package.source.sha256 != one.source.sha256:
             raise IntegrityError(
                 f"{one.source.text} has digest {package.source.sha256}, but {one.source.sha256} was locked",

@@ -73,7 +73,7 @@ class ProjectUniverse:
             self._options[name] = self._look_for(name)
         return self._options[name]
 
-    def open(self, name: ConceptName, version: Version) -> Candidate:
+    def load(self, name: ConceptName, version: Version) -> Candidate:
         """Returns one version. Raises RemoteError, IntegrityError."""
         package = self._foreign.get(name) or self.packages.get((name, version))
         if package is None:
@@ -86,7 +86,7 @@ class ProjectUniverse:
         self.packages[name, version] = package
         return to_candidate(package)
 
-    def open_locked(self, locked: LockedConcept) -> Candidate:
+    def load_locked(self, locked: LockedConcept) -> Candidate:
         """Returns a version as a lock has it: nothing is resolved, and nothing asked for where the store has it."""
         version = RemoteVersion(
             reference=locked.reference, digest=locked.manifest, commit=locked.commit, identity=locked.identity
@@ -153,10 +153,10 @@ class LockedUniverse:
         locked = self._kept.get(name)
         return self._inner.list_options(name) if locked is None else (Option(locked.version),)
 
-    def open(self, name: ConceptName, version: Version) -> Candidate:
+    def load(self, name: ConceptName, version: Version) -> Candidate:
         """Returns one version. Raises RemoteError, IntegrityError."""
         locked = self._kept.get(name)
-        return self._inner.open(name, version) if locked is None else self._inner.open_locked(locked)
+        return self._inner.load(name, version) if locked is None else self._inner.load_locked(locked)
 
     def explain_missing(self, name: ConceptName) -> NotFoundError:
         """Returns the error for a concept that nobody has."""

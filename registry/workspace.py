@@ -92,7 +92,7 @@ class Workspace:
         from conceptry.registry.project import ANY_VERSION, digest_requirements, parse_project
         from conceptry.registry.project_edits import set_remote, set_requirement
 
-        text = self.read_text()
+        text = self.load_text()
         if requirement.remote is not None and requirement.remote not in self.read_project().remotes:
             text = set_remote(text, requirement.remote, self._find_address(requirement.remote))
         change = self._try(set_requirement(text, requirement), frozenset({requirement.name}))
@@ -109,7 +109,7 @@ class Workspace:
         """Returns what locking came to without a requirement. Raises NotFoundError, and as ``lock``."""
         from conceptry.registry.project_edits import drop_requirement
 
-        text = drop_requirement(self.read_text(), name)
+        text = drop_requirement(self.load_text(), name)
         change = self._try(text, frozenset())
         self._write(text, change.lock)
         return change
@@ -118,7 +118,7 @@ class Workspace:
         """Writes the address of a remote into the project. Raises ConflictError, InvalidProjectError."""
         from conceptry.registry.project_edits import set_remote, write_project
 
-        write_project(self.folder, set_remote(self.read_text(), name, uri))
+        write_project(self.folder, set_remote(self.load_text(), name, uri))
 
     # --- locking -----------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Workspace:
         synced = sync_lock(store, lock, project, opener, has_foreign=has_foreign, on_event=on_event)
         store.prepare_for_writing()
         data = read_small_file(self.lock_path, _LOCK_BYTES) or format_lock(lock)
-        keep_lock(store, self.lock_path, data, lock, project=self.read_text().encode("utf-8"))
+        keep_lock(store, self.lock_path, data, lock, project=self.load_text().encode("utf-8"))
         return synced
 
     # --- inside ------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Workspace:
         write_project(self.folder, text)
         write_lock(self.lock_path, format_lock(lock))
 
-    def read_text(self) -> str:
+    def load_text(self) -> str:
         """Returns the text of ``concepts.toml``, which is valid. Raises NotFoundError, InvalidProjectError."""
         data = read_small_file(locate_project(self.folder), _PROJECT_BYTES)
         if data is None:

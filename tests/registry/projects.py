@@ -19,7 +19,9 @@ class Studio:
     registry: Registry
     uri: str
 
-    def publish(self, name: str, version: str, *, push: bool = True, file: bytes | None = None, **more: Any) -> None:
+    def publish(
+        self, name: str, version: str, *, push: bool = True, file: bytes | None = None, **more: Any
+    ) -> None:
         """Publishes a version whose bytes are its own, and pushes it."""
         folder = self.root / "made" / f"{name.replace('/', '-')}-{version}"
         contents = f"weights of {name} {version}".encode() * 20 if file is None else file

@@ -31,7 +31,7 @@ class Shelf(Universe):
             for version in sorted(map(parse_version, found))
         ]
 
-    def open(self, name: ConceptName, version: Version) -> Candidate:
+    def load(self, name: ConceptName, version: Version) -> Candidate:
         label = f"{name}@{version}"
         self.opened.append(label)
         asked = self.versions[label]
