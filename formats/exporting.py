@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,7 @@ def plan_export(concept: Concept, settings: ExportSettings) -> ExportPlan:
             f"{writer.id} needs {len(weights)} files for {concept.label}: {', '.join(f.name for f in weights)}",
             hint=f"name a folder: --to {settings.path.with_suffix('')}",
         )
+    _refuse_equal_names(files)
     losses = sorted((loss for one in written for loss in one.losses), key=lambda loss: -loss.relative_error)
     warnings = dict.fromkeys(warning for one in written for warning in one.warnings)
     return ExportPlan(
@@ -105,6 +107,17 @@ def plan_export(concept: Concept, settings: ExportSettings) -> ExportPlan:
         losses=tuple(losses),
         force=settings.force,
     )
+
+
+def _refuse_equal_names(files: tuple[OutputFile, ...]) -> None:
+    # Two file systems of three do not tell capital letters from small ones.
+    counts = Counter(file.name.casefold() for file in files)
+    twice = next((file.name for file in files if counts[file.name.casefold()] > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two files would be called {twice!r}, as two words of the concept are there",
+            hint="import it with other words, or share it as it is: concepts push",
+        )
 
 
 def _choose_build(concept: Concept, id: str | None) -> Build:
@@ -140,13 +153,14 @@ def _write_part(
             f"{writer.id} cannot hold a {KIND_BY_ID[kind].title}: {_UNREADABLE[kind]}",
             hint=f"share it as it is: concepts push {concept.label} REMOTE",
         )
+    name = concept.manifest.name.name
     paths = [concept.locate(file) for file in part.files if file.role == "weights"]
     written = []
     for path in paths:
         request = WriteRequest(
             contents=read(path),
             family=FamilyId(build.base.family),
-            stem=stem or str(concept.manifest.name.name),
+            stem=stem or (f"{name}-{kind}" if len(build.parts) > 1 else name),
             named=stem is not None,
             metadata=describe_export(concept, build, kind),
             lossy=lossy,

@@ -13,11 +13,12 @@ import torch
 from conceptry.composer import Composition, attach
 from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.concepts import Concept
+from conceptry.errors import IncompatibleError
 from conceptry.formats.deltas import dense_delta
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportSettings, plan_export
 from conceptry.formats.lora import LoraModule, read_lora
-from tests.fakes.concepts import list_paths, make_embedding, make_lora
+from tests.fakes.concepts import list_paths, make_embedding, make_full, make_lora, make_rank_one
 from tests.fakes.edits import make_generator
 from tests.fakes.pipelines import Shape, make_pipeline
 from tests.fakes.real import make_sd15
@@ -272,6 +273,17 @@ def assert_layer_has(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None
         x = torch.randn(3, weight.shape[1], generator=generator)
         expected = x.double() @ weight.T + (0 if bias is None else bias.double())
     assert (layer(x) - expected).abs().max() <= LIMIT * expected.abs().max(), "it differs"
+
+
+@pytest.mark.parametrize("shape", ["sd1"])
+@pytest.mark.parametrize(("make", "why"), [(make_rank_one, "gate"), (make_full, "whole tensors of the base")])
+def test_kinds_that_no_program_reads_are_refused_with_the_reason(
+    ours: Any, tmp_path: Path, make: Any, why: str
+) -> None:
+    concept = make(tmp_path / "concept", ours)
+    with pytest.raises(IncompatibleError, match=why) as caught:
+        plan_export(concept, ExportSettings(target="diffusers", path=tmp_path / "out"))
+    assert caught.value.hint == f"share it as it is: concepts push {concept.label} REMOTE"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from conceptry.bases import ComponentName
 from conceptry.concepts import Concept, open_concept
-from conceptry.errors import ConflictError, IncompatibleError, StoreError
+from conceptry.errors import ConflictError, IncompatibleError, StoreError, UsageError
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportPlan, ExportSettings, plan_export
@@ -185,3 +185,9 @@ def test_what_one_program_cannot_read_is_refused_with_one_that_can(tmp_path: Pat
     with pytest.raises(IncompatibleError, match="peft reads no textual inversion") as caught:
         plan(concept, tmp_path / "out", "peft")
     assert caught.value.hint == "--for diffusers holds all of it"
+
+
+def test_two_words_that_would_be_one_file_are_refused(tmp_path: Path) -> None:
+    concept = make_words(tmp_path / "words", "sd1", {"<imp>": 1, "[Imp]": 1})
+    with pytest.raises(UsageError, match=r"two files would be called 'imp\.safetensors'"):
+        plan(concept, tmp_path / "out", "a1111")
