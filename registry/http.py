@@ -366,6 +366,8 @@ class _Blob:
                     raise _wrong_size(place, f"more than {self._size_bytes}", self._size_bytes)
                 self._position += len(fresh)
                 yield fresh
+                if self._position == self._size_bytes:
+                    return
         if self._position < self._size_bytes:
             raise _Retry(_web_page(place) if is_web_page(_lower(response)) else self._cut(place))
 

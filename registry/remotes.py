@@ -52,6 +52,18 @@ def _open_registry(uri: str) -> Remote:
     return OciRemote.open(uri)
 
 
+def _check_bucket(uri: str) -> object:
+    from conceptry.registry.buckets import check_bucket
+
+    return check_bucket(uri)
+
+
+def _open_bucket(uri: str) -> Remote:
+    from conceptry.registry.buckets import BucketRemote
+
+    return BucketRemote.open(uri)
+
+
 REMOTES: Final[tuple[RemoteKind, ...]] = (
     RemoteKind(
         scheme="file",
@@ -94,6 +106,13 @@ REMOTES: Final[tuple[RemoteKind, ...]] = (
         example="oci+http://localhost:5000/concepts",
         check=_check_registry,
         open=_open_registry,
+    ),
+    RemoteKind(
+        scheme="s3",
+        title="a bucket of S3 or of anything that speaks its protocol",
+        example="s3://bucket/concepts",
+        check=_check_bucket,
+        open=_open_bucket,
     ),
 )
 

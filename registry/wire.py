@@ -20,8 +20,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from conceptry.errors import RemoteError
 
-_OVERHEAD_BYTES: Final = 1 << 20
-_CHUNK_OVERHEAD: Final = 8  # a body sent in pieces of one byte takes six bytes for each
+_OVERHEAD_BYTES: Final = 1 << 18  # for headers, chunk sizes and trailers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class Watch:
     def __init__(self, limits: Limits, *, body_bytes: int, hosts: frozenset[str]) -> None:
         self.hosts = hosts
         self._limits = limits
-        self._max_bytes = _OVERHEAD_BYTES + _CHUNK_OVERHEAD * body_bytes
+        self._max_bytes = _OVERHEAD_BYTES + 2 * body_bytes
         self._answer_by = time.monotonic() + limits.answer_seconds
         self._bytes = 0
         self._window_start = time.monotonic()
@@ -75,12 +74,15 @@ class Watch:
 
         Raises:
             TimeoutError: if the answer took too long, or its body is too slow.
-            http.client.HTTPException: if more came than the answer can need.
+            RemoteError: if more came than the answer can need.
         """
         self._bytes += count_bytes
         self._window_bytes += count_bytes
         if self._bytes > self._max_bytes:
-            raise http.client.HTTPException(f"more than {self._max_bytes} bytes for one answer")
+            raise RemoteError(
+                f"an answer does not end: more than {self._max_bytes} bytes came for it",
+                hint="tell who runs that remote",
+            )
         now = time.monotonic()
         if not self._answered:
             if now > self._answer_by:

@@ -27,7 +27,7 @@ from conceptry.registry.protocol import Remote
 from conceptry.registry.remotes import REMOTES, open_remote
 from tests.registry.folders import CONTENTS, files_below, make_manifest, temporaries_below
 from tests.simulators.hub.use import ADDRESS, use_hub
-from tests.simulators.registries import run_registry
+from tests.simulators.registries import run_registry, run_s3
 
 IMP, STABLE = ConceptName("me", "imp"), Tag("stable")
 BLOB = Digest.of_bytes(CONTENTS)
@@ -56,8 +56,15 @@ def offer_registry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
         yield f"oci+http://{host}/studio"
 
 
+@contextmanager
+def offer_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with run_s3(monkeypatch) as bucket:
+        yield f"s3://{bucket}/concepts"
+
+
 Offer = Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[str]]
-OFFERS: dict[str, Offer] = {"file": offer_folder, "hf": offer_hub, "oci+http": offer_registry}
+OFFERS: dict[str, Offer] = {"file": offer_folder, "hf": offer_hub, "oci+http": offer_registry, "s3": offer_bucket}
 """What runs the other side of each writable kind of remote and gives its address."""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -15,9 +18,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import urllib3
 
 _START_SECONDS: Final = 60.0
 USER, PASSWORD = "me", "canary-7d1e"
+_BUCKETS: Final = itertools.count(1)
 HTPASSWD: Final = f"{USER}:$2a$04$qayYY5qB6.HSQ9u2h8HT5u7aML89SULnXGAy2HFmiv4li8EIaZAka\n"
 
 
@@ -43,17 +48,26 @@ def run_registry(folder: Path, *, login: bool = False) -> Iterator[str]:
 
 @contextmanager
 def run_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Give the address of a running S3 with one empty bucket, ``studio``, and a login in the environment."""
+    """Give an empty bucket of an S3 that runs as long as the tests do, and its login in the environment."""
     pytest.importorskip("moto", reason="moto is not installed: make install")
     pytest.importorskip("s3fs", reason="s3fs is not installed: make install")
-    host = f"127.0.0.1:{find_free_port()}"
+    address = _start_s3()
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "canary-91c4",
-        "AWS_ENDPOINT_URL": f"http://{host}",
-        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": address,
     }.items():
         monkeypatch.setenv(name, value)
+    bucket = f"studio{next(_BUCKETS)}"
+    with urllib3.PoolManager() as pool:
+        pool.request("PUT", f"{address}/{bucket}")
+    yield bucket
+
+
+@functools.cache
+def _start_s3() -> str:
+    """Return the address of the one S3 of this test run: it takes seconds to start."""
+    host = f"127.0.0.1:{find_free_port()}"
     program = [
         sys.executable,
         "-W",
@@ -65,11 +79,10 @@ def run_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "-p",
         host.split(":")[1],
     ]
-    with _run(program, host):
-        import urllib3
-
-        urllib3.PoolManager().request("PUT", f"http://{host}/studio").release_conn()
-        yield f"http://{host}"
+    running = _run(program, host)
+    running.__enter__()
+    atexit.register(running.__exit__, None, None, None)
+    return f"http://{host}"
 
 
 def find_free_port() -> int:
