@@ -141,8 +141,13 @@ def _take_group(plan: ImportPlan, word: Placeholder | None, contents: tuple[Cont
     if word is not None:
         slug = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
         name = ConceptName.parse(f"{name}-{slug}")
-    words = {one for part in contents if isinstance(part, EmbeddingContents) for _, one in part.rows}
-    tokens = tuple(token for token in plan.tokens if (token.placeholder in words) == bool(words))
+    parts = plan.reading.contents
+    embedded = {one for part in parts if isinstance(part, EmbeddingContents) for _, one in part.rows}
+    tokens = tuple(
+        token
+        for token in plan.tokens
+        if token.placeholder == word or (word is None and token.placeholder not in embedded)
+    )
     return dataclasses.replace(
         plan,
         settings=dataclasses.replace(plan.settings, name=name),

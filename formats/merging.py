@@ -22,8 +22,6 @@ def merge_readings(readings: Sequence[tuple[str, Reading]]) -> Reading:
     Raises:
         IncompatibleError: if two files hold the same thing, or two halves of an embedding name different words.
     """
-    if len(readings) == 1:
-        return readings[0][1]
     _compare_words(readings)
     embeddings: dict[tuple[str, ...] | None, dict[tuple[ComponentName, Placeholder], RawTensor]] = {}
     others: list[Contents] = []

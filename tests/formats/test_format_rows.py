@@ -1,0 +1,145 @@
+"""What every row of FORMATS keeps, whoever adds it: names made from a row's own data are explained by that row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptry.formats import lora_keys
+from conceptry.formats.catalog import FORMATS
+from conceptry.formats.contract import Format
+from conceptry.formats.data_files import load_table
+from conceptry.formats.header import Header, TensorInfo
+from conceptry.formats.identify import identify_header
+from conceptry.formats.lora_dialects import list_lora_formats
+from conceptry.formats.lora_keys import list_dialects
+from conceptry.kinds import KIND_BY_ID
+
+Shape = tuple[int, ...]
+MODULES = {
+    "denoiser": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 320, 768),
+    "unet": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 320, 768),
+    "any": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 320, 768),
+    "t5": ("encoder.block.0.layer.0.SelfAttention.q", 4096, 4096),
+    "text_encoder": ("text_model.encoder.layers.0.mlp.fc1", 3072, 768),
+    "text_encoder_2": ("text_model.encoder.layers.0.mlp.fc1", 5120, 1280),
+    "text_encoder_3": ("encoder.block.0.layer.0.SelfAttention.q", 4096, 4096),
+}
+ENDS = (
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+)
+
+
+def header_of(shapes: dict[str, Shape], metadata: dict[str, str] | None = None) -> Header:
+    return Header(
+        {name: TensorInfo("F16", shape, 0, 0) for name, shape in shapes.items()}, metadata or {}, 0, 0
+    )
+
+
+def spell_prefixes(dialect: lora_keys.Dialect) -> Iterator[dict[str, Shape]]:
+    """Return, for each prefix of a dialect, the two factors of one module under it."""
+    for prefix, component in dialect.prefixes:
+        path, outputs, inputs = MODULES[component]
+        stem = prefix + (path.replace(".", "_") if dialect.flat else path)
+        for down, up in ENDS:
+            if dialect.ends is None or dialect.ends.search(stem + down):
+                yield {stem + down: (4, inputs), stem + up: (outputs, 4)}
+                break
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.id)
+def test_row_says_what_it_is_and_whether_it_can_be_read(row: Format) -> None:
+    assert re.fullmatch(r"[a-z0-9_]+", row.id)
+    assert sum(other.id == row.id for other in FORMATS) == 1
+    assert row.title
+    assert (row.read is None) == (row.stored_kind is None)
+    assert row.stored_kind is None or (row.kind == row.stored_kind and row.kind in KIND_BY_ID)
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.id)
+@settings(max_examples=15, deadline=None)
+@given(
+    shapes=st.dictionaries(
+        st.text("abnklora_.up<>012:", min_size=1, max_size=24),
+        st.lists(st.integers(0, 2048), max_size=4).map(tuple),
+        max_size=4,
+    )
+)
+def test_row_answers_for_any_names_and_explains_only_what_is_there(
+    row: Format, shapes: dict[str, Shape]
+) -> None:
+    found = row.detect(header_of(shapes))
+    if found is not None:
+        assert found.roles.keys() <= shapes.keys()
+        assert 0 <= found.confidence <= 1
+        assert all(found.roles.values())
+        assert found.reasons
+
+
+@pytest.mark.parametrize("dialect", list_dialects().values(), ids=lambda dialect: dialect.id)
+@settings(max_examples=3, deadline=None)
+@given(data=st.data())
+def test_dialect_explains_a_module_under_each_of_its_prefixes(dialect: lora_keys.Dialect, data: Any) -> None:
+    row = next(row for row in FORMATS if row.id == f"lora_{dialect.id}")
+    spelled = list(spell_prefixes(dialect))
+    assert spelled
+    for shapes in spelled:
+        # What sets a dialect apart may be a tensor or a metadata key: here it is a key.
+        mark = data.draw(st.from_regex(dialect.marks)) if dialect.marks else "format"
+        found = row.detect(header_of(shapes, {mark: ""}))
+        assert found is not None, shapes
+        assert found.roles.keys() == shapes.keys()
+
+
+@pytest.mark.parametrize("id", load_table("recognised"))
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_recognised_kind_is_named_by_its_marks_and_never_read(id: str, data: Any) -> None:
+    table = load_table("recognised")[id]
+    row = next(row for row in FORMATS if row.id == id)
+    mark = data.draw(st.sampled_from(table["marks"]))
+    names = {data.draw(st.from_regex(re.compile(mark, re.ASCII)))}
+    if "needs" in table:
+        names.add(data.draw(st.from_regex(re.compile(table["needs"], re.ASCII))))
+    found = row.detect(header_of(dict.fromkeys(names, (8, 8))))
+    assert found is not None
+    assert row.read is None
+
+
+NEW_ROW = {
+    "title": "Imaginary Trainer",
+    "flat": False,
+    "prefixes": [["imaginary/unet/", "unet"], ["imaginary/text/", "text_encoder"]],
+    "rewrites": [
+        [r"\.(low|high)$", r".lora_\1.weight"],
+        [r"\.lora_low\.", ".lora_A."],
+        [r"\.lora_high\.", ".lora_B."],
+    ],
+}
+
+
+def test_a_new_dialect_is_one_row_of_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    stem = "imaginary/unet/mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    header = header_of({f"{stem}.low": (4, 768), f"{stem}.high": (1280, 4)})
+    assert identify_header(header).kind == "unknown"
+    tables = {**load_table("dialects"), "imaginary": NEW_ROW}
+    monkeypatch.setattr(
+        lora_keys, "load_table", lambda name: tables if name == "dialects" else load_table(name)
+    )
+    lora_keys.list_dialects.cache_clear()
+    try:
+        row = next(row for row in list_lora_formats() if row.id == "lora_imaginary")
+        found = row.detect(header)
+    finally:
+        monkeypatch.undo()
+        lora_keys.list_dialects.cache_clear()
+    assert found is not None
+    assert (found.family, len(found.roles)) == ("sd1", 2)
+    assert row.stored_kind == "lora"
