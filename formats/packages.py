@@ -41,16 +41,17 @@ def describe_file(
     if not path.is_file():
         raise NotFoundError(f"no file {str(path)!r}")
     media_type = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    tensors: Digest | None
     if written is not None:
-        sizes = (written.size_bytes, written.sha256, written.tensor_sha256)
+        size_bytes, whole, tensors = written.size_bytes, written.sha256, written.tensor_sha256
     else:
         tensors = digest_tensor_file(path) if media_type == SAFETENSORS_TYPE else None
-        sizes = (path.stat().st_size, Digest.of_file(path), tensors)
+        size_bytes, whole = path.stat().st_size, Digest.of_file(path)
     return File(
         path=name or path.name,
         role=role,
         media_type=media_type,
-        size=sizes[0],
-        sha256=sizes[1],
-        tensor_sha256=sizes[2],
+        size=size_bytes,
+        sha256=whole,
+        tensor_sha256=tensors,
     )

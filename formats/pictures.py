@@ -164,14 +164,15 @@ def _unfilter(
     if kind == 1:
         return np.cumsum(line.reshape(-1, channels), axis=0, dtype=np.uint8).reshape(-1)
     if kind == 2:
-        return line + above
+        found: np.ndarray[Any, Any] = np.add(line, above)
+        return found
     if kind not in (3, 4):
         raise InvalidFileError("its picture is damaged")
     predict = _average if kind == 3 else _paeth
-    found, up = [0] * channels, [0] * channels + above.tolist()
+    values, up = [0] * channels, [0] * channels + above.tolist()
     for index, value in enumerate(line.tolist()):
-        found.append((value + predict(found[index], up[index + channels], up[index])) & 0xFF)
-    return np.array(found[channels:], np.uint8)
+        values.append((value + predict(values[index], up[index + channels], up[index])) & 0xFF)
+    return np.array(values[channels:], np.uint8)
 
 
 def _average(left: int, up: int, corner: int) -> int:
@@ -189,7 +190,7 @@ def _decode_strips(pixels: np.ndarray[Any, Any]) -> bytes:
     """Returns what two strips of noise hold: low nibbles left of the first black column, high ones after the last."""
     import numpy as np
 
-    inside = (pixels > 0).all(axis=2)
+    inside: np.ndarray[Any, Any] = np.all(pixels > 0, axis=2)
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(rows):
         raise InvalidFileError(_NONE)

@@ -91,9 +91,10 @@ def read_foreign(source: BinaryIO, output: BinaryIO, name: str, *, convert: bool
     """
     source.seek(0)
     container = recognise_container(source.read(SNIFFED_BYTES))
+    left_out: tuple[str, ...] = ()
     if container.id == "png":
         values, tensors = read_picture(source)
-        found, left_out = "png", ()
+        found = "png"
     elif container.id in CONVERTED:
         described = read_torch_file(source)
         if convert:

@@ -331,9 +331,12 @@ def test_environment_and_open_files_do_not_reach_the_process(
         "import os; os.write(2, repr((dict(os.environ), sorted(map(int, os.listdir('/proc/self/fd')))[:-1])).encode())",
     )
     reports: list[bytes] = []
-    monkeypatch.setattr(
-        "conceptry.formats.isolation._check_report", lambda data, code, name: reports.append(data) or {}
-    )
+
+    def keep(data: bytes, code: int, name: str) -> dict[str, str]:
+        reports.append(data)
+        return {}
+
+    monkeypatch.setattr("conceptry.formats.isolation._check_report", keep)
     with (tmp_path / "secret").open("w") as secret:
         os.set_inheritable(secret.fileno(), True)
         with pytest.raises(ConceptryError):
