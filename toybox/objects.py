@@ -177,7 +177,7 @@ def draw_star(canvas: Canvas) -> None:
     canvas.paint(only(ring(circle(u, v, 0.0, 0.0, 0.88), 0.12), halo == 1), canvas.second)
     outer = _either(halo == 1, 0.92, 0.98)
     canvas.paint(star(u, v, count, outer, inner), canvas.surface())
-    reach = 0.38 + 0.30 * canvas.build
+    reach = 0.28 + 0.26 * canvas.build
     core = star(u, v, count, outer * reach, inner * reach)
     canvas.paint(core, canvas.second, outline=False)
     eye = ellipse(np.abs(u), v, (0.16, -0.06), (0.085, 0.12))
