@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test test-hub slow fuzz bench check lint types imports docs links clean
+.PHONY: install demo test test-hub faults-http slow fuzz system-packages bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -30,11 +30,25 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) --no-deps lycoris-lora perfusion-pytorch
 	touch $@
 
+# What tests talk to that no Python package brings: a registry of containers, and a tracer of system calls. Tests that
+# need them say so and are skipped without them.
+SYSTEM_PACKAGES := docker-registry strace
+system-packages:
+	@if ! command -v apt-get >/dev/null; then echo "no apt here: install $(SYSTEM_PACKAGES) yourself"; \
+	elif dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1; then echo "already installed: $(SYSTEM_PACKAGES)"; \
+	elif [ "$$(id -u)" != 0 ]; then echo "not root: sudo make system-packages installs $(SYSTEM_PACKAGES)"; \
+	else DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(SYSTEM_PACKAGES) \
+	|| echo "apt-get could not install $(SYSTEM_PACKAGES); tests that need them are skipped"; fi
+
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/concepts demo --out $(OUT)
 
 test: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# A pull through every way in which a web server can fail, at several places each; writes the table of counts.
+faults-http: $(INSTALLED_DEV)
+	PYTHONPATH=. $(BIN)/python tests/registry/http_sweep.py docs/faults-http.md
 
 # The Hub's client in its versions 1 and 2, which stand on different HTTP libraries, against the double of the Hub.
 HUB_CLIENTS := 1.33.0 2.4.0
