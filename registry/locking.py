@@ -46,6 +46,9 @@ class LockRequest:
 
     bases: Mapping[str, Path]
     previous: Lock | None = None
+    trusted: bool = True
+    """Whether ``previous`` is as it was written; of one that was edited only the versions count, as a wish."""
+
     upgrade: bool = False
     upgraded: frozenset[ConceptName] = frozenset()
     """Concepts that may leave their locked versions although they are in range."""
@@ -85,7 +88,7 @@ def make_lock(store: Store, request: LockRequest, open_remote: OpenRemote) -> Lo
     )
     solution = _solve(universe, request)
     packages = {name: universe.packages[name, chosen.version] for name, chosen in solution.items()}
-    _refuse_changed(packages, request.previous)
+    _refuse_changed(packages, request.previous if request.trusted else None)
     _keep_manifests(store, packages.values())
     lock = _describe(request, base, packages)
     return LockResult(lock=lock, warnings=tuple(_iter_warnings(packages, lock)))
@@ -160,6 +163,8 @@ def _solve(universe: ProjectUniverse, request: LockRequest) -> Solution:
     if previous is None or request.upgrade:
         return resolve(wanted, universe)
     kept = {one.name: one.version for one in previous.concepts if _may_stay(one, request)}
+    if not request.trusted:
+        return resolve(wanted, universe, preferred=kept)
     try:
         return resolve(wanted, LockedUniverse(universe, previous, kept), preferred=kept)
     except (NotFoundError, IncompatibleError):

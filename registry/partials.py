@@ -30,6 +30,9 @@ from conceptry.registry.processes import is_running
 from conceptry.registry.protocol import RemoteVersion
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
     from conceptry.manifest import File
 
 

@@ -200,6 +200,7 @@ class Workspace:
             remotes=remotes,
             bases=self.registry.bases(),
             previous=previous,
+            trusted=not notes,
             upgrade=upgrade,
             upgraded=upgraded,
         )
