@@ -37,7 +37,7 @@ system-packages:
 	@if ! command -v apt-get >/dev/null; then echo "no apt here: install $(SYSTEM_PACKAGES) yourself"; \
 	elif dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1; then echo "already installed: $(SYSTEM_PACKAGES)"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "not root: sudo make system-packages installs $(SYSTEM_PACKAGES)"; \
-	else DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(SYSTEM_PACKAGES) \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(SYSTEM_PACKAGES) \
 	|| echo "apt-get could not install $(SYSTEM_PACKAGES); tests that need them are skipped"; fi
 
 demo: $(INSTALLED)

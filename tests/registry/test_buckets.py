@@ -1,0 +1,104 @@
+"""Concepts in a bucket: a real S3 client against moto's S3 on a free port."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conceptry.digests import Digest
+from conceptry.errors import IntegrityError, RemoteError, UsageError
+from conceptry.names import ConceptName, RemoteName
+from conceptry.registry import Registry
+from conceptry.registry.blobs import ignore_bytes
+from conceptry.registry.buckets import check_bucket
+from conceptry.registry.remotes import open_remote
+from tests.registry.folders import CONTENTS, make_manifest, write_folder
+from tests.simulators.registries import find_free_port, run_s3
+
+STUDIO = RemoteName("studio")
+BLOB = Digest.of_bytes(CONTENTS)
+
+
+@pytest.fixture(autouse=True)
+def _network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+
+@pytest.fixture
+def uri(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Give the address of an empty bucket."""
+    with run_s3(monkeypatch) as bucket:
+        yield f"s3://{bucket}/lab"
+
+
+def test_the_whole_loop_and_nothing_twice(registry: Registry, imp: Path, uri: str, tmp_path: Path) -> None:
+    registry.publish(imp)
+    assert registry.push("me/imp", uri).created
+    second = Registry(tmp_path / "second")
+    second.add_remote(STUDIO, uri)
+    assert [found.name for found in second.open_remote(STUDIO).search("imp")] == [ConceptName("me", "imp")]
+    pulled = second.pull("studio::me/imp")
+    assert (pulled.created, pulled.digest) == (True, registry.resolve("me/imp").digest)
+    assert second.get("me/imp").blobs[BLOB].read_bytes() == CONTENTS
+    for other in (registry, second):
+        repeated = other.push("me/imp", uri)
+        assert (repeated.created, repeated.sent_bytes) == (False, 0)
+
+
+def test_file_that_changed_on_its_way_is_not_kept(
+    registry: Registry, imp: Path, uri: str, tmp_path: Path
+) -> None:
+    registry.publish(imp)
+    (file,) = make_manifest().iter_files()
+    (tmp_path / "blob").write_bytes(b"X" * len(CONTENTS))
+    remote = open_remote(uri, {})
+    with pytest.raises(IntegrityError, match="does not have digest"):
+        remote.put(registry.resolve("me/imp"), file, tmp_path / "blob", on_bytes=ignore_bytes)
+    assert not remote.has(registry.resolve("me/imp"), file)
+
+
+def test_forbidden_network_is_not_used(
+    registry: Registry, imp: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(imp)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RemoteError, match="the network is forbidden"):
+        registry.push("me/imp", uri)
+
+
+@pytest.mark.slow
+def test_bucket_that_does_not_answer_is_told_without_its_keys(
+    registry: Registry, imp: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(imp)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{find_free_port()}")
+    with pytest.raises(RemoteError, match="cannot be used") as caught:
+        registry.push("me/imp", uri)
+    assert caught.value.exit_code == 5
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://",
+        "s3://UPPER/x",
+        "s3://key:canary@bucket/x",
+        "s3://bucket/x?endpoint=http://evil",
+        "s3://b/../x/..",
+    ],
+)
+def test_address_that_is_none_is_refused_without_its_secret(address: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_bucket(address)
+    assert "canary" not in str(caught.value)
+
+
+def test_several_versions_share_equal_bytes(registry: Registry, uri: str, tmp_path: Path) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        registry.publish(write_folder(tmp_path / version, version=version))
+    assert registry.push("me/imp@1.0.0", uri).sent_bytes == len(CONTENTS)
+    assert registry.push("me/imp@1.1.0", uri).sent_bytes == 0
