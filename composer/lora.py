@@ -22,6 +22,8 @@ class LoraFactors:
     down: Float[Tensor, "rank ..."]
     up: Float[Tensor, "out rank ..."]
     scale: float
+    bias: Float[Tensor, " out"] | None = None
+    """Added to the output beside the delta, whatever the scale."""
 
     @property
     def rank(self) -> int:
@@ -66,9 +68,9 @@ class LoraPatch(Patch):
 def require_layer(root: nn.Module, path: str, factors: LoraFactors) -> nn.Linear | nn.Conv2d:
     """Returns the layer at ``path`` that ``factors`` fit. Raises IncompatibleError."""
     layer = find_module(root, path)
-    if layer is None or not isinstance(_unwrap(layer), nn.Linear | nn.Conv2d):
+    if layer is None or not isinstance(unwrap_layer(layer), nn.Linear | nn.Conv2d):
         raise IncompatibleError(f"the base has no linear or convolution layer {path!r}")
-    weight = _unwrap(layer).weight
+    weight = unwrap_layer(layer).weight
     expected = (factors.up.shape[0], *factors.down.shape[1:])
     shapes = tuple(weight.shape[2:]) == tuple(factors.down.shape[2:]) and factors.up.shape[1] == factors.rank
     if tuple(weight.shape) != expected or not shapes:
@@ -79,26 +81,36 @@ def require_layer(root: nn.Module, path: str, factors: LoraFactors) -> nn.Linear
     return layer  # type: ignore[return-value]
 
 
-def _unwrap(layer: nn.Module) -> Any:
-    # peft puts its own adapters around a layer and keeps the layer inside.
+def spread_channels(bias: Float[Tensor, " out"], layer: nn.Module) -> Tensor:
+    """Returns ``bias`` in the shape that is added to the output of ``layer``."""
+    kernel = getattr(layer, "kernel_size", ())
+    return bias.reshape(-1, *(1 for _ in kernel))
+
+
+def unwrap_layer(layer: nn.Module) -> Any:
+    """Returns the layer itself: peft puts its own adapters around a layer and keeps the layer inside."""
     inner = getattr(layer, "base_layer", None)
     return inner if isinstance(inner, nn.Module) else layer
 
 
 def _make_hook(factors: LoraFactors, patch: LoraPatch) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    down, up, scale = factors.down, factors.up, factors.scale
+    down, up, scale, bias = factors.down, factors.up, factors.scale, factors.bias
 
     def add_delta(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        nonlocal down, up
+        nonlocal down, up, bias
         if down.device != output.device and not down.requires_grad:
             down, up = down.to(output.device), up.to(output.device)
+            bias = None if bias is None else bias.to(output.device)
         x = args[0].to(down.dtype)
-        inner = _unwrap(layer)
+        inner = unwrap_layer(layer)
         if isinstance(inner, nn.Conv2d):
             low = F.conv2d(x, down, None, inner.stride, inner.padding, inner.dilation)
             delta = F.conv2d(low, up)
         else:
             delta = F.linear(F.linear(x, down), up)
-        return output + (delta * (scale * patch.strength)).to(output.dtype)
+        added = delta * (scale * patch.strength)
+        if bias is not None:
+            added = added + spread_channels(bias, inner) * patch.strength
+        return output + added.to(output.dtype)
 
     return add_delta

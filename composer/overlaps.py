@@ -10,9 +10,9 @@ from typing import Final
 
 from conceptry.composer.plan import Plan, PlannedMember
 from conceptry.formats.header import read_header
+from conceptry.formats.lora_modules import split_canonical
 from conceptry.kinds import KindId
 
-_LORA_FACTOR: Final = ".lora_A.weight"
 _VALUE_TARGET: Final = "o_v/"
 
 
@@ -52,7 +52,7 @@ def _iter_modules(member: PlannedMember) -> Iterator[str]:
 
 
 def _find_lora_modules(component: str, names: Iterable[str]) -> Iterator[str]:
-    return (name.removesuffix(_LORA_FACTOR) for name in names if name.endswith(_LORA_FACTOR))
+    return iter({parts[0] for name in names if (parts := split_canonical(name)) is not None})
 
 
 def _find_full_modules(component: str, names: Iterable[str]) -> Iterator[str]:

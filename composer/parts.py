@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptry.bases import ComponentName
+from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors, require_place
 from conceptry.composer.full import FullPatch, require_tensor
 from conceptry.composer.hooks import Patch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer
@@ -46,6 +47,7 @@ class Gathered:
     tokens: list[TokenRows] = field(default_factory=list)
     full: dict[ComponentName, dict[str, Tensor]] = field(default_factory=dict)
     lora: dict[ComponentName, dict[str, LoraFactors]] = field(default_factory=dict)
+    deltas: dict[ComponentName, dict[str, LoraModule]] = field(default_factory=dict)
     edits: list[RankOneEdit] = field(default_factory=list)
     applied: int = 0
     unmatched: list[str] = field(default_factory=list)
@@ -79,6 +81,9 @@ class Gathered:
             ]
             patches += [
                 LoraPatch(parts[name], values, strength=strength) for name, values in one.lora.items()
+            ]
+            patches += [
+                DeltaPatch(parts[name], values, strength=strength) for name, values in one.deltas.items()
             ]
         edits = [edit for one in gathered for edit in one.edits]
         if edits:
@@ -193,16 +198,14 @@ def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
             if root is None or layer is None:
                 found.unmatched.append(name)
                 continue
-            factors = _load_factors(module, layer)
-            require_layer(root, place, factors)
-            found.lora.setdefault(ComponentName(component), {})[place] = factors
-            found.applied += 2
-
-
-def _load_factors(module: LoraModule, layer: nn.Module) -> LoraFactors:
-    weight: Any = getattr(layer, "base_layer", layer).weight
-    place = {"device": weight.device, "dtype": weight.dtype}
-    return LoraFactors(to_torch(module.down, **place), to_torch(module.up, **place), module.scale)
+            require_place(root, place, module)
+            if is_factored(module, layer):
+                factors = load_factors(module, layer)
+                require_layer(root, place, factors)
+                found.lora.setdefault(ComponentName(component), {})[place] = factors
+            else:
+                found.deltas.setdefault(ComponentName(component), {})[place] = module
+            found.applied += len(module.parts)
 
 
 def _gather_full(found: Gathered, part: Part, pipeline: Pipeline) -> None:

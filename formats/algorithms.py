@@ -243,12 +243,8 @@ ALGORITHMS: Final[tuple[Algorithm, ...]] = (
         id="boft_peft",
         title="BOFT as PEFT stores it",
         forms=(
-            Form(
-                required={"boft_R": "m k b b", "boft_s": "o 1"},
-                optional={},
-                inputs="",
-                scale="none",
-            ),
+            Form(required={"boft_R": "m k b b", "boft_s": "o 1"}, optional={}, inputs="", scale="none"),
+            Form(required={"boft_R": "m k b b", "boft_s": "1 o"}, optional={}, inputs="", scale="none"),
         ),
         needs_base=True,
         additive=False,

@@ -29,6 +29,7 @@ from conceptry.formats.rotations import (
     rotate_outputs,
 )
 from conceptry.formats.shape_patterns import Shape
+from conceptry.formats.tensors import RawTensor
 from conceptry.kinds import AlgorithmId
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def dense_bias_delta(
         factor = module.parts["ia3_l"].to_numpy().astype(dtype).reshape(-1)
         total = (factor - 1) * np.asarray(base_bias).astype(dtype)
     return total
+
+
+def fold_core(module: LoraModule) -> RawTensor:
+    """Returns what ``down`` is once the core of a LoCon is multiplied into it: [rank, in, h, w], float32."""
+    import numpy as np
+
+    core, down = (module.parts[part].to_numpy().astype("float32") for part in ("core", "down"))
+    folded = np.moveaxis(np.tensordot(core, _flat(down), axes=(1, 0)), -1, 1)
+    return RawTensor.from_numpy(folded)
 
 
 def require_fit(module: LoraModule, shape: Shape) -> Match:
@@ -229,16 +239,19 @@ def _adapt_generalised(one: Operands) -> Array:
         added = _flat(parts["b1"]) @ _flat(parts["b2"])
     inner = _flat(parts["a1"]) @ _flat(parts["a2"])
     base = one.weight.reshape(shape[0], shape[1], -1)
-    turned = (base.transpose(0, 2, 1) @ inner).transpose(0, 2, 1)
-    return one.scale * (turned.reshape(shape[0], -1) + added)
+    turned: Array = (base.transpose(0, 2, 1) @ inner).transpose(0, 2, 1)
+    total: Array = one.scale * (turned.reshape(shape[0], -1) + added)
+    return total
 
 
 def _rescale(one: Operands) -> Array:
     stored = one.parts.get("ia3_weight")
     factor = one.parts["ia3_l"] - 1 if stored is None else stored
     if one.numbers["on_input"]:
-        return one.weight.reshape(*one.shape[:2], -1) * factor.reshape(1, -1, 1)
-    return one.weight * factor.reshape(-1, 1)
+        by_input: Array = one.weight.reshape(*one.shape[:2], -1) * factor.reshape(1, -1, 1)
+        return by_input
+    by_output: Array = one.weight * factor.reshape(-1, 1)
+    return by_output
 
 
 def _rotate(one: Operands) -> Array:

@@ -128,4 +128,5 @@ def _order_butterfly(total: int, groups: int, half: int) -> Array:
     span = total // groups
     halves = np.arange(span).reshape(-1, half)
     one = np.concatenate([halves[0::2], halves[1::2]]).reshape(-1)
-    return (np.arange(groups)[:, None] * span + one[None, :]).reshape(-1)
+    order: Array = np.arange(groups)[:, None] * span + one[None, :]
+    return order.reshape(-1)
