@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conceptry.errors import InvalidFileError
 from conceptry.formats.header import MAX_DIMENSIONS
+from conceptry.formats.pickle_trees import flatten
 from conceptry.formats.tensors import RawTensor
-from conceptry.formats.torch_pickles import StorageRef, TensorRef, flatten
+from conceptry.formats.torch_pickles import StorageRef, TensorRef
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,9 +17,10 @@ from typing import Any, BinaryIO, Final
 from conceptry.errors import InvalidFileError
 from conceptry.formats.header import DTYPE_BYTES
 from conceptry.formats.pickle_reader import MAX_PICKLE_BYTES, read_pickle
+from conceptry.formats.pickle_trees import Tree, flatten
 from conceptry.formats.sources import CHUNK_BYTES, FileRange, InMemory, OpenFile
 from conceptry.formats.tensors import RawTensor
-from conceptry.formats.torch_pickles import StorageRef, TensorRef, TorchBuilder, Tree, flatten
+from conceptry.formats.torch_pickles import StorageRef, TensorRef, TorchBuilder
 
 MAX_MEMBERS: Final = 70_000
 MAX_GROWTH: Final = 2

@@ -12,21 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conceptry.errors import InvalidFileError
-from conceptry.formats.header import (
-    DTYPE_BYTES,
-    MAX_DIMENSIONS,
-    MAX_NAME_BYTES,
-    MAX_TENSORS,
-    find_name_fault,
-)
+from conceptry.formats.header import DTYPE_BYTES, MAX_DIMENSIONS
 from conceptry.formats.pickle_reader import check_key
 
-MAX_DEPTH: Final = 32
-MAX_VALUES: Final = 1_000_000
 MAX_ELEMENTS: Final = 1 << 40
-MAX_TEXT: Final = 1000
-MAX_TOTAL_TEXT: Final = 1 << 18
-BARE_NAME: Final = "tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +78,7 @@ class Inert:
 
 
 @dataclass(slots=True)
-class _Parameters:
+class Parameters:
     """A ``ParameterDict``: its state arrives after it was made."""
 
     items: dict[str | int, Any] = field(default_factory=dict)
@@ -190,10 +179,10 @@ def _make_device(arguments: tuple[Any, ...]) -> str:
     return arguments[0]
 
 
-def _make_parameters(arguments: tuple[Any, ...]) -> _Parameters:
+def _make_parameters(arguments: tuple[Any, ...]) -> Parameters:
     if arguments:
         raise _refuse_call("ParameterDict")
-    return _Parameters()
+    return Parameters()
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -288,7 +277,7 @@ class TorchBuilder:
 
     def build(self, value: Any, state: Any) -> Any:
         """Returns ``value``: state counts for parameters only. Raises InvalidFileError."""
-        if type(value) is _Parameters:
+        if type(value) is Parameters:
             items = state.get("_parameters") if type(state) is dict else None
             if type(items) is not dict:
                 raise InvalidFileError("its pickle has a ParameterDict without parameters")
@@ -311,75 +300,3 @@ class TorchBuilder:
         found = StorageRef(key, mark.dtype, elements)
         self.storages.add(found)
         return found
-
-
-# --- the tree ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Tree:
-    """What a file holds: tensors by their joined path, and the plain values beside them as JSON has them."""
-
-    tensors: dict[str, TensorRef] = field(default_factory=dict)
-    values: Any = None
-    count: int = 0
-    text: int = 0
-    """How many characters the names and the values have so far."""
-
-
-def flatten(value: Any) -> Tree:
-    """Returns the tensors and the plain values of what a pickle described.
-
-    The name of a tensor is its path joined by dots; a bare tensor is called ``tensor``. Texts that are longer than any
-    name or note are left out, and numbers that are not finite.
-
-    Raises:
-        InvalidFileError: if it is nested too deeply or too large, or two tensors would share a name.
-    """
-    tree = Tree()
-    tree.values = _walk(tree, value, ())
-    return tree
-
-
-def _walk(tree: Tree, value: Any, path: tuple[str, ...]) -> Any:
-    tree.count += 1
-    # One list that stands in another many times over, at many levels, is counted each time.
-    if len(path) > MAX_DEPTH or tree.count > MAX_VALUES:
-        raise InvalidFileError(
-            f"its pickle is nested deeper than {MAX_DEPTH} or has over {MAX_VALUES} values"
-        )
-    if type(value) is TensorRef:
-        return _add_tensor(tree, path, value)
-    if type(value) is _Parameters:
-        value = value.items
-    if type(value) is dict:
-        items = {str(key): _walk(tree, item, (*path, str(key))) for key, item in value.items()}
-        return {key: item for key, item in items.items() if item is not None and _fits(tree, key)} or None
-    if type(value) in (list, tuple):
-        found = [_walk(tree, item, (*path, str(index))) for index, item in enumerate(value)]
-        return found if any(item is not None for item in found) else None
-    if type(value) is float:
-        return value if math.isfinite(value) else None
-    if type(value) is str:
-        return value if _fits(tree, value) else None
-    return value if type(value) in (int, bool) else None
-
-
-def _fits(tree: Tree, text: str) -> bool:
-    if len(text) > MAX_TEXT or tree.text + len(text) > MAX_TOTAL_TEXT:
-        return False
-    tree.text += len(text)
-    return True
-
-
-def _add_tensor(tree: Tree, path: tuple[str, ...], tensor: TensorRef) -> None:
-    fault = "it is too long" if sum(map(len, path)) > MAX_NAME_BYTES else None
-    name = ".".join(path) if path and not fault else BARE_NAME
-    fault = fault or find_name_fault(name)
-    if fault:
-        raise InvalidFileError(f"a tensor of its pickle cannot keep its name: {fault}")
-    if name in tree.tensors:
-        raise InvalidFileError(f"two of its tensors would be called {name[:80]!r}")
-    if len(tree.tensors) >= MAX_TENSORS:
-        raise InvalidFileError(f"it has more than {MAX_TENSORS} tensors")
-    tree.tensors[name] = tensor

@@ -55,6 +55,8 @@ def load_lazy_modules(*, arrays: bool = True) -> None:
     del atexit, encodings
     if not arrays:
         return
+    # Each thread of its linear algebra, of which none is used, would reserve address space on a large machine.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     import numpy as np
 
     np.lib.stride_tricks.as_strided(np.zeros(4, "u2"), (2, 2), (2, 2)).tobytes()

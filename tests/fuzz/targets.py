@@ -19,9 +19,10 @@ from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
 from conceptry.formats.header import parse_header
 from conceptry.formats.identify import identify_header
 from conceptry.formats.pickle_reader import read_pickle
+from conceptry.formats.pickle_trees import flatten
 from conceptry.formats.pictures import read_picture
 from conceptry.formats.torch_files import read_torch_file
-from conceptry.formats.torch_pickles import MARKS, TorchBuilder, flatten
+from conceptry.formats.torch_pickles import MARKS, TorchBuilder
 from tests.formats import hostile
 from tests.formats.test_hostile_files import CALLS, SIZES, STRUCTURES
 
