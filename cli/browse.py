@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,10 +12,14 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
 from conceptry.errors import NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, parse_namespace
-from conceptry.registry.listing import Filter, ListedVersion, Listing
+from conceptry.registry.listing import Filter, Listing
+from conceptry.registry.rows import ListedVersion
 
 SHOWN_ROWS: Final = 100
 """How many rows a person is shown without asking for more."""
+
+if TYPE_CHECKING:
+    from conceptry.registry.protocol import RemoteConcept
 
 _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE")
 
@@ -57,7 +61,11 @@ def list_concepts(session: Session, /, **chosen: Any) -> None:
 @click.command(
     "search",
     cls=ConceptsCommand,
-    examples=("concepts search imp", "concepts search 'blue creature' --kind lora"),
+    examples=(
+        "concepts search imp",
+        "concepts search 'blue creature' --kind lora",
+        "concepts search imp --remote hf://alice",
+    ),
 )
 @click.argument("words", nargs=-1, required=True)
 @click.option("--kind", metavar="KIND", help="Of this kind only.")
@@ -68,15 +76,52 @@ def list_concepts(session: Session, /, **chosen: Any) -> None:
     metavar="N",
     help=f"At most N; 0 for all. Default: {SHOWN_ROWS} for people.",
 )
+@click.option(
+    "--remote", metavar="REMOTE", help="On this remote, by name or address, instead of in the store."
+)
 @pass_session
-def search(session: Session, /, words: tuple[str, ...], **chosen: Any) -> None:
+def search(session: Session, /, words: tuple[str, ...], *, remote: str | None, **chosen: Any) -> None:
     """Find concepts by words.
 
     All words must be found, each at the beginning of a word of the name, title, description, tags or placeholders.
-    A digest, or 12 digits of one, finds what has that manifest, that file or those tensors.
+    A digest, or 12 digits of one, finds what has that manifest, that file or those tensors. What a remote says of its
+    concepts is checked when they are pulled, and not before.
     """
+    if remote is not None:
+        _search_remote(session, remote, " ".join(words), _make_filter(session, chosen))
+        return
     found = session.registry.find(" ".join(words), _make_filter(session, chosen))
     _print_rows(session, found, empty=f"nothing has {' '.join(words)!r}: concepts list shows all")
+
+
+def _search_remote(session: Session, remote: str, words: str, wanted: Filter) -> None:
+    found = [
+        concept
+        for concept in session.registry.search_remote(remote, words, limit=wanted.limit)
+        if wanted.kind in (None, *concept.kinds) and wanted.family in (None, *concept.families)
+    ]
+    rows = [
+        (str(one.name), "+".join(one.kinds), ", ".join(one.families), one.license or "unknown", one.title)
+        for one in found
+    ]
+    session.out.emit_table(
+        {"concepts": [_describe_remote(one) for one in found], "count": len(found)},
+        ("CONCEPT", "KIND", "BASE", "LICENCE", "TITLE"),
+        rows,
+        empty=f"nothing on {remote} has {words!r}",
+    )
+
+
+def _describe_remote(concept: RemoteConcept) -> dict[str, Any]:
+    return {
+        "namespace": concept.name.namespace,
+        "name": concept.name.name,
+        "title": concept.title,
+        "kinds": list(concept.kinds),
+        "families": list(concept.families),
+        "tags": list(concept.tags),
+        "license": concept.license,
+    }
 
 
 def _make_filter(session: Session, chosen: Mapping[str, Any]) -> Filter:

@@ -25,11 +25,12 @@ from conceptry.manifest import parse_manifest
 from conceptry.names import ConceptName, Reference, RemoteName, Tag
 from conceptry.registry import Registry
 from conceptry.registry.hub_card import make_card
+from conceptry.registry.hub_files import fetch_hub_file
 from conceptry.registry.hub_layout import HubAddress
 from conceptry.registry.pulling import PullOptions
 from tests.registry.folders import CONTENTS, make_document, temporaries_below, write_folder
 from tests.simulators.hub.faults import Fault
-from tests.simulators.hub.repositories import Repository
+from tests.simulators.hub.repositories import Entry, Repository
 from tests.simulators.hub.server import Hub
 from tests.simulators.hub.use import ADDRESS, USER, point_client, use_hub
 
@@ -571,3 +572,42 @@ def test_hub_that_is_not_there_is_told(
     with pytest.raises(RemoteError, match="cannot be reached"):
         registry.push("me/imp", ADDRESS)
     assert USER in ADDRESS
+
+
+# --- single files of other repositories ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def theirs(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give a repository with a file that is no concept, and the client an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = hub.repositories.create("bob/loras")
+    hub.repositories.path(BLOB.hex).write_bytes(CONTENTS)
+    hub.repositories.commit(found, "files", {"imp.safetensors": Entry(BLOB.hex, len(CONTENTS), lfs=True)}, ())
+    return "bob/loras"
+
+
+def test_file_of_a_repository_is_fetched_and_found_again_without_a_network(
+    theirs: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fetch_hub_file(theirs, "main", "imp.safetensors").read_bytes() == CONTENTS
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.log.clear()
+    assert fetch_hub_file(theirs, "main", "imp.safetensors").read_bytes() == CONTENTS
+    with pytest.raises(RemoteError, match="not in the Hub's cache"):
+        fetch_hub_file(theirs, "main", "other.safetensors")
+    assert hub.log == []
+
+
+def test_changed_byte_in_the_hubs_cache_is_found(theirs: str) -> None:
+    path = fetch_hub_file(theirs, "main", "imp.safetensors").resolve()
+    path.chmod(0o644)
+    path.write_bytes(b"X" + CONTENTS[1:])
+    with pytest.raises(IntegrityError, match="the bytes in the Hub's cache"):
+        fetch_hub_file(theirs, "main", "imp.safetensors")
+
+
+@pytest.mark.parametrize("name", ["bob/nothing", "bob/loras/x"])
+def test_file_that_is_not_there_is_told(theirs: str, name: str) -> None:
+    with pytest.raises((NotFoundError, RemoteError)):
+        fetch_hub_file(name, "main", "imp.safetensors")

@@ -30,11 +30,13 @@ def point_client(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     constants = importlib.import_module("huggingface_hub.constants")
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    for name, value in {
+    values = {
         "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
-    }.items():
+    }
+    for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
