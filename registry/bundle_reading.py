@@ -8,21 +8,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import GNU_FORMAT, TarError, TarFile
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 
 from conceptry.digests import Digest, new_hasher
-from conceptry.errors import ConceptryError, IntegrityError, NotFoundError
+from conceptry.errors import ConceptryError, IntegrityError, InvalidDigestError, NotFoundError
 from conceptry.registry.bundles import (
     BASE_TYPE,
     BLOB_PREFIX,
     BLOCK_BYTES,
+    CONCEPT_TYPE,
     INDEX_NAME,
     LAYOUT,
     LAYOUT_NAME,
+    MANIFEST_TYPE,
     NAME,
     PROJECT_TYPE,
     RECORD_BYTES,
     TITLE,
+    describe_manifest,
+    format_index,
     make_header,
 )
 from conceptry.registry.events import Meter, OnEvent, ignore_event
@@ -106,8 +110,8 @@ def open_bundle(path: Path, *, on_event: OnEvent = ignore_event) -> Bundle:
         if name.startswith(BLOB_PREFIX)
     }
     try:
-        return _describe(path, json.loads(index), blobs, on_event)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        return _describe(path, index, blobs, on_event)
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidDigestError) as error:
         raise _damaged(path, f"its list of contents is malformed ({error!r})"[:200]) from error
 
 
@@ -187,21 +191,28 @@ def _read_document(path: Path, members: Mapping[str, _Member], name: str) -> byt
 # --- the contents --------------------------------------------------------------------------------------------------
 
 
-def _describe(path: Path, index: Any, blobs: Mapping[Digest, _Member], on_event: OnEvent) -> Bundle:
+def _describe(path: Path, data: bytes, blobs: Mapping[Digest, _Member], on_event: OnEvent) -> Bundle:
     labels: dict[Digest, str] = {}
     files: dict[str, list[BundledFile]] = {PROJECT_TYPE: [], BASE_TYPE: []}
-    for row in index["manifests"]:
-        name, digest = row["annotations"][NAME], Digest.parse(row["digest"])
-        labels[digest] = f"the list of {name}"
-        document = json.loads(_read_blob(path, blobs, digest, labels[digest]))
-        labels[Digest.parse(document["config"]["digest"])] = f"the manifest of {name}"
+    rows = []
+    for row in json.loads(data)["manifests"]:
+        digest = Digest.parse(row["digest"])
+        manifest = _read_blob(path, blobs, digest, f"the list of {row['annotations'][NAME]}")
+        document = json.loads(manifest)
+        config, kind = Digest.parse(document["config"]["digest"]), document["artifactType"]
+        name = _name_part(
+            kind, _read_blob(path, blobs, config, f"the manifest of {row['annotations'][NAME]}")
+        )
+        size = {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(manifest)}
+        rows.append(describe_manifest(kind, name, size))
+        labels |= {digest: f"the list of {name}", config: f"the manifest of {name}"}
         for layer in document["layers"]:
             title, found = layer["annotations"][TITLE], Digest.parse(layer["digest"])
             labels[found] = f"the file {title!r} of {name}"
-            if row["artifactType"] in files:
-                files[row["artifactType"]].append(
-                    BundledFile(path=title, digest=found, size_bytes=layer["size"])
-                )
+            if kind in files:
+                files[kind].append(BundledFile(path=title, digest=found, size_bytes=layer["size"]))
+    if format_index(rows) != data:
+        raise _damaged(path, f"{INDEX_NAME} is not as it was written")
     _check_blobs(path, blobs, labels, on_event)
     project = {file.path: _read_blob(path, blobs, file.digest, file.path) for file in files[PROJECT_TYPE]}
     return Bundle(
@@ -212,6 +223,14 @@ def _describe(path: Path, index: Any, blobs: Mapping[Digest, _Member], on_event:
         base=tuple(files[BASE_TYPE]),
         blobs=blobs,
     )
+
+
+def _name_part(kind: str, config: bytes) -> str:
+    """Returns what the index must call a part: a concept by its own manifest, the others by their kind."""
+    if kind != CONCEPT_TYPE:
+        return "project" if kind == PROJECT_TYPE else "base"
+    document = json.loads(config)
+    return f"{document['name']}@{document['version']}"
 
 
 def _check_blobs(

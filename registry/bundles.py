@@ -108,7 +108,7 @@ class _Parts:
             "layers": layers,
         }
         row = self.add_bytes(_dump(document), f"the list of {name}", MANIFEST_TYPE)
-        self.manifests.append({**row, "artifactType": kind, "annotations": {NAME: name}})
+        self.manifests.append(describe_manifest(kind, name, row))
 
 
 def write_bundle(
@@ -138,9 +138,9 @@ def write_bundle(
     rows = sorted(base, key=lambda file: file.path)
     if rows:
         parts.add_manifest(BASE_TYPE, "base", empty, [_add_base_file(parts, file) for file in rows])
-    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": parts.manifests}
+    index = format_index(parts.manifests)
     with write_new_file(draw_name_beside(target)) as file:
-        _write_tar(file, _dump(index), parts.contents)
+        _write_tar(file, index, parts.contents)
         file.commit(target, mode=STATE_MODE, replace=True)
         return Bundled(
             path=target,
@@ -149,6 +149,16 @@ def write_bundle(
             concepts=len(lock.concepts),
             base_files=len(rows),
         )
+
+
+def describe_manifest(kind: str, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the line of the index for one manifest."""
+    return {**row, "artifactType": kind, "annotations": {NAME: name}}
+
+
+def format_index(manifests: list[dict[str, Any]]) -> bytes:
+    """Returns the bytes of ``index.json``."""
+    return _dump({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests})
 
 
 def _add_concept(parts: _Parts, layout: Layout, version: Resolved) -> None:
