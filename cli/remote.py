@@ -23,13 +23,19 @@ def remote() -> None:
 )
 @click.argument("name")
 @click.argument("uri")
+@click.option("--project", is_flag=True, help="Write it into concepts.toml, so that the project carries it.")
 @pass_session
-def add(session: Session, /, name: str, uri: str) -> None:
+def add(session: Session, /, name: str, uri: str, *, project: bool) -> None:
     """Give the address of a remote a name.
 
-    Nothing is contacted. Addresses never carry credentials.
+    Nothing is contacted. Addresses never carry credentials. A name in a project's concepts.toml comes before yours.
     """
-    session.registry.add_remote(parse_remote_name(name), uri)
+    if project:
+        from conceptry.cli.projects import find_workspace
+
+        find_workspace(session).add_remote(parse_remote_name(name), uri)
+    else:
+        session.registry.add_remote(parse_remote_name(name), uri)
     session.out.emit({"name": name, "uri": uri}, [f"{name} is {uri}"])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -14,6 +15,7 @@ from conceptry.cli.output import Output, has_terminal
 from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
+    from conceptry.names import RemoteName
     from conceptry.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,7 +43,7 @@ class Session:
         if self._registry is None:
             from conceptry.registry import Registry
 
-            self._registry = Registry()
+            self._registry = Registry(project_remotes=read_project_remotes)
         return self._registry
 
     def forbid_network(self) -> None:
@@ -73,6 +75,18 @@ class Session:
         if not has_terminal(sys.stdin) or self.out.mode != "human":
             raise UsageError(f"{question} Nobody is here to answer", hint="add --yes to agree beforehand")
         click.confirm(question, abort=True, err=True)
+
+
+def read_project_remotes() -> Mapping[RemoteName, str]:
+    """Returns the remotes of the project around the working folder, none where there is no project."""
+    from conceptry.registry.workspace import find_folder
+
+    folder = find_folder(Path.cwd())
+    if folder is None:
+        return {}
+    from conceptry.registry.project import read_project
+
+    return read_project(folder).remotes
 
 
 pass_session: Final = click.make_pass_decorator(Session, ensure=True)

@@ -14,8 +14,9 @@ from conceptry.names import Reference, RemoteName, Tag
 from conceptry.registry import listing, resolution, tags
 from conceptry.registry.events import OnEvent, ignore_event
 from conceptry.registry.files import is_folder
-from conceptry.registry.listing import Filter, ListedVersion, Listing
+from conceptry.registry.listing import Filter, Listing
 from conceptry.registry.refs import Resolved
+from conceptry.registry.rows import ListedVersion
 from conceptry.registry.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ class Registry:
         StoreError: if the store was written by a newer version, or others could have changed it.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        project_remotes: Callable[[], Mapping[RemoteName, str]] | None = None,
+    ) -> None:
         self.store: Store = open_store(root)
+        self._project_remotes = project_remotes
 
     @property
     def root(self) -> Path:
@@ -183,9 +190,7 @@ class Registry:
         self.open_remote(wanted.remote).yank(wanted.concept, wanted.version, reason)
         return wanted
 
-    def examine(
-        self, *, dry_run: bool = False, on_event: OnEvent = ignore_event
-    ) -> tuple[Diagnosis, ...]:
+    def examine(self, *, dry_run: bool = False, on_event: OnEvent = ignore_event) -> tuple[Diagnosis, ...]:
         """Returns everything that was wrong with the store, and what was done about it; see ``registry/doctor.py``.
 
         Bytes that are missing come back from the trash or from the remotes that are configured.
@@ -230,7 +235,9 @@ class Registry:
         from conceptry.registry.views import LINKS, ViewSettings, make_view
 
         if link is not None and link not in LINKS:
-            raise UsageError(f"no way to place files is called {link[:80]!r}", hint=f"known: {', '.join(LINKS)}")
+            raise UsageError(
+                f"no way to place files is called {link[:80]!r}", hint=f"known: {', '.join(LINKS)}"
+            )
         settings = ViewSettings(program=program, folder=folder, link=link, lossy=lossy)
         return make_view([self.get(reference) for reference in references], settings)
 
@@ -352,10 +359,11 @@ class Registry:
         return open_remote(remote, self.remotes())
 
     def remotes(self) -> Mapping[RemoteName, str]:
-        """Returns the configured remotes' addresses by name. Raises UsageError if the configuration is malformed."""
+        """Returns remotes' addresses by name: the user's, and over them the project's. Raises UsageError."""
         from conceptry.registry.config import read_config
 
-        return read_config(self.store.layout).remotes
+        own = read_config(self.store.layout).remotes
+        return own if self._project_remotes is None else {**own, **self._project_remotes()}
 
     def add_remote(self, name: RemoteName, uri: str) -> None:
         """Adds a remote to the user's configuration. Raises UsageError, ConflictError, StoreError."""

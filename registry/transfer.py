@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conceptry.digests import Digest
-from conceptry.errors import IntegrityError, NotFoundError
+from conceptry.errors import IntegrityError, NotFoundError, UsageError
 from conceptry.manifest import File, Manifest
 from conceptry.names import LATEST, Reference, Tag, Version
 from conceptry.registry.checks import BlobChecks
@@ -40,6 +40,7 @@ def push_version(
     version = resolve_reference(store.layout, reference)
     data = read_manifest_bytes(store.layout, version)
     manifest = check_manifest(data, version)
+    _refuse_unpublished(version, manifest)
     there = remote.read_version(version.reference.concept, manifest.version)
     if there not in (None, version.digest):
         raise describe_conflict(version, there).inside(remote.uri)
@@ -61,6 +62,16 @@ def push_version(
         created=created,
         sent_bytes=sent_bytes,
     )
+
+
+def _refuse_unpublished(version: Resolved, manifest: Manifest) -> None:
+    from conceptry.registry.foreign import is_unpublished
+
+    if is_unpublished(manifest):
+        raise UsageError(
+            f"{version.reference} was made of somebody's file for this project only",
+            hint="concepts import publishes a file under a name and version of yours, if its licence lets you",
+        )
 
 
 def _check_here(store: Store, version: Resolved, members: Iterable[Member], on_event: OnEvent) -> None:
