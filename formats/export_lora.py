@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from conceptry.errors import IncompatibleError
@@ -13,6 +12,7 @@ from conceptry.formats.data_files import load_table
 from conceptry.formats.export_contract import OutputFile, WriteRequest, Written
 from conceptry.formats.export_modules import Prepared, prepare_modules
 from conceptry.formats.export_names import make_speller
+from conceptry.formats.export_peft import MAGNITUDE, find_commonest, make_config
 from conceptry.formats.lora import LoraContents, LoraModule
 from conceptry.formats.module_names import TEXT_LEVEL
 from conceptry.formats.tensors import RawTensor
@@ -22,7 +22,6 @@ PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
 _PLAIN: Final = frozenset({"lora", "locon"})
-_MAGNITUDE: Final = "magnitude_out"
 # transformers 5 dropped ``text_model.`` from CLIPTextModel; the one with a projection, which SD3 has first, kept it.
 _FIRST_ENCODER: Final = "text_encoder"
 _PROJECTING: Final = frozenset({"sd3"})
@@ -61,7 +60,7 @@ def write_diffusers(request: WriteRequest) -> Written:
     tensors: dict[str, RawTensor] = {}
     settings: dict[str, Any] = {}
     for component, modules in _group(prepared.modules).items():
-        config = _make_config(component, modules)
+        _, config = make_config(component, modules)
         settings |= {f"{component}.{key}": value for key, value in config.items()}
         for path, module in modules.items():
             tensors |= _spell_peft(speller.spell(f"{component}.{path}"), module)
@@ -94,8 +93,9 @@ def write_peft(request: WriteRequest) -> Written:
             warnings.append(
                 "names inside text_encoder are those of transformers 5; version 4 finds none of them"
             )
-        config = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "bias": "none"}
-        config |= {"base_model_name_or_path": None, **_make_config(component, modules)}
+        type, settings = make_config(component, modules)
+        config = {"peft_type": type, "task_type": None, "inference_mode": True, **settings}
+        config["base_model_name_or_path"] = None
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         metadata = {**request.metadata, "format": "pt"}
         files.append(OutputFile(name=f"{folder}{PEFT_WEIGHTS}", tensors=tensors, metadata=metadata))
@@ -128,7 +128,7 @@ def _group(modules: Mapping[str, LoraModule]) -> dict[str, dict[str, LoraModule]
 def _lengthen(part: str, module: LoraModule) -> RawTensor:
     """Returns a part; a magnitude of one dimension gets those of the weight, so that its axis can be told."""
     tensor = module.parts[part]
-    if part != _MAGNITUDE or len(tensor.shape) != 1:
+    if part != MAGNITUDE or len(tensor.shape) != 1:
         return tensor
     sizes = len(module.parts["down"].shape) if "down" in module.parts else 2
     return tensor.reshape((*tensor.shape, *(1 for _ in range(sizes - 1))))
@@ -137,13 +137,13 @@ def _lengthen(part: str, module: LoraModule) -> RawTensor:
 def _spell_peft(stem: str, module: LoraModule) -> dict[str, RawTensor]:
     suffixes = load_table("written_suffixes")["peft"]
     tensors = {stem + suffixes[part]: tensor for part, tensor in module.parts.items()}
-    if _MAGNITUDE in module.parts:
-        magnitude = module.parts[_MAGNITUDE]
+    if MAGNITUDE in module.parts:
+        magnitude = module.parts[MAGNITUDE]
         sizes = len(module.down.shape)
         shape = (
             (magnitude.elements,) if sizes == 2 else (1, magnitude.elements, *(1 for _ in range(sizes - 2)))
         )
-        tensors[stem + suffixes[_MAGNITUDE]] = magnitude.reshape(shape)
+        tensors[stem + suffixes[MAGNITUDE]] = magnitude.reshape(shape)
     return tensors
 
 
@@ -153,61 +153,12 @@ def _make_number(name: str, value: float) -> RawTensor:
     return RawTensor.from_numpy(np.array(bool(value)) if name == "on_input" else np.array(value, np.float32))
 
 
-# --- settings ------------------------------------------------------------------------------------------------------
-
-
-def _make_config(component: str, modules: Mapping[str, LoraModule]) -> dict[str, Any]:
-    """Returns the fields of peft's LoraConfig that give each module its rank and alpha.
-
-    transformers 5 dropped the ``text_model.`` level, and patterns match the ends of paths: without it they fit both.
-
-    Raises:
-        IncompatibleError: if some modules of the network are DoRA and some are not: PEFT has one switch for all.
-    """
-    paths = {path.removeprefix(TEXT_LEVEL): module for path, module in modules.items()}
-    ranks = {path: module.rank for path, module in paths.items()}
-    alphas = {path: module.alpha for path, module in paths.items()}
-    decomposed = [_MAGNITUDE in module.parts for module in modules.values()]
-    if any(decomposed) and not all(decomposed):
-        raise IncompatibleError(
-            f"{sum(decomposed)} of {len(decomposed)} modules are DoRA, and PEFT takes all of a network or none",
-            where=component,
-        )
-    rank, alpha = _find_commonest(list(ranks.values())), _find_commonest(list(alphas.values()))
-    config = {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": _list_exceptions(ranks, rank),
-        "alpha_pattern": _list_exceptions(alphas, alpha),
-        "target_modules": sorted(paths),
-        "use_dora": all(decomposed),
-    }
-    # PEFT before 0.14 does not know the field.
-    biased = any("bias" in module.parts for module in modules.values())
-    return {**config, "lora_bias": True} if biased else config
-
-
-def _find_commonest(values: Sequence[Any]) -> Any:
-    counts = Counter(values)
-    return max(counts, key=lambda value: (counts[value], value))
-
-
-def _list_exceptions(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
-    """Returns the values that differ, and those that a shorter one would catch; PEFT takes the first that fits.
-
-    Longer paths stand first, so that the whole path of a module is found before the end of it.
-    """
-    different = {path for path, value in values.items() if value != common}
-    caught = {path for path in values if any(path.endswith(f".{short}") for short in different)}
-    return {path: values[path] for path in sorted(different | caught, key=lambda path: (-len(path), path))}
-
-
 def _describe_network(modules: Mapping[str, LoraModule]) -> dict[str, str]:
     algorithms = sorted({module.algorithm for module in modules.values()})
     plain = set(algorithms) <= _PLAIN and not any("core" in module.parts for module in modules.values())
     return {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
-        "ss_network_dim": str(_find_commonest([module.rank for module in modules.values()])),
-        "ss_network_alpha": str(_find_commonest([module.alpha for module in modules.values()])),
+        "ss_network_dim": str(find_commonest([module.rank for module in modules.values()])),
+        "ss_network_alpha": str(find_commonest([module.alpha for module in modules.values()])),
         "ss_network_args": json.dumps({} if plain else {"algo": ", ".join(algorithms)}),
     }

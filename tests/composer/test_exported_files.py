@@ -14,7 +14,7 @@ from conceptry.composer import Composition, attach
 from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
-from conceptry.formats.deltas import dense_delta
+from conceptry.formats.deltas import dense_bias_delta, dense_delta
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportSettings, plan_export
 from conceptry.formats.lora import LoraModule, read_lora
@@ -273,6 +273,40 @@ def assert_layer_has(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None
         x = torch.randn(3, weight.shape[1], generator=generator)
         expected = x.double() @ weight.T + (0 if bias is None else bias.double())
     assert (layer(x) - expected).abs().max() <= LIMIT * expected.abs().max(), "it differs"
+
+
+PEFT_MODULES = {
+    "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)},
+    "ia3_peft": {"ia3_l": (8, 1)},
+    "oft_peft": {"oft_R": (2, 6)},
+    "boft_peft": {"boft_R": (1, 2, 4, 4), "boft_s": (8, 1)},
+}
+PEFT_NUMBERS = {"loha": {"alpha": 1.5}, "ia3_peft": {"on_input": 0.0}, "oft_peft": {"neumann_terms": 5.0}}
+
+
+@pytest.mark.parametrize("shape", ["sd1"])
+@pytest.mark.parametrize("algorithm", PEFT_MODULES)
+def test_peft_computes_its_other_methods_as_our_formulas_do(
+    ours: Any, theirs: Any, tmp_path: Path, algorithm: Any
+) -> None:
+    from peft import PeftModel
+
+    generator = make_generator(4)
+    path = list_paths(ours)[0]
+    layer = ours.unet.get_submodule(path)
+    parts = {
+        part: from_torch(torch.rand(size, generator=generator) / 4)
+        for part, size in PEFT_MODULES[algorithm].items()
+    }
+    rule: Any = "alpha/rank" if algorithm == "loha" else "none"
+    numbers = PEFT_NUMBERS.get(algorithm, {})
+    module = LoraModule(algorithm=algorithm, parts=parts, numbers=numbers, rule=rule)
+    concept = make_lora(tmp_path / "lora", ours, modules={f"unet.{path}": module})
+    model = PeftModel.from_pretrained(theirs.unet, str(export(concept, tmp_path / "out", "peft")))
+    weight = layer.weight.detach().double() + torch.from_numpy(compute_dense(module, layer.weight))
+    bias = dense_bias_delta(module, None if layer.bias is None else layer.bias.detach().numpy())
+    assert bias is None
+    assert_layer_has(model.get_submodule(f"base_model.model.{path}"), weight, layer.bias)
 
 
 @pytest.mark.parametrize("shape", ["sd1"])

@@ -44,7 +44,7 @@ def test_loha_is_refused_by_diffusers_with_the_program_that_holds_it() -> None:
     with pytest.raises(IncompatibleError, match="diffusers would change 1 modules") as caught:
         export("diffusers", {ATTENTION: make("loha")})
     assert (
-        caught.value.hint == "add --lossy to take the approximation, or use --for kohya, which loses nothing"
+        caught.value.hint == "add --lossy to take the approximation, or use --for peft, which loses nothing"
     )
 
 

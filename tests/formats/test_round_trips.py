@@ -53,6 +53,8 @@ def make_module(algorithm: Any, form: Form, sizes: Mapping[str, int], **given: A
         for part, pattern in patterns.items()
     }
     numbers = {**NUMBERS, **given.get("numbers", {})}
+    if form.required.get("ia3_l") == "e 1":
+        numbers["on_input"] = 0.0  # PEFT tells the side by the shape
     module = LoraModule(algorithm=algorithm, parts=parts, numbers={}, rule="alpha/rank")
     match = module.match()
     rules: dict[str, Any] = {
