@@ -105,11 +105,9 @@ def _describe(found: Collected, *, dry_run: bool) -> Iterator[str]:
 
 def _undo(session: Session) -> None:
     items = session.registry.undo_collection()
-    document = {
-        "restored": [_to_json(item) for item in items],
-        "size_bytes": sum(i.size_bytes for i in items),
-    }
-    said = f"brought back {count_things(len(items), 'thing')}: {format_bytes(document['size_bytes'])}"
+    size_bytes = sum(item.size_bytes for item in items)
+    document = {"restored": [_to_json(item) for item in items], "size_bytes": size_bytes}
+    said = f"brought back {count_things(len(items), 'thing')}: {format_bytes(size_bytes)}"
     session.out.emit(document, [said], quiet=[str(item.digest) for item in items])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
 import zlib
@@ -31,11 +30,15 @@ def is_running(name: str) -> bool | None:
 
 def describe_process() -> str:
     """Returns this process in words: number, host and command."""
+    import platform
+
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
     return f"pid {os.getpid()} on {platform.node()}: {command}"
 
 
 def _host() -> int:
+    import platform  # here and above: a listing starts without it
+
     return zlib.crc32(platform.node().encode("utf-8", "replace"))
 
 

@@ -68,11 +68,12 @@ def recall_if_possible(layout: Layout, kind: ItemKind, digest: Digest) -> bool:
 
 def take_away(layout: Layout, items: Iterable[Item], *, time_ns: int) -> None:
     """Moves items to the trash, written down before. Raises StoreError; what was not moved stays."""
-    rows = [[item.kind, str(item.digest), item.size_bytes] for item in items]
+    taken = list(items)
+    rows = [[item.kind, str(item.digest), item.size_bytes] for item in taken]
     data = (json.dumps({"items": rows}) + "\n").encode("ascii")
     write_file(layout.collection(time_ns), data, temporary=layout.temporary())
     for kind in ITEM_KINDS:
-        chosen = [Digest.parse(text) for found, text, _ in rows if found == kind]
+        chosen = [item.digest for item in taken if item.kind == kind]
         if not chosen:
             continue
         ensure_folder(layout.trashed_items(kind))

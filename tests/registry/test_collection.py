@@ -65,7 +65,7 @@ def test_collection_can_be_undone(removed: Registry) -> None:
     taken = removed.collect_garbage(grace_seconds=0)
     assert set(undo_collection(removed.store.layout)) == set(taken.items)
     removed.restore("me/cup@1.0.0")
-    assert removed.get("me/cup").digest
+    assert removed.get("me/cup").label == "me/cup@1.0.0"
     with pytest.raises(NotFoundError):
         undo_collection(removed.store.layout)
 
@@ -99,7 +99,7 @@ def test_trained_imported_and_pulled_versions_are_never_collected(
         for path in store.root.rglob("*"):
             os.utime(path, (0, 0))
         assert store.collect_garbage(grace_seconds=0).items == ()
-        assert store.get("me/imp").digest
+        assert store.get("me/imp").label == "me/imp@1.0.0"
 
 
 def test_lock_keeps_a_removed_version_until_it_is_forgotten(removed: Registry, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_lease_of_a_process_that_is_gone_keeps_nothing_and_goes(removed: Registr
 def test_what_somebody_begins_to_need_during_a_collection_comes_back(
     removed: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = collection.take_away
+    real = trash.take_away
 
     def publish_meanwhile(*arguments: object, **more: object) -> None:
         removed.publish(tmp_path / "other")
@@ -146,7 +146,7 @@ def test_publish_that_lost_its_blobs_to_a_collection_finds_them_again(
 ) -> None:
     from conceptry.registry import publish
 
-    real = publish.add_manifest
+    real = manifests.add_manifest
 
     def collect_meanwhile(*arguments: object) -> object:
         for lease in (removed.root / "leases").iterdir():
@@ -211,7 +211,7 @@ def test_emptied_trash_is_gone_and_nothing_else_is(removed: Registry) -> None:
     assert count == len(taken.items) + 1  # and the removed reference
     assert size_bytes >= taken.size_bytes
     assert files_below(removed.root / "trash") == []
-    assert removed.get("me/imp").digest
+    assert removed.get("me/imp").label == "me/imp@1.0.0"
     with pytest.raises(NotFoundError):
         removed.restore("me/cup@1.0.0")
 
@@ -234,7 +234,7 @@ def test_clock_that_jumped_far_ahead_loses_nothing_for_good(
     removed.collect_garbage()
     monkeypatch.undo()
     removed.restore("me/cup@1.0.0")
-    assert removed.get("me/cup").digest
+    assert removed.get("me/cup").label == "me/cup@1.0.0"
 
 
 def test_files_from_the_future_are_not_garbage_yet(removed: Registry) -> None:

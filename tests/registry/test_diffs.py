@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ RNG = np.random.default_rng(7)
 DOWN = RNG.standard_normal((4, 320)).astype(np.float32)
 
 
-def make_file(path: Path, **arrays: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def make_file(path: Path, **arrays: np.ndarray[Any, Any]) -> bytes:
     """Return the bytes of a safetensors file with the arrays in it."""
     write_tensors(path, {name: RawTensor.from_numpy(array) for name, array in arrays.items()})
     return path.read_bytes()
 
 
-def compare(registry: Registry, tmp_path: Path, first: bytes, second: bytes, **more: object) -> Difference:
+def compare(registry: Registry, tmp_path: Path, first: bytes, second: bytes, **more: Any) -> Difference:
     registry.publish(write_folder(tmp_path / "one", version="1.0.0", file=first))
     registry.publish(write_folder(tmp_path / "two", version="1.1.0", file=second, **more))
     return compare_concepts(registry.get("me/imp@1.0.0"), registry.get("me/imp@1.1.0"))
@@ -74,8 +75,8 @@ def test_change_is_that_of_numpy_in_float64_across_dtypes_and_pieces() -> None:
     ],
 )
 def test_change_that_is_no_number_is_none(
-    before: np.ndarray,  # type: ignore[type-arg]
-    after: np.ndarray,  # type: ignore[type-arg]
+    before: np.ndarray[Any, Any],
+    after: np.ndarray[Any, Any],
     expected: float | None,
 ) -> None:
     assert measure_change(RawTensor.from_numpy(before), RawTensor.from_numpy(after)) == expected

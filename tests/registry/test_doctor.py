@@ -84,7 +84,7 @@ def test_what_a_remote_has_is_brought_back(filled: Registry, fault: str) -> None
     (treated,) = [row for row in filled.examine() if row.fault != "index"]
     assert (treated.state, treated.done) == ("repaired", "brought back from a remote")
     assert filled.verify() == ()
-    assert filled.get("me/imp@1.0.0").digest
+    assert filled.get("me/imp@1.0.0").label == "me/imp@1.0.0"
     assert filled.examine() == ()
 
 

@@ -19,7 +19,8 @@ def test_what_a_lock_needs_is_kept_with_its_path(registry: Registry, tmp_path: P
     lock = tmp_path / "project" / "concepts.lock"
     keep_root(registry.store, "lock", lock, [TWO, ONE])
     (root,) = list_roots(registry.store.layout)
-    assert (root.kind, root.path, root.digests) == ("lock", str(lock), {ONE, TWO})
+    assert (root.kind, root.path) == ("lock", str(lock))
+    assert root.digests == {ONE, TWO}
 
 
 def test_a_later_sync_takes_the_place_of_an_earlier_one(registry: Registry, tmp_path: Path) -> None:
