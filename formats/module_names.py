@@ -11,6 +11,9 @@ from typing import Any, Final
 from conceptry.bases import ComponentName
 from conceptry.formats.data_files import load_table
 
+# Numbers from 5 on are those of blocks, and which block it is decides nothing: one look-up serves them all.
+_BLOCK_NUMBER: Final = re.compile(r"(?<=\.)(?:[5-9]|[1-9]\d{1,2})(?=\.)", re.ASCII)
+_ANY_BLOCK: Final = "5"
 TEXT_LEVEL: Final = "text_model."
 _TEXT_PROJECTION: Final = "text_projection"
 _LAST_SDXL_BLOCK: Final = 8
@@ -37,9 +40,13 @@ def _make_layout(id: str, row: Mapping[str, Any]) -> Layout:
     return Layout(id, ComponentName(row["component"]), row["names"], pattern)
 
 
-@functools.lru_cache(maxsize=65_536)
 def find_layout(path: str) -> Layout | None:
     """Returns the network that has a module at the dotted ``path``, or None."""
+    return _find_layout(_BLOCK_NUMBER.sub(_ANY_BLOCK, path))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _find_layout(path: str) -> Layout | None:
     return next((layout for layout in list_layouts() if layout.pattern.fullmatch(path)), None)
 
 

@@ -75,3 +75,32 @@ def test_a_truncated_file_is_refused(run: Run, file: Path) -> None:
 def test_a_base_that_the_file_contradicts_is_refused(run: Run, file: Path) -> None:
     finished = run("import", str(file), *SAID, "--base", "sdxl", "--yes", code=6)
     assert "is for sd1, not for sdxl" in finished.err
+
+
+def test_two_halves_of_an_embedding_are_one_concept(run: Run, tmp_path: Path) -> None:
+    for name, width in (("a", 768), ("b", 1280)):
+        save_file({"<imp>": np.ones((2, width), np.float32)}, tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    document = run("import", *files, "--name", "me/imp", "--yes", "--json").document
+    assert (document["family"], document["placeholders"]) == ("sdxl", ["<imp>"])
+    save_file({"<cat>": np.ones((2, 1280), np.float32)}, tmp_path / "b.safetensors")
+    finished = run("import", *files, "--name", "me/pair", "--yes", code=6)
+    assert "they are no pair" in finished.err
+    assert run("list", "-q").out.split() == ["me/imp@0.1.0"]
+
+
+def test_words_of_one_file_can_be_concepts_of_their_own(run: Run, tmp_path: Path) -> None:
+    rows = {f"<s{number}>": np.full(768, number + 1, np.float32) for number in range(2)}
+    save_file(rows, tmp_path / "words.safetensors")
+    said = ("--name", "me/words", "--base", "sd1", "--yes", "--json")
+    document = run("import", str(tmp_path / "words.safetensors"), *said, "--split").document
+    assert [row["reference"] for row in document["concepts"]] == ["me/words-s0@0.1.0", "me/words-s1@0.1.0"]
+
+
+def test_the_word_is_asked_for_where_the_file_does_not_say_it(run: Run, tmp_path: Path) -> None:
+    save_file({"emb_params": np.ones((2, 768), np.float32)}, tmp_path / "words.safetensors")
+    said = ("--name", "me/words", "--base", "sd1", "--yes")
+    finished = run("import", str(tmp_path / "words.safetensors"), *said, code=2)
+    assert "does not say which word calls the concept" in finished.err
+    assert "hint: add --placeholder" in finished.err
+    assert run("list", "-q").out == ""

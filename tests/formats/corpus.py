@@ -283,8 +283,8 @@ def _draw_stranger(chance: random.Random) -> Case:
         ("unknown", None, None, {f"some.network.{n}.weight": (64, 64) for n in range(50)}),
         ("unknown", None, None, {"lora_unet_of_nobody_7.lora_down.weight": (4, 999)}),
     ]
-    kind, dialect, family, shapes = chance.choice(rows)
-    return Case(shapes, kind, (dialect,), family)
+    kind, dialect, base, shapes = chance.choice(rows)
+    return Case(shapes, kind, (dialect,), base)
 
 
 _DRAWS: tuple[Callable[[random.Random], Case], ...] = (

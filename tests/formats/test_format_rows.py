@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,23 +115,15 @@ def test_recognised_kind_is_named_by_its_marks_and_never_read(id: str, data: Any
     assert row.read is None
 
 
-NEW_ROW = {
-    "title": "Imaginary Trainer",
-    "flat": False,
-    "prefixes": [["imaginary/unet/", "unet"], ["imaginary/text/", "text_encoder"]],
-    "rewrites": [
-        [r"\.(low|high)$", r".lora_\1.weight"],
-        [r"\.lora_low\.", ".lora_A."],
-        [r"\.lora_high\.", ".lora_B."],
-    ],
-}
-
-
-def test_a_new_dialect_is_one_row_of_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worked_example_of_contributing_is_a_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = re.search(r"```toml\n(\[imaginary\].*?)```", page, re.DOTALL)
+    assert example is not None
+    new_row = tomllib.loads(example.group(1))
     stem = "imaginary/unet/mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     header = header_of({f"{stem}.low": (4, 768), f"{stem}.high": (1280, 4)})
     assert identify_header(header).kind == "unknown"
-    tables = {**load_table("dialects"), "imaginary": NEW_ROW}
+    tables = {**load_table("dialects"), **new_row}
     monkeypatch.setattr(
         lora_keys, "load_table", lambda name: tables if name == "dialects" else load_table(name)
     )
