@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from conceptry.cli.export import TARGETS as OFFERED
 from conceptry.formats.deltas import dense_delta
 from conceptry.formats.header import read_header
 from conceptry.formats.lora import read_lora
+from conceptry.formats.writers import WRITER_BY_ID
 from conceptry.registry import Registry
 from tests.cli.conftest import Run
 
@@ -152,3 +154,27 @@ def test_an_adapter_goes_out_to_every_program_and_comes_back_with_the_same_delta
     assert before.keys() == after.keys()
     for name, delta in before.items():
         assert np.array_equal(delta, after[name]), name
+
+
+def test_the_programs_of_the_option_are_those_of_the_table() -> None:
+    assert TARGETS.keys() == WRITER_BY_ID.keys() == set(OFFERED)
+
+
+def test_an_approximation_is_made_only_when_asked_for_and_says_its_error(run: Run, tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    shapes = {"hada_w1_a": (320, 4), "hada_w1_b": (4, 768), "hada_w2_a": (320, 4), "hada_w2_b": (4, 768)}
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {
+        f"{layer}.{part}": generator.standard_normal(shape, np.float32) for part, shape in shapes.items()
+    }
+    save_file({**tensors, f"{layer}.alpha": np.array(2, np.float32)}, tmp_path / "loha.safetensors")
+    import_only = ("--name", "me/loha", "--base", "sd1", "--license", "CC0-1.0", "--yes")
+    run("import", str(tmp_path / "loha.safetensors"), "--placeholder", "zork", *import_only)
+    refused = run("export", "me/loha", "--for", "diffusers", "--to", "out", code=6)
+    assert "low-rank factors come near it" in refused.err
+    assert not Path("out").exists()
+    (loss,) = run("export", "me/loha", "--for", "diffusers", "--to", "out", "--lossy", "--json").document[
+        "losses"
+    ]
+    assert loss["module"] == "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    assert 0 < loss["relative_error"] <= 0.01

@@ -275,13 +275,17 @@ def assert_layer_has(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None
     assert (layer(x) - expected).abs().max() <= LIMIT * expected.abs().max(), "it differs"
 
 
-PEFT_MODULES = {
+PEFT_MODULES: dict[str, dict[str, tuple[int, ...]]] = {
     "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)},
     "ia3_peft": {"ia3_l": (8, 1)},
     "oft_peft": {"oft_R": (2, 6)},
     "boft_peft": {"boft_R": (1, 2, 4, 4), "boft_s": (8, 1)},
 }
-PEFT_NUMBERS = {"loha": {"alpha": 1.5}, "ia3_peft": {"on_input": 0.0}, "oft_peft": {"neumann_terms": 5.0}}
+PEFT_NUMBERS: dict[str, dict[str, float]] = {
+    "loha": {"alpha": 1.5},
+    "ia3_peft": {"on_input": 0.0},
+    "oft_peft": {"neumann_terms": 5.0},
+}
 
 
 @pytest.mark.parametrize("shape", ["sd1"])
