@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from conceptry.errors import InvalidFileError
-from conceptry.formats.shape_patterns import Shape, Sizes, match_shapes
+from conceptry.formats.shape_patterns import Shape, Sizes, has_sizes, match_shapes
 from conceptry.kinds import AlgorithmId
 
 ScaleMeaning = Literal["ranked", "stored", "none", "constraint"]
@@ -286,9 +286,11 @@ def _match(items: tuple[tuple[str, Shape], ...]) -> Match:
     rows = _find_rows(shapes.keys())
     if not rows:
         raise _explain_parts(shapes)
+    # Of several forms with the same parts, what is said of a fault comes from one with as many dimensions.
+    rows.sort(key=lambda one: all(has_sizes(_patterns(one[1])[part], shape) for part, shape in items))
     failure: InvalidFileError | None = None
     for row, form in rows:
-        patterns = {part: {**form.required, **form.optional}[part] for part in shapes}
+        patterns = {part: _patterns(form)[part] for part in shapes}
         try:
             sizes = match_shapes(patterns, shapes, outputs=form.outputs)
         except InvalidFileError as error:
@@ -296,6 +298,10 @@ def _match(items: tuple[tuple[str, Shape], ...]) -> Match:
             continue
         return Match(algorithm=row, form=form, sizes=sizes)
     raise failure or _explain_parts(shapes)
+
+
+def _patterns(form: Form) -> dict[str, str]:
+    return {**form.required, **form.optional}
 
 
 def _find_rows(names: Set[str]) -> list[tuple[Algorithm, Form]]:

@@ -63,6 +63,13 @@ def match_shapes(patterns: Mapping[str, str], shapes: Mapping[str, Shape], *, ou
     return Sizes(matcher.values, matcher.kernel)
 
 
+def has_sizes(pattern: str, shape: Shape) -> bool:
+    """Returns whether ``shape`` has as many sizes as ``pattern`` asks for."""
+    letters = pattern.split()
+    open_end = bool(letters) and letters[-1].startswith("*")
+    return len(shape) >= len(letters) - 1 if open_end else len(shape) == len(letters)
+
+
 class _Matcher:
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
