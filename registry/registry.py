@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from conceptry.names import Reference, RemoteName, Tag
-from conceptry.registry import listing, resolution, tags
+from conceptry.registry import listing
 from conceptry.registry.events import OnEvent, ignore_event
 from conceptry.registry.files import is_folder
 from conceptry.registry.listing import Filter, Listing
@@ -69,7 +69,9 @@ class Registry:
 
     def resolve(self, reference: ReferenceLike) -> Resolved:
         """Returns the version that a reference means here, and the digest of its manifest. Raises NotFoundError."""
-        return resolution.resolve_reference(self.store.layout, to_local(reference))
+        from conceptry.registry.resolution import resolve_reference
+
+        return resolve_reference(self.store.layout, to_local(reference))
 
     def manifest(self, reference: ReferenceLike) -> Manifest:
         """Returns the manifest of a version. Raises NotFoundError, IntegrityError."""
@@ -164,10 +166,12 @@ class Registry:
 
     def tag(self, reference: ReferenceLike, tag: Tag) -> Resolved:
         """Returns the version that ``tag`` points to from now on. Raises NotFoundError, ConflictError."""
+        from conceptry.registry.tags import move_tag, read_tag
+
         version = self.resolve(reference)
         self.store.prepare_for_writing()
         layout, name = self.store.layout, version.reference.concept
-        tags.move_tag(layout, name, tag, version, expected=tags.read_tag(layout, name, tag))
+        move_tag(layout, name, tag, version, expected=read_tag(layout, name, tag))
         return version
 
     def yank(self, reference: ReferenceLike, reason: str | None) -> Reference:

@@ -10,7 +10,7 @@ import pytest
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, NotFoundError
-from conceptry.registry import Registry, collection
+from conceptry.registry import Registry, collection, manifests, publish, trash
 from conceptry.registry.collection import delete_trash
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.processes import own_mark
@@ -144,7 +144,6 @@ def test_what_somebody_begins_to_need_during_a_collection_comes_back(
 def test_publish_that_lost_its_blobs_to_a_collection_finds_them_again(
     removed: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from conceptry.registry import publish
 
     real = manifests.add_manifest
 
