@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 try:
@@ -284,5 +283,7 @@ def _lock_on_windows(descriptor: int) -> bool:
 @contextmanager
 def make_scratch() -> Iterator[str]:
     """Yields a new empty folder outside the store, which is gone afterwards with all that was put into it."""
+    from tempfile import TemporaryDirectory  # few commands need it, and a listing starts in milliseconds
+
     with TemporaryDirectory(prefix="conceptry-") as folder:
         yield folder

@@ -18,8 +18,8 @@ from tests.cli.test_json_page import documented, flatten
 def studio(run: Run, tmp_path: Path) -> str:
     """Give a remote that has an imp and the hat that it requires, and whose name is known."""
     uri = (tmp_path / "studio").as_uri()
-    for name, more in {"hat": {}, "imp": {"requires": ["me/hat@^1"]}}.items():
-        run("publish", str(write_package(tmp_path / name, f"me/{name}", **more)))
+    for name, requires in {"hat": (), "imp": ("me/hat@^1",)}.items():
+        run("publish", str(write_package(tmp_path / name, f"me/{name}", requires=requires)))
         run("push", f"me/{name}", uri)
     run("remote", "add", "studio", uri)
     return uri
