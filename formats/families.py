@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from conceptry.bases import FamilyId
 from conceptry.formats.data_files import load_table
@@ -27,8 +27,7 @@ class Verdict:
     """The shapes fit no other family."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A module of a file: ``{component}.{path}``, the width of what it reads (None where unknown), its dimensions."""
 
     path: str

@@ -113,9 +113,9 @@ def split_suffix(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Module:
-    """What stands before the suffix: the component and the path of a module, as written."""
+    """What stands before the suffix: the component and the path of a module, as written; one object for each stem."""
 
     component: ComponentName
     path: str

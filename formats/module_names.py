@@ -51,8 +51,13 @@ def _find_layout(path: str) -> Layout | None:
 
 
 @functools.cache
-def _list_segments() -> Mapping[tuple[str, ...], str]:
-    return {tuple(segment.split("_")): segment for segment in load_table("layouts")["segments"]}
+def _list_segments() -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """Returns the segments that hold an underscore by their first word, the longest first."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for segment in load_table("layouts")["segments"]:
+        words = tuple(segment.split("_"))
+        found.setdefault(words[0], []).append(words)
+    return {first: tuple(sorted(rows, key=len, reverse=True)) for first, rows in found.items()}
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -62,10 +67,10 @@ def unflatten_path(flat: str) -> str:
     A name with unknown segments comes back cut at every underscore; no layout has it.
     """
     words, segments = flat.split("_"), _list_segments()
-    longest = max(map(len, segments))
     parts, at = [], 0
     while at < len(words):
-        length = next((n for n in range(longest, 1, -1) if tuple(words[at : at + n]) in segments), 1)
+        rows = segments.get(words[at], ())
+        length = next((len(row) for row in rows if tuple(words[at : at + len(row)]) == row), 1)
         parts.append("_".join(words[at : at + length]))
         at += length
     return ".".join(parts)

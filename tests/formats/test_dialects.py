@@ -53,7 +53,7 @@ def test_kohya_with_the_names_of_a_published_key_list(family: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", spelled.ALGORITHMS)
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_lycoris_with_every_algorithm(family: str, algorithm: str) -> None:
     modules = {**list_modules(family)}
     shapes = spelled.write(modules, spelled.flatten(kohya(family)), spelled.ALGORITHMS[algorithm])
