@@ -133,7 +133,7 @@ def measure_change(before: RawTensor, after: RawTensor) -> float | None:
         norm += float(np.square(wide).sum())
     if difference == 0:
         return 0.0
-    return math.sqrt(difference / norm) if norm > 0 and math.isfinite(difference) else None
+    return math.sqrt(np.divide(difference, norm)) if norm > 0 and math.isfinite(difference) else None
 
 
 def _iter_values(tensor: RawTensor) -> Iterator[np.ndarray[Any, Any]]:
