@@ -8,23 +8,18 @@ the caller's to check, by digest: nothing here believes a header that says so.
 from __future__ import annotations
 
 import os
-import random
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 
-from conceptry.errors import ConceptryError, IntegrityError, RemoteError, UsageError
+from conceptry.errors import RemoteError
 from conceptry.registry.answers import (
     REDIRECTS,
-    RETRIED,
     Answer,
-    UnauthorizedError,
     describe_url,
     explain_status,
     find_host,
@@ -33,8 +28,19 @@ from conceptry.registry.answers import (
     is_web_page,
     read_content_range,
     read_length,
-    read_retry_after,
     read_strong_etag,
+)
+from conceptry.registry.attempts import (
+    Headers,
+    Patience,
+    Retry,
+    check_encoding,
+    check_status,
+    explain_network,
+    lower_headers,
+    too_large,
+    web_page,
+    wrong_size,
 )
 from conceptry.registry.wire import WATCH, Limits, Watch, make_pool
 
@@ -42,7 +48,6 @@ if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
 Body: TypeAlias = "bytes | SupportsRead[bytes] | None"
-Headers = Mapping[str, str]
 
 CHUNK_BYTES: Final = 1 << 18
 OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "CONCEPTRY_OFFLINE")
@@ -72,15 +77,6 @@ class Credential:
         """Returns whether the secret may be sent with a request for ``url``."""
         private = url.startswith("https:") or find_host(url) in ("localhost", "127.0.0.1", "::1")
         return private and find_origin(url) == self.origin
-
-
-class _Retry(Exception):
-    """What went wrong may go right the next time."""
-
-    def __init__(self, error: ConceptryError, wait_seconds: float | None = None) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.wait_seconds = wait_seconds
 
 
 class Transport:
@@ -131,7 +127,7 @@ class Transport:
         """
         answer = self.send("GET", url, limit_bytes=limit_bytes, headers=headers, credential=credential)
         if is_web_page(answer.headers):
-            raise _web_page(answer.url)
+            raise web_page(answer.url)
         return answer
 
     def send(
@@ -153,14 +149,14 @@ class Transport:
             NotFoundError, IntegrityError, RemoteError: as ``read``.
         """
         once = not (body is None or isinstance(body, bytes))
-        patience = _Patience(self.limits, deadline_seconds=self.limits.deadline_seconds)
+        patience = Patience(self.limits, deadline_seconds=self.limits.deadline_seconds)
         while True:
             try:
                 with self._exchange(
                     method, url, body=body, headers=headers, credential=credential, body_bytes=limit_bytes
                 ) as (response, place):
                     return _read_whole(response, place, accept=accept, limit_bytes=limit_bytes, method=method)
-            except _Retry as failed:
+            except Retry as failed:
                 if once:
                     raise failed.error from failed
                 patience.wait(failed)
@@ -216,7 +212,7 @@ class Transport:
         body_bytes: int,
     ) -> Iterator[tuple[urllib3.BaseHTTPResponse, str]]:
         """Yields the answer that is no redirect, and where it came from."""
-        with _as_retries(url):
+        with explain_network(url):
             place = url
             for _ in range(self.limits.max_redirects + 1):
                 response = self._request(
@@ -282,35 +278,6 @@ class Transport:
         return chosen
 
 
-class _Patience:
-    """How often and how long one thing is tried."""
-
-    def __init__(self, limits: Limits, *, deadline_seconds: float) -> None:
-        self._limits = limits
-        self._deadline = time.monotonic() + deadline_seconds
-        self._failures = 0
-
-    def begin_anew(self) -> None:
-        """Notes progress: earlier failures count no more."""
-        self._failures = 0
-
-    def wait(self, failed: _Retry) -> None:
-        """Waits before the next attempt. Raises the error that was met if there is to be none."""
-        self._failures += 1
-        asked = failed.wait_seconds
-        if asked is not None and asked > self._limits.max_wait_seconds:
-            raise RemoteError(
-                f"{failed.error.message} and asks to wait {asked:.0f} seconds", hint="repeat it then"
-            )
-        backoff = min(8.0, self._limits.backoff_seconds * 2 ** (self._failures - 1)) * random.uniform(
-            0.5, 1.5
-        )
-        wait = max(backoff, asked or 0.0)
-        if self._failures >= self._limits.attempts or time.monotonic() + wait > self._deadline:
-            raise failed.error from failed
-        time.sleep(wait)
-
-
 class _Blob:
     """One blob on its way, over as many connections as it takes."""
 
@@ -336,12 +303,12 @@ class _Blob:
         """Yields the bytes from the position to the end."""
         limits = self._transport.limits
         deadline_seconds = limits.deadline_seconds + self._size_bytes // _SLOWEST_BYTES_PER_SECOND
-        patience = _Patience(limits, deadline_seconds=deadline_seconds)
+        patience = Patience(limits, deadline_seconds=deadline_seconds)
         while self._position < self._size_bytes:
             start = self._position
             try:
                 yield from self._iter_connection()
-            except _Retry as failed:
+            except Retry as failed:
                 if self._position - start >= _PROGRESS_BYTES:
                     patience.begin_anew()
                 patience.wait(failed)
@@ -363,40 +330,40 @@ class _Blob:
                 if not fresh:
                     continue
                 if self._position + len(fresh) > self._size_bytes:
-                    raise _wrong_size(place, f"more than {self._size_bytes}", self._size_bytes)
+                    raise wrong_size(place, f"more than {self._size_bytes}", self._size_bytes)
                 self._position += len(fresh)
                 yield fresh
                 if self._position == self._size_bytes:
                     return
         if self._position < self._size_bytes:
-            raise _Retry(_web_page(place) if is_web_page(_lower(response)) else self._cut(place))
+            raise Retry(web_page(place) if is_web_page(lower_headers(response)) else self._cut(place))
 
     def _check_answer(self, response: urllib3.BaseHTTPResponse, place: str) -> int:
         """Returns how many bytes of this answer are known already. Raises if it cannot be the blob's rest."""
-        headers = _lower(response)
-        _check_encoding(headers, place)
+        headers = lower_headers(response)
+        check_encoding(headers, place)
         if response.status == 206 and "range" not in self._asked_for():
-            raise _Retry(RemoteError(f"{describe_url(place)} sent a part of what was asked for"))
+            raise Retry(RemoteError(f"{describe_url(place)} sent a part of what was asked for"))
         if response.status == 206:
             found = read_content_range(headers)
             if found is None or found.first != self._position or found.last >= self._size_bytes:
                 self._ranges = False
-                raise _Retry(RemoteError(f"{describe_url(place)} sent another part than was asked for"))
+                raise Retry(RemoteError(f"{describe_url(place)} sent another part than was asked for"))
             if found.total not in (None, self._size_bytes):
-                raise _wrong_size(place, str(found.total), self._size_bytes)
+                raise wrong_size(place, str(found.total), self._size_bytes)
             self._etag = self._etag or read_strong_etag(headers)
             return 0
         if response.status == 416:
             if not self._ranges:
                 raise explain_status(place, response.status)
             self._ranges = False
-            raise _Retry(explain_status(place, response.status))
-        _check_status(response, place, frozenset({200}))
+            raise Retry(explain_status(place, response.status))
+        check_status(response, place, frozenset({200}))
         length = read_length(headers)
         if length not in (None, self._size_bytes):
             if is_web_page(headers):
-                raise _web_page(place)
-            raise _wrong_size(place, str(length), self._size_bytes)
+                raise web_page(place)
+            raise wrong_size(place, str(length), self._size_bytes)
         self._etag = read_strong_etag(headers)
         return self._position
 
@@ -413,49 +380,29 @@ class _Blob:
 def _read_whole(
     response: urllib3.BaseHTTPResponse, place: str, *, accept: frozenset[int], limit_bytes: int, method: str
 ) -> Answer:
-    _check_status(response, place, accept)
-    headers = _lower(response)
-    _check_encoding(headers, place)
+    check_status(response, place, accept)
+    headers = lower_headers(response)
+    check_encoding(headers, place)
     length = read_length(headers)
     if method == "HEAD":
         return Answer(response.status, headers, b"", place)
     if length is not None and length > limit_bytes:
-        raise _too_large(place, limit_bytes)
+        raise too_large(place, limit_bytes)
     pieces: list[bytes] = []
     count_bytes = 0
     for piece in _iter_body(response):
         pieces.append(piece)
         count_bytes += len(piece)
         if count_bytes > limit_bytes:
-            raise _too_large(place, limit_bytes)
+            raise too_large(place, limit_bytes)
     if length is not None and count_bytes != length:
-        raise _Retry(RemoteError(f"{describe_url(place)} ended after {count_bytes} of {length} bytes"))
+        raise Retry(RemoteError(f"{describe_url(place)} ended after {count_bytes} of {length} bytes"))
     return Answer(response.status, headers, b"".join(pieces), place)
 
 
 def _iter_body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     while piece := response.read1(CHUNK_BYTES, decode_content=False):
         yield piece
-
-
-def _check_status(response: urllib3.BaseHTTPResponse, place: str, accept: frozenset[int]) -> None:
-    if response.status in accept:
-        return
-    if response.status == 401:
-        raise UnauthorizedError(place, response.headers.get("www-authenticate", ""))
-    error = explain_status(place, response.status)
-    if response.status in RETRIED:
-        raise _Retry(error, read_retry_after(_lower(response)))
-    raise error
-
-
-def _check_encoding(headers: Headers, place: str) -> None:
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise RemoteError(
-            f"{describe_url(place)} sends its bytes packed as {encoding[:40]!r}, which was not asked for",
-            hint="whoever runs that remote should switch compression off for these files",
-        )
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:
@@ -466,55 +413,6 @@ def _finish(response: urllib3.BaseHTTPResponse) -> None:
         response.release_conn()
     else:
         response.close()
-
-
-def _lower(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
-
-
-@contextmanager
-def _as_retries(url: str) -> Iterator[None]:
-    """Turns what the network does into ``_Retry``."""
-    place = describe_url(url)
-    try:
-        yield
-    except SSLError as error:
-        raise RemoteError(
-            f"{place} cannot prove who it is ({_name_reason(error)})",
-            hint="is the clock right? a company's own certificate goes into SSL_CERT_FILE",
-        ) from error
-    except LocationParseError as error:
-        raise UsageError(f"not an address on the web: {place!r}", hint="write https://host/path") from error
-    except (HTTPError, OSError) as error:
-        failed = RemoteError(
-            f"{place} cannot be reached: {_name_reason(error)}",
-            hint="is the network up, and the address right? what arrived is kept: run the same command again",
-        )
-        raise _Retry(failed) from error
-
-
-def _name_reason(error: BaseException) -> str:
-    """The innermost cause, without addresses of objects, on one line."""
-    inner: BaseException = error
-    while isinstance(reason := getattr(inner, "reason", None) or inner.__cause__, BaseException):
-        inner = reason
-    text = " ".join(str(inner.args[-1] if inner.args else inner).split())
-    return f"{text[:200] or type(inner).__name__}"
-
-
-def _wrong_size(place: str, found: str, size_bytes: int) -> IntegrityError:
-    return IntegrityError(f"{describe_url(place)} has {found} bytes, {size_bytes} were declared")
-
-
-def _too_large(place: str, limit_bytes: int) -> IntegrityError:
-    return IntegrityError(f"{describe_url(place)} has more than the {limit_bytes} bytes that it may have")
-
-
-def _web_page(place: str) -> RemoteError:
-    return RemoteError(
-        f"{describe_url(place)} answers with a web page",
-        hint="is a sign-in page of this network in between? open the address in a browser",
-    )
 
 
 __all__ = ["Answer", "Credential", "Limits", "Transport", "is_offline"]

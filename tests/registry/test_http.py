@@ -20,7 +20,8 @@ from conceptry.registry.answers import find_origin, follow_redirect, read_conten
 from conceptry.registry.http import Credential, Limits, Transport
 from tests.registry import http_sweep
 from tests.registry.http_sweep import BYTES, QUICK, REFERENCE, Site, check_point, pull, read_pulled
-from tests.simulators.http_faults import FAULTS, Fault, cut_body
+from tests.simulators.http_faults import FAULTS
+from tests.simulators.http_plays import Fault, cut_body
 
 SLOW = ("stall", "drip", "silence", "once, ")
 SAMPLE = [fault for fault in FAULTS if not any(word in fault.name for word in SLOW)][::6]

@@ -19,7 +19,8 @@ from conceptry.registry.oci_client import OciClient, find_login, is_same_site
 from conceptry.registry.oci_layout import OciAddress, name_version, read_document, read_version_tag
 from conceptry.registry.remotes import open_remote
 from tests.registry.folders import CONTENTS, files_below, make_manifest, write_folder
-from tests.simulators.http_faults import FAULTS, FaultServer
+from tests.simulators.http_faults import FAULTS
+from tests.simulators.http_server import FaultServer
 from tests.simulators.registries import PASSWORD, USER, run_registry
 
 IMP = ConceptName("me", "imp")

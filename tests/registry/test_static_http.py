@@ -17,7 +17,7 @@ from conceptry.registry.catalogs import derive_version_list, parse_catalog, pars
 from conceptry.registry.paths import Layout
 from conceptry.registry.remotes import open_remote
 from tests.registry.folders import CONTENTS, files_below, write_folder
-from tests.simulators.http_faults import FaultServer
+from tests.simulators.http_server import FaultServer
 
 IMP = ConceptName("me", "imp")
 BLOB = Digest.of_bytes(CONTENTS)
