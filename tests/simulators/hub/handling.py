@@ -53,6 +53,9 @@ class Hub:
     log: list[Request] = field(default_factory=list)
     redirect_to_cdn: bool = True
     delay_seconds: float = 0.0
+    stall_after_bytes: int | None = None
+    """Send so many bytes of a file, and then nothing while this is set."""
+
     multipart_bytes: int | None = None
     """Ask for uploads in parts of this size."""
 
@@ -192,8 +195,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         limit = end - start if fault.cut_after_bytes is None else min(fault.cut_after_bytes, end - start)
         with path.open("rb") as file:
+            stall_at = start + (self.hub.stall_after_bytes or end)
             while limit > 0:
-                sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(limit, 1 << 24))
+                while start >= stall_at and self.hub.stall_after_bytes is not None:
+                    time.sleep(0.05)
+                sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(limit, COPY_BYTES))
                 start, limit = start + sent, limit - sent
         if fault.cut_after_bytes is not None:
             self.close_connection = True
