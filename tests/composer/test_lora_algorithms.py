@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,15 +14,22 @@ from torch import Tensor, nn
 
 from conceptry.composer import Composition, attach
 from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors
+from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.full import FullPatch
 from conceptry.composer.lora import LoraPatch
+from conceptry.concepts import open_concept
 from conceptry.errors import IncompatibleError
 from conceptry.formats.deltas import dense_bias_delta, dense_delta
+from conceptry.formats.import_plans import ImportSettings
+from conceptry.formats.importing import import_file
 from conceptry.formats.lora_modules import LoraModule
-from tests.fakes.concepts import make_lora
+from conceptry.formats.tensors import RawTensor, write_tensors
+from conceptry.manifest import Base
+from conceptry.names import ConceptName, Placeholder, parse_version
+from tests.fakes.concepts import describe_base, make_lora
 from tests.fakes.modules import FORMS, fits_layer, iter_modules, make_module
 
-LAYERS: Final = {
+LAYERS: Final[dict[str, Callable[[], nn.Module]]] = {
     "linear": lambda: nn.Linear(16, 24),
     "square": lambda: nn.Linear(16, 16, bias=False),
     "1x1": lambda: nn.Conv2d(16, 16, 1),
@@ -31,6 +40,8 @@ TOLERANCE: Final = 1e-5
 
 
 class Host(nn.Module):
+    layer: Any
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
@@ -41,7 +52,8 @@ def make_host(name: str) -> Host:
     host = Host(LAYERS[name]())
     for value in host.parameters():
         nn.init.normal_(value, std=0.1)
-    return host.requires_grad_(False)
+    host.requires_grad_(False)
+    return host
 
 
 def make_input(layer: Any) -> Tensor:
@@ -59,7 +71,8 @@ def make_patch(host: Host, module: LoraModule, strength: float = 1.0) -> Any:
 
 def compute(layer: Any, x: Tensor, modules: list[tuple[LoraModule, float]]) -> Tensor:
     """Return what the layer gives with the dense weights of all modules, in float64."""
-    weight, bias = layer.weight.double(), layer.bias
+    weight = layer.weight.detach().double()
+    bias = None if layer.bias is None else layer.bias.detach()
     total = weight.clone()
     shift = torch.zeros(weight.shape[0]).double() if bias is None else bias.double().clone()
     for module, strength in modules:
@@ -75,7 +88,7 @@ def compute(layer: Any, x: Tensor, modules: list[tuple[LoraModule, float]]) -> T
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs).abs().max() / theirs.abs().max())
+    return float((ours.detach().double() - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -203,3 +216,46 @@ def test_a_quantised_weight_is_refused_by_name() -> None:
     module = next(one for form, one in iter_modules((24, 16)) if form.startswith("loha"))
     with pytest.raises(IncompatibleError, match="uint8"):
         DeltaPatch(host, {"layer": module}).attach()
+
+
+KOHYA: Final = {
+    "down": "lora_down.weight",
+    "up": "lora_up.weight",
+    "bias": "lora_B.bias",
+    "magnitude_out": "dora_scale",
+    "magnitude_in": "dora_scale",
+    "alpha": "alpha",
+}
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora", "loha", "lokr", "dokr"])
+def test_a_file_of_kohya_is_imported_and_attached_with_the_same_numbers(
+    algorithm: str, sd1: Any, tmp_path: Path
+) -> None:
+    row, form = next((row, form) for _, row, form in FORMS if row.id == algorithm)
+    path, layer = next(iter(pick_layers(sd1.unet).items()))
+    module = make_module(row, form, tuple(layer.weight.shape), seed=4)
+    stem = f"lora_unet_{path.replace('.', '_')}"
+    numbers = {
+        name: RawTensor.from_numpy(np.array(value, np.float32)) for name, value in module.numbers.items()
+    }
+    tensors = {f"{stem}.{KOHYA.get(part, part)}": value for part, value in module.parts.items()}
+    tensors |= {f"{stem}.alpha": numbers["alpha"]} if "alpha" in numbers else {}
+    write_tensors(tmp_path / "file.safetensors", tensors)
+    settings = ImportSettings(
+        name=ConceptName.parse("test/imported"),
+        version=parse_version("1.0.0"),
+        placeholder=Placeholder("zork"),
+        base=Base.model_validate(describe_base(identify_pipeline(sd1))),
+    )
+    manifest = import_file(tmp_path / "file.safetensors", tmp_path / "package", settings)
+    method: Any = manifest.builds[0].parts[0].method
+    assert (method.kind, method.variant) == ("lora", algorithm)
+    x = torch.randn(2, layer.in_features)
+    scale = module.scale if "alpha" in numbers else 1.0
+    meant = replace(module, numbers={"scale": scale}) if "scale" in module.numbers else module
+    expected = compute(layer, x, [(meant, 0.8)])
+    plain = layer(x)
+    with attach(Composition(open_concept(tmp_path / "package") * 0.8), sd1):
+        assert difference(layer(x), expected) <= TOLERANCE
+    assert torch.equal(layer(x), plain)

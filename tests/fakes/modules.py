@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from conceptry.formats.algorithms import ALGORITHMS, Algorithm, Form
-from conceptry.formats.lora_modules import LoraModule, check_module
+from conceptry.formats.lora_modules import USUAL_RULES, LoraModule, check_module
 from conceptry.formats.tensors import RawTensor
 
 Shape = tuple[int, ...]
@@ -49,12 +49,9 @@ def make_module(
         elif part in ("rescale", "ia3_l", "boft_s"):
             values = 1 + values
         parts[part] = RawTensor.from_numpy(values.astype(DTYPES[dtype]))
-    module = LoraModule(algorithm=row.id, parts=parts, numbers=numbers, rule=_RULES[form.scale])
+    module = LoraModule(algorithm=row.id, parts=parts, numbers=numbers, rule=USUAL_RULES[form.scale])
     check_module("unet.conv_in", module)
     return module
-
-
-_RULES = {"ranked": "alpha/rank", "stored": "one", "none": "none", "constraint": "constraint"}
 
 
 def _numbers(row: Algorithm, form: Form, rank: int, seed: int) -> dict[str, float]:

@@ -92,7 +92,7 @@ def with_options(kind: Any, **options: Any) -> Make:
     return lambda layer, rank, alpha: kind("adapter", layer, 1.0, rank, alpha, **options)
 
 
-def merged(module: Any, layer: Any) -> torch.Tensor:
+def merged(module: Any, layer: Any) -> Any:
     """Return what LyCORIS adds when it runs: its ``get_diff_weight`` counts the scale of LoHa and LoKr twice."""
     if isinstance(module, LoConModule):
         delta = module.make_weight() * module.scale
