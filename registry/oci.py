@@ -58,7 +58,7 @@ class OciRemote:
     address: OciAddress
     client: OciClient = field(repr=False)
     capabilities: Capabilities = READ_BACK
-    _holders: dict[Digest, str] = field(default_factory=dict, repr=False)
+    _holders: dict[Digest, str] = field(default_factory=dict, repr=False, compare=False)
     """In which repository bytes were seen, so that another can share them."""
 
     @classmethod
