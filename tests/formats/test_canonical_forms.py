@@ -59,7 +59,7 @@ LORA = LoraContents(
 )
 FULL = FullContents(component=UNET, tensors={"conv_in.bias": ramp(320), f"{TO_K}.weight": ramp(320, 768)})
 
-FORMS: dict[str, tuple[Callable[..., None], Callable[[Path], Any], Any]] = {
+FORMS: dict[str, tuple[Callable[..., object], Callable[[Path], Any], Any]] = {
     "embedding": (write_embedding, read_embedding, EMBEDDING),
     "per-layer embedding": (write_embedding, read_embedding, LAYERED),
     "rank_one": (write_rank_one, read_rank_one, RANK_ONE),
@@ -101,7 +101,7 @@ def test_other_files_are_refused(write: Any, read: Any, contents: Any, tmp_path:
         read(tmp_path / "none")
 
 
-FAULTS: dict[str, tuple[Callable[..., None], Any, str]] = {
+FAULTS: dict[str, tuple[Callable[..., object], Any, str]] = {
     "embedding: NaN": (write_embedding, EmbeddingContents(rows={(TEXT, IMP): bad(1, 768)}), "NaN"),
     "embedding: nothing": (write_embedding, EmbeddingContents(rows={}), "no row"),
     "embedding: one dimension": (write_embedding, EmbeddingContents(rows={(TEXT, IMP): ramp(768)}), "shape"),
