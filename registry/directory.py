@@ -26,6 +26,8 @@ from conceptry.registry.choosing import has_words
 from conceptry.registry.files import (
     ensure_folder,
     explain_os_errors,
+    is_file,
+    is_folder,
     open_regular,
     read_small_file,
     write_file,
@@ -176,13 +178,13 @@ class DirectoryRemote:
 
     def _update_lists(self, name: ConceptName) -> None:
         """A store has none: its owner's commands would leave them behind."""
-        if not self.layout.generation.exists():
+        if not is_file(self.layout.generation):
             update_lists(self.layout, name, self._describe)
 
     @contextmanager
     def _outdate_index(self) -> Iterator[None]:
         """The folder may be somebody's store: then its index falls behind, however this ends."""
-        indexed = self.layout.generation.exists()
+        indexed = is_file(self.layout.generation)
         if indexed:
             begin_generation(self.layout)
         yield
@@ -190,14 +192,14 @@ class DirectoryRemote:
             begin_generation(self.layout)
 
     def _check_present(self) -> None:
-        if not self.layout.root.is_dir():
+        if not is_folder(self.layout.root):
             raise RemoteError(
                 f"the remote {self.uri} has no folder at {str(self.layout.root)!r}",
                 hint="is the disk or share mounted? the first concepts push makes the folder",
             )
 
     def _prepare(self) -> None:
-        if self.layout.marker.is_file():
+        if is_file(self.layout.marker):
             return
         ensure_folder(self.layout.root)
         document = json.dumps({"format": FORMAT, "program": "conceptry"}, sort_keys=True) + "\n"

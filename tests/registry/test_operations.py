@@ -39,6 +39,7 @@ TOUCHING = {
 MODULES_OF_THE_SYSTEM = {"shutil", "tempfile", "fcntl", "mmap", "glob"}
 OUR_OWN = {
     "self",
+    "self.files",
     "cls",
     "row",
     "operations",
@@ -77,7 +78,7 @@ def _describe_call(node: ast.Call) -> list[str]:
         return [f"{owner}.replace()"]
     ours = (
         owner[0].isupper()
-        or owner.split("(")[0].split(".")[0] in OUR_OWN
+        or owner.split("(")[0] in OUR_OWN
         or owner.endswith(("operations", "_operations()", ")"))
     )
     return [f"{owner}.{called.attr}()"] if called.attr in TOUCHING and not ours else []
@@ -101,6 +102,7 @@ def test_no_other_module_calls_the_system(path: Path) -> None:
         "from tempfile import mkdtemp",
         "sqlite3.connect(path)",
         "layout.index.is_file()",
+        "self.layout.marker.is_file()",
     ],
 )
 def test_the_check_for_calls_sees_each_way(line: str) -> None:
