@@ -7,6 +7,7 @@ by nobody: a manifest still is what its digest says.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -170,8 +171,8 @@ def _derive_catalog(
 
 def _iter_names(layout: Layout) -> Iterable[ConceptName]:
     for namespace in refs.parse_names(names_in(layout.refs), parse_namespace):
-        for text in names_in(layout.namespace(namespace)):
-            yield from refs.parse_names([text], lambda name, space=namespace: ConceptName(space, name))
+        names = names_in(layout.namespace(namespace))
+        yield from refs.parse_names(names, functools.partial(ConceptName, namespace))
 
 
 def _parse(data: bytes) -> dict[str, Any]:

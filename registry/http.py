@@ -8,7 +8,7 @@ the caller's to check, by digest: nothing here believes a header that says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -257,7 +257,7 @@ class Transport:
             response = self._pool.request(
                 method,
                 url,
-                body=body,
+                body=body,  # type: ignore[arg-type]  # of a file it calls read alone, its stub wants all of IO
                 headers=self._choose_headers(url, headers, credential or self._credential),
                 redirect=False,
                 preload_content=False,
@@ -299,7 +299,7 @@ class _Blob:
         self._etag: str | None = None
         self._ranges = True
 
-    def iter_pieces(self) -> Iterator[bytes]:
+    def iter_pieces(self) -> Generator[bytes, None, None]:
         """Yields the bytes from the position to the end."""
         limits = self._transport.limits
         deadline_seconds = limits.deadline_seconds + self._size_bytes // _SLOWEST_BYTES_PER_SECOND

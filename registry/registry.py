@@ -335,12 +335,11 @@ class Registry:
 
         opened: dict[RemoteName, Remote] = {}
         wanted: list[tuple[Reference, Remote]] = []
-        for reference in map(to_reference, references):
+        for reference in dict.fromkeys(map(to_reference, references)):
             name = _require_remote(reference, "pull")
             if name not in opened:
                 opened[name] = self.open_remote(name)
             wanted.append((reference, opened[name]))
-        wanted = list(dict.fromkeys(wanted))
         return pull_versions(self.store, wanted, options=options or PullOptions(), on_event=on_event)
 
     def search_remote(

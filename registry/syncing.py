@@ -12,6 +12,7 @@ from conceptry.errors import IntegrityError, NotFoundError
 from conceptry.manifest import Manifest
 from conceptry.names import Reference, RemoteName
 from conceptry.registry.checks import BlobChecks
+from conceptry.registry.commits import ReadyVersion, commit_versions
 from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
 from conceptry.registry.files import is_file, read_small_file
 from conceptry.registry.foreign import read_foreign
@@ -24,7 +25,7 @@ from conceptry.registry.partials import Holder, Source
 from conceptry.registry.paths import read_place
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import RemoteVersion
-from conceptry.registry.publish import commit_version, publish_folder, refuse_other_contents
+from conceptry.registry.publish import publish_folder, refuse_other_contents
 from conceptry.registry.refs import Resolved, read_version
 from conceptry.registry.store import Store
 from conceptry.registry.transfer import Member, list_distinct, receive_file
@@ -136,11 +137,9 @@ def _sync_published(
         receive_file(store, source, place=place, meter=meter)
 
     run_parallel(receive, missing, stop=stop)
-    for done, one in enumerate(wanted, start=1):
-        commit_version(store, one.version.resolved, one.manifest, data=one.data, origin="pulled")
-        on_event(
-            Progress(step="ref", item=str(one.locked.reference), done_bytes=done, total_bytes=len(wanted))
-        )
+    ready = [ReadyVersion(one.version.resolved, one.manifest, one.data) for one in wanted]
+    for done, one in enumerate(commit_versions(store, ready, origin="pulled"), start=1):
+        on_event(Progress(step="ref", item=str(one.reference), done_bytes=done, total_bytes=len(ready)))
     return total_bytes
 
 

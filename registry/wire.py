@@ -111,7 +111,7 @@ class _WatchedSocket(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int | None:
-        count = self._raw.readinto(buffer)  # type: ignore[attr-defined]  # RawIOBase has it, its stub does not
+        count = self._raw.readinto(buffer)
         self._watch.count(count or 0)
         return int(count or 0)
 

@@ -8,7 +8,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from time import time
 from typing import Final, Literal
@@ -227,7 +227,7 @@ def change(*, forever_same_length: bool = True) -> Play:
 
     def play(ask: Ask) -> Iterator[Action]:
         other = bytes(byte ^ 1 for byte in ask.data) if forever_same_length else ask.data + b"more"
-        yield from answer_rightly(Ask(**{**_fields(ask), "data": other, "headers": _without_condition(ask)}))
+        yield from answer_rightly(replace(ask, data=other, headers=_without_condition(ask)))
 
     return play
 
@@ -236,11 +236,7 @@ def flip(ask: Ask) -> Iterator[Action]:
     """Play one wrong bit at the cut."""
     place = min(ask.cut, len(ask.data) - 1)
     wrong = ask.data[:place] + bytes([ask.data[place] ^ 1]) + ask.data[place + 1 :]
-    yield from answer_rightly(Ask(**{**_fields(ask), "data": wrong, "headers": _without_condition(ask)}))
-
-
-def _fields(ask: Ask) -> dict[str, object]:
-    return {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
+    yield from answer_rightly(replace(ask, data=wrong, headers=_without_condition(ask)))
 
 
 def _without_condition(ask: Ask) -> dict[str, str]:
