@@ -93,7 +93,10 @@ def undo_collection(layout: Layout) -> tuple[Item, ...]:
     """
     for entry in reversed(names_in(layout.collections)):
         items = _read_collection(layout, entry)
-        back = tuple(item for item in items if recall_item(layout, item.kind, item.digest))
+        for item in items:
+            recall_item(layout, item.kind, item.digest)
+        # What an undo that was killed had brought back counts, so that running it again succeeds.
+        back = tuple(item for item in items if look_at(layout.item(item.kind, item.digest)) is not None)
         remove_file(layout.collection_entry(entry))
         if back:
             return back
