@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,45 @@ def interleave(things: Mapping[str, Callable[[], None]], runs: int) -> dict[str,
             thing()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timing(name, tuple(values)) for name, values in seconds.items()}
+
+
+def make_environment(folder: Path, **more: str) -> dict[str, str]:
+    """Returns the environment of commands that are measured: offline, and compiled once, as what is installed is.
+
+    A program whose modules are compiled at each start (``PYTHONDONTWRITEBYTECODE``, an editable installation) takes
+    twice as long, and its peer in ``site-packages`` does not.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "HF_HUB_OFFLINE": "1", **more}
+
+
+def make_command(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    cpu_seconds: list[float],
+    *,
+    folder: Path | None = None,
+) -> Callable[[], None]:
+    """Returns what runs a command once, in ``folder``, and adds the processor time that it took to ``cpu_seconds``.
+
+    The processor's time says what a machine without other work would take.
+    """
+
+    def run() -> None:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise RuntimeError(f"{words} ended with {process.returncode}")
+        cpu_seconds.append(usage.ru_utime + usage.ru_stime)
+
+    return run
 
 
 def describe_machine() -> dict[str, Any]:

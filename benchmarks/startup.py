@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from measuring import interleave, report
+from measuring import interleave, make_command, make_environment, report
 
-BIN = Path(sys.executable).parent
 RUNS = 15
 COMMANDS = {
     "concepts list": ("concepts", "list"),
@@ -20,28 +17,18 @@ COMMANDS = {
 }
 
 
-def make_runner(words: tuple[str, ...], home: str) -> Callable[[], None]:
-    """Returns what runs the command once, in a store of its own."""
-    environment = {**os.environ, "CONCEPTRY_HOME": home, "HF_HUB_OFFLINE": "1"}
-
-    def run() -> None:
-        subprocess.run(
-            [str(BIN / words[0]), *words[1:]],
-            check=True,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    return run
-
-
 def main() -> None:
     """Measures, prints and writes."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    cpu: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
-        runners = {name: make_runner(words, str(Path(folder) / "store")) for name, words in COMMANDS.items()}
-        report("start-up of the command line", interleave(runners, RUNS), ours="concepts list", out=out)
+        environment = make_environment(Path(folder), CONCEPTRY_HOME=str(Path(folder) / "store"))
+        runners = {name: make_command(words, environment, cpu[name]) for name, words in COMMANDS.items()}
+        timings = interleave(runners, RUNS)
+    medians = {name: statistics.median(values) for name, values in cpu.items()}
+    report("start-up of the command line", timings, ours="concepts list", out=out, cpu_seconds=medians)
+    for name, seconds in medians.items():
+        print(f"{name + ', processor':36}{1000 * seconds:9.1f} ms{seconds / medians['concepts list']:9.2f}x")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,19 @@
 """Claim: re-sync of an unchanged project of 500 concepts takes under 0.2 s. ``python benchmarks/syncing.py [OUT.json]``
 
 A project of 500 concepts is published to a folder, locked and synced once; then ``concepts sync`` runs as a process,
-beside ``hf version`` (the peer's own start) and a bare interpreter. The processor's time is measured too, which says
-what a machine without other work would take.
+beside ``hf version`` (the peer's own start) and a bare interpreter.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from measuring import interleave, report
+from measuring import interleave, make_command, make_environment, report
 
-BIN = Path(sys.executable).parent
 CONCEPTS = 500
 RUNS = 11
 
@@ -59,27 +54,6 @@ def make_project(folder: Path) -> dict[str, float]:
     return {"lock_seconds": locked - started, "first_sync_seconds": time.perf_counter() - locked}
 
 
-def make_runner(words: tuple[str, ...], folder: Path, cpu_seconds: list[float]) -> Callable[[], None]:
-    """Returns what runs a command once in the project and notes the processor time that it took."""
-    environment = {**os.environ, "CONCEPTRY_HOME": str(folder / "store"), "HF_HUB_OFFLINE": "1"}
-
-    def run() -> None:
-        process = subprocess.Popen(
-            [str(BIN / words[0]), *words[1:]],
-            cwd=folder / "project",
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise RuntimeError(f"{words} ended with {process.returncode}")
-        cpu_seconds.append(usage.ru_utime + usage.ru_stime)
-
-    return run
-
-
 def main() -> None:
     """Measures, prints and writes."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -92,7 +66,11 @@ def main() -> None:
     cpu: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:  # noqa: S108  # memory
         made = make_project(Path(folder))
-        runners = {name: make_runner(words, Path(folder), cpu[name]) for name, words in commands.items()}
+        environment = make_environment(Path(folder), CONCEPTRY_HOME=str(Path(folder) / "store"))
+        runners = {
+            name: make_command(words, environment, cpu[name], folder=Path(folder) / "project")
+            for name, words in commands.items()
+        }
         timings = interleave(runners, RUNS)
     medians = {name: statistics.median(values) for name, values in cpu.items()}
     title = f"re-sync of an unchanged project of {CONCEPTS} concepts"
