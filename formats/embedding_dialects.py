@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -25,7 +26,8 @@ from conceptry.formats.families import CERTAIN_WEIGHT, judge_claims
 from conceptry.formats.header import Header
 from conceptry.formats.lora_keys import split_suffix
 from conceptry.formats.tensors import read_tensors
-from conceptry.formats.triggers import find_triggers
+from conceptry.formats.triggers import find_own_name, find_phrase, find_triggers
+from conceptry.names import parse_placeholder
 
 _NAMED_CONFIDENCE: Final = 0.95
 _SHARED_CONFIDENCE: Final = 0.85
@@ -155,12 +157,27 @@ def read_single(request: ReadRequest) -> Reading:
 def _read(request: ReadRequest, rows: Sequence[WordRows], names: RowNames) -> Reading:
     refuse_others(request, {row.tensor for row in rows}, names)
     tensors = read_tensors(request.path, [row.tensor for row in rows])
-    contents = gather_rows(tensors, rows, names, words_of(request))
-    words = ", ".join(dict.fromkeys(word for _, word in contents.rows))
+    words, noted = _take_phrase(words_of(request), rows, request.header.metadata)
+    contents = gather_rows(tensors, rows, names, words)
+    listed = ", ".join(dict.fromkeys(word for _, word in contents.rows))
     several = any(tensor.shape[-2] > 1 for tensor in contents.rows.values())
-    note = f"all rows belong to the one word {words}" if several else f"one row for each of: {words}"
+    note = f"all rows belong to the one word {listed}" if several else f"one row for each of: {listed}"
     spelled = tuple(dict.fromkeys(row.word for row in rows if row.word))
-    return Reading(contents=(contents,), notes=(note,), words=spelled)
+    return Reading(contents=(contents,), notes=(*noted, note), words=spelled)
+
+
+def _take_phrase(
+    words: Words, rows: Sequence[WordRows], metadata: Mapping[str, str]
+) -> tuple[Words, tuple[str, ...]]:
+    """Returns ``words`` with what metadata calls the concept, where neither the names nor the caller say it."""
+    phrase = find_phrase(metadata)
+    said = words.placeholder or words.row_placeholders or any(row.word for row in rows)
+    if said or phrase is None:
+        return dataclasses.replace(words, own_name=find_own_name(metadata)), ()
+    return (
+        dataclasses.replace(words, placeholder=parse_placeholder(phrase)),
+        (f"the word is {phrase}, the trigger phrase of the file's metadata",),
+    )
 
 
 def words_of(request: ReadRequest) -> Words:

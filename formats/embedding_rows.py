@@ -189,6 +189,8 @@ class Words:
     row_placeholders: tuple[Placeholder, ...] = ()
     file_name: str
     family: FamilyId | None = None
+    own_name: str | None = None
+    """What the file calls itself; a hint, as A1111 listens to the file's name."""
 
 
 def gather_rows(
@@ -253,7 +255,7 @@ def _choose_words(
         stem = words.placeholder
         numbered = tuple(Placeholder(f"<s{number}>") for number in range(count))
         return {found[0]: numbered if stem is None or count > 1 else (stem,)}
-    return {word: (_parse_word(word, words.file_name),) for word in found}
+    return {word: (_parse_word(word, words),) for word in found}
 
 
 def _match_rows(
@@ -268,12 +270,13 @@ def _match_rows(
     return words.row_placeholders
 
 
-def _parse_word(word: str | None, file_name: str) -> Placeholder:
+def _parse_word(word: str | None, words: Words) -> Placeholder:
     if word is None:
+        hint = f" ({words.own_name!r} is the name in the file)" if words.own_name else ""
         raise MissingAnswerError(
-            f"{file_name!r} does not say which word calls the concept",
+            f"{words.file_name!r} does not say which word calls the concept",
             option="placeholder",
-            hint="add --placeholder '<word>'",
+            hint=f"add --placeholder '<word>'{hint}",
         )
     try:
         return parse_placeholder(word)

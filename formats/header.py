@@ -7,11 +7,12 @@ accepts, the safetensors library accepts too.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from conceptry.errors import InvalidFileError, NotFoundError, StoreError
 from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
@@ -23,6 +24,8 @@ MAX_NAME_BYTES: Final = 512
 MAX_DIMENSIONS: Final = 8
 METADATA_KEY: Final = "__metadata__"
 LENGTH_BYTES: Final = 8
+_ENTRY: Final = frozenset({"dtype", "shape", "data_offsets"})
+_TOO_LARGE: Final = 1 << 63
 
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -45,8 +48,7 @@ DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor: its dtype, its shape, and the bytes it takes, counted from the start of the data."""
 
     dtype: str
@@ -178,13 +180,13 @@ def _collect(pairs: list[tuple[str, Any]]) -> dict[str, Any] | TensorInfo:
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise _Refusal(f"the name {twice[:80]!r} occurs twice")
-    if found.keys() == {"dtype", "shape", "data_offsets"}:
+    if len(found) == len(_ENTRY) and found.keys() >= _ENTRY:
         return _make_info(found["dtype"], found["shape"], found["data_offsets"])
     return found
 
 
 def _make_info(dtype: Any, shape: Any, offsets: Any) -> TensorInfo | dict[str, Any]:
-    if all(isinstance(value, str) for value in (dtype, shape, offsets)):
+    if isinstance(dtype, str) and isinstance(shape, str) and isinstance(offsets, str):
         # Metadata that uses these three words as keys.
         return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
@@ -197,7 +199,12 @@ def _make_info(dtype: Any, shape: Any, offsets: Any) -> TensorInfo | dict[str, A
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    if not isinstance(value, list):
+        return False
+    for item in value:  # noqa: SIM110 - no generator: a file has thousands of these lists
+        if type(item) is not int or not 0 <= item < _TOO_LARGE:
+            return False
+    return True
 
 
 def _refuse_number(text: str) -> Any:
@@ -245,11 +252,14 @@ def _check_name(name: str) -> None:
 
 
 def _check_span(name: str, info: TensorInfo) -> None:
+    expected = DTYPE_BYTES[info.dtype] * math.prod(info.shape)
+    if 0 < expected == info.end - info.start < _TOO_LARGE:
+        return
     expected = DTYPE_BYTES[info.dtype]
     for size in info.shape:
         expected *= size
         # The library multiplies in 64 bits and refuses what overflows on the way, even where a later size is 0.
-        if expected >= 1 << 63:
+        if expected >= _TOO_LARGE:
             raise _Refusal(f"the shape {list(info.shape)} is too large", name)
     if info.end - info.start != expected:
         raise _Refusal(

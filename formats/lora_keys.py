@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,7 +30,7 @@ _OLD_PROCESSOR: Final = "processor."
 _PLAIN: Final = ".weight"
 _SIDE: Final = ".on_input"
 _IA3: Final = ".ia3_weight"
-_SUFFIX_START: Final = re.compile(r"\.|_lora\.")
+_JOINED: Final = "_lora"
 _SUFFIX_PARTS: Final = 4
 
 
@@ -105,12 +105,18 @@ def _map_suffixes() -> Mapping[str, tuple[str, str]]:
 def split_suffix(name: str) -> tuple[str, str, str] | None:
     """Returns what stands before the longest known suffix, the algorithm and the part; None where none is known."""
     suffixes = _map_suffixes()
-    starts = [match.start() for match in _SUFFIX_START.finditer(name)][-_SUFFIX_PARTS:]
-    for start in starts:
-        row = suffixes.get(name[start:])
-        if row is not None and start:
-            return (name[:start], *row)
-    return None
+    found = None
+    start = len(name)
+    for _ in range(_SUFFIX_PARTS):
+        start = name.rfind(".", 0, start)
+        if start <= 0:
+            break
+        # Attention processors of early diffusers: the suffix begins before its dot.
+        at = start - len(_JOINED) if name.endswith(_JOINED, 0, start) else start
+        row = suffixes.get(name[at:])
+        if row is not None and at:
+            found = (name[:at], *row)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,9 +204,14 @@ def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None)
 def _collect(header: Header, dialect: Dialect) -> _Parsed:
     prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
     parsed: _Parsed = {}
-    for name in header.tensors:
+    tensors = header.tensors
+    names: Iterable[str] = tensors
+    if not dialect.rewrites:
+        names = [name for name in tensors if name.startswith(prefixes)]
+    has_sides = any(name.endswith(_SIDE) for name in names)
+    for name in names:
         spelled = dialect.rewrite(name) if dialect.rewrites else name
-        if spelled.endswith(_PLAIN) and spelled.removesuffix(_PLAIN) + _SIDE in header.tensors:
+        if has_sides and spelled.endswith(_PLAIN) and spelled.removesuffix(_PLAIN) + _SIDE in tensors:
             spelled = spelled.removesuffix(_PLAIN) + _IA3
         if not spelled.startswith(prefixes) or (dialect.ends and not dialect.ends.search(name)):
             continue

@@ -51,13 +51,11 @@ def _find_layout(path: str) -> Layout | None:
 
 
 @functools.cache
-def _list_segments() -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    """Returns the segments that hold an underscore by their first word, the longest first."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for segment in load_table("layouts")["segments"]:
-        words = tuple(segment.split("_"))
-        found.setdefault(words[0], []).append(words)
-    return {first: tuple(sorted(rows, key=len, reverse=True)) for first, rows in found.items()}
+def _compile_segments() -> re.Pattern[str]:
+    """Returns what finds the next segment of a flat name: the longest that is known, else a word."""
+    segments = sorted(load_table("layouts")["segments"], key=lambda segment: -segment.count("_"))
+    known = "|".join(map(re.escape, segments))
+    return re.compile(rf"(?:^|_)((?:{known})(?=_|$)|[^_]*)", re.ASCII)
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -66,14 +64,7 @@ def unflatten_path(flat: str) -> str:
 
     A name with unknown segments comes back cut at every underscore; no layout has it.
     """
-    words, segments = flat.split("_"), _list_segments()
-    parts, at = [], 0
-    while at < len(words):
-        rows = segments.get(words[at], ())
-        length = next((len(row) for row in rows if tuple(words[at : at + len(row)]) == row), 1)
-        parts.append("_".join(words[at : at + length]))
-        at += length
-    return ".".join(parts)
+    return ".".join(_compile_segments().findall(flat))
 
 
 def choose_ldm_blocks(paths: Iterable[str], family: str | None) -> str | None:

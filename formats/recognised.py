@@ -26,6 +26,9 @@ class _Kind:
     title: str
     marks: re.Pattern[str]
     needs: re.Pattern[str] | None
+    why: tuple[str, ...]
+    """What keeps it from being stored, in words, where the row says it."""
+
     owns: tuple[tuple[re.Pattern[str], str], ...]
     families: tuple[tuple[re.Pattern[str], int, Mapping[int, str]], ...]
 
@@ -48,6 +51,7 @@ def _make(row: Mapping[str, Any]) -> _Kind:
         title=row["title"],
         marks=re.compile("|".join(row["marks"]), re.ASCII),
         needs=re.compile(row["needs"], re.ASCII) if "needs" in row else None,
+        why=(f"it is not stored: {row['why']}",) if "why" in row else (),
         owns=tuple((re.compile(pattern, re.ASCII), role) for pattern, role in row["owns"]),
         families=tuple(
             (re.compile(pattern, re.ASCII), axis, {int(size): family for size, family in sizes.items()})
@@ -72,7 +76,7 @@ def _detect(header: Header, *, kind: _Kind) -> Detection | None:
         roles=roles,
         confidence=(_WITH_FAMILY if claimed.family else _CONFIDENCE) * share_of(roles, len(header.tensors)),
         family=claimed.family,
-        reasons=(f"the name {found!r} is of: {kind.title}", *reason, *claimed.reasons),
+        reasons=(f"the name {found!r} is of: {kind.title}", *reason, *claimed.reasons, *kind.why),
         triggers=find_triggers(header.metadata),
     )
 
