@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,23 +12,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH, yes_option
+from conceptry.cli.options import yes_option
 from conceptry.cli.output import has_terminal
 from conceptry.cli.publish import describe, publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.show import describe_license
 from conceptry.errors import MissingAnswerError, UsageError
 from conceptry.names import ConceptName, parse_placeholder, parse_version
+from conceptry.sources import Source, parse_source
 
 if TYPE_CHECKING:
     from conceptry.base_locations import BaseLocation
     from conceptry.formats.import_plans import ImportPlan, ImportSettings
     from conceptry.manifest import Base
 
+_SCHEMES = ("hf://", "https://", "http://", "urn:")
 _QUESTIONS = {
     "placeholder": "Which word calls it, such as <imp>?",
     "base": "Which base was it made for, such as sd1, sd2, sdxl or flux?",
 }
+
+
+class FileType(click.Path):
+    """A file: a path, hf://ns/repo@rev/path, or a URL with #sha256=."""
+
+    name = "file"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | Source:  # type: ignore[override]  # it reads more than a path
+        """Returns where the file is. Raises InvalidNameError."""
+        if isinstance(value, str) and value.startswith(_SCHEMES):
+            source = parse_source(value)
+            if source is not None:
+                return source
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
 @click.command(
@@ -39,9 +59,10 @@ _QUESTIONS = {
         "concepts import imp.safetensors --name me/imp --dry-run",
         "concepts import learned_embeds.safetensors learned_embeds_2.safetensors --name me/imp --yes",
         "concepts import bundle.safetensors --name me/imp --split --yes",
+        "concepts import hf://ns/repo@main/imp.safetensors --name me/imp --yes",
     ),
 )
-@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", type=FileType(), nargs=-1, required=True, metavar="FILE...")
 @click.option("--name", required=True, metavar="NS/NAME", help="What the concept is to be called.")
 @click.option("--version", default="0.1.0", show_default=True, metavar="V", help="Its version.")
 @click.option(
@@ -62,13 +83,36 @@ _QUESTIONS = {
 @yes_option
 @pass_session
 def import_file(
-    session: Session, /, files: tuple[Path, ...], *, split: bool, dry_run: bool, **given: Any
+    session: Session, /, files: tuple[Path | Source, ...], *, split: bool, dry_run: bool, **given: Any
 ) -> None:
     """Publish a file that another program made.
 
     Several files are the parts of one concept, such as the two embeddings of SDXL. Every tensor is kept, or the file
     is refused; what had to be decided on the way is said. A whole model is kept as what differs from its --base.
+
+    A file is a path, hf://ns/repo@rev/path, or a URL with #sha256=.
     """
+    with tempfile.TemporaryDirectory(prefix="conceptry-fetched-") as folder:
+        paths = tuple(
+            file if isinstance(file, Path) else _fetch(session, file, Path(folder) / str(number))
+            for number, file in enumerate(files)
+        )
+        _import_paths(session, paths, split=split, dry_run=dry_run, given=given)
+
+
+def _fetch(session: Session, source: Source, folder: Path) -> Path:
+    from conceptry.cli.progress import track
+    from conceptry.registry.foreign import fetch_source
+
+    folder.mkdir()
+    with track(session.out, f"fetching {source}"):
+        path, _, _ = fetch_source(source, Path.cwd(), folder)
+    return path
+
+
+def _import_paths(
+    session: Session, files: tuple[Path, ...], *, split: bool, dry_run: bool, given: dict[str, Any]
+) -> None:
     from conceptry.formats.import_plans import split_plan
 
     plan = _ask_until_known(session, files, given)

@@ -15,6 +15,7 @@ from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, IntegrityError, NotFoundError, RemoteError, UsageError
 from conceptry.manifest import Base, Manifest, parse_manifest
 from conceptry.names import ConceptName, parse_version
+from conceptry.registry.answers import read_length
 from conceptry.registry.files import (
     STATE_MODE,
     digest_file,
@@ -23,7 +24,8 @@ from conceptry.registry.files import (
     write_file,
     write_new_file,
 )
-from conceptry.registry.http import Transport, is_offline
+from conceptry.registry.http import Transport
+from conceptry.registry.hub_files import fetch_hub_file
 from conceptry.registry.lockfile import LockedSource
 from conceptry.registry.paths import (
     draw_name_beside,
@@ -31,7 +33,6 @@ from conceptry.registry.paths import (
     locate_manifest,
     locate_package,
     locate_source,
-    read_place,
 )
 from conceptry.registry.project import Project, ProjectRequirement
 from conceptry.sources import Source, SourceKind, split_hub_source
@@ -47,9 +48,11 @@ class ForeignKind:
 
     kind: SourceKind
     title: str
-    needs_network: bool
-    fetch: Callable[[Source, Project, Path], Path]
-    """Returns the file; what was downloaded lies in the given folder. Raises NotFoundError, RemoteError."""
+    fetch: Callable[[Source, Path, Path], Path]
+    """Returns the file of a source, whose path is seen from the first folder; what was downloaded lies in the second.
+
+    Raises NotFoundError, RemoteError, also where the network is forbidden and the file is not here.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ def read_foreign(project: Project, requirement: ProjectRequirement, folder: Path
         raise UsageError(f"{requirement.name} is no foreign file")
     where = f'concepts."{requirement.name}"'
     try:
-        path, digest, size_bytes = fetch_source(foreign.source, project, folder)
+        path, digest, size_bytes = fetch_source(foreign.source, project.folder, folder)
         data, manifest = _make_package(project, requirement, path, digest, locate_package(folder))
     except ConceptryError as error:
         raise error.inside(where) from error
@@ -93,14 +96,18 @@ def read_foreign(project: Project, requirement: ProjectRequirement, folder: Path
     return ForeignPackage(folder=locate_package(folder), data=data, manifest=manifest, source=source)
 
 
-def fetch_source(source: Source, project: Project, folder: Path) -> tuple[Path, Digest, int]:
-    """Returns the file of a source, its digest and size. Raises NotFoundError, RemoteError, IntegrityError."""
-    row = FOREIGN[source.kind]
-    if row.needs_network and is_offline():
-        raise RemoteError(
-            f"--offline forbids fetching {source}", hint="run the same command once without --offline"
-        )
-    path = row.fetch(source, project, folder)
+def fetch_source(source: Source, beside: Path, folder: Path) -> tuple[Path, Digest, int]:
+    """Returns the file of a source, its digest and size.
+
+    A path is seen from ``beside``; what has to be downloaded lies in ``folder``, which is empty and the caller's to
+    remove.
+
+    Raises:
+        NotFoundError, RemoteError: if the file cannot be had.
+        IntegrityError: if it is not the bytes of the digest that the source carries.
+        UsageError: if the source does not say where the file lies.
+    """
+    path = FOREIGN[source.kind].fetch(source, beside, folder)
     with explain_os_errors("read", path):
         digest, size_bytes = digest_file(path)
     if source.digest is not None and digest != source.digest:
@@ -130,10 +137,13 @@ def _make_package(
         base=_declare_base(foreign.base if foreign else None, project, requirement.name),
         license=foreign.license if foreign else None,
     )
-    manifest = write_import(plan_import(path, settings), folder)
+    return mark_unpublished(write_import(plan_import(path, settings), folder), digest, folder)
+
+
+def mark_unpublished(manifest: Manifest, digest: Digest, folder: Path) -> tuple[bytes, Manifest]:
+    """Returns the manifest of the package in ``folder``, with the mark that nobody published its file of ``digest``."""
     mark = {FOREIGN_EXTENSION: {"unpublished": True, "sha256": str(digest)}}
-    marked = manifest.model_copy(update={"extensions": {**manifest.extensions, **mark}})
-    data = marked.to_bytes()
+    data = manifest.model_copy(update={"extensions": {**manifest.extensions, **mark}}).to_bytes()
     target = locate_manifest(folder)
     write_file(target, data, temporary=draw_name_beside(target), replace=True)
     return data, parse_manifest(data)
@@ -154,8 +164,8 @@ def _declare_base(text: str | None, project: Project, name: ConceptName) -> Base
 # --- fetching ------------------------------------------------------------------------------------------------------
 
 
-def _find_path(source: Source, project: Project, folder: Path) -> Path:
-    path = locate_source(project.folder, source.text)
+def _find_path(source: Source, beside: Path, folder: Path) -> Path:
+    path = locate_source(beside, source.text)
     if not is_file(path):
         raise NotFoundError(
             f"no file {str(path)!r}", hint="paths are relative to the folder of concepts.toml"
@@ -163,27 +173,18 @@ def _find_path(source: Source, project: Project, folder: Path) -> Path:
     return path
 
 
-def _fetch_hub(source: Source, project: Project, folder: Path) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repo, revision, path = split_hub_source(source)
-    try:
-        return read_place(hf_hub_download(repo, path, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RemoteError(
-            f"cannot fetch {source}: {reason[:200]}", hint="check the name, or hf auth login"
-        ) from error
+def _fetch_hub(source: Source, beside: Path, folder: Path) -> Path:
+    repository, revision, path = split_hub_source(source)
+    return fetch_hub_file(repository, revision, path).resolve()  # the Hub's cache has links to blobs
 
 
-def _fetch_url(source: Source, project: Project, folder: Path) -> Path:
+def _fetch_url(source: Source, beside: Path, folder: Path) -> Path:
     url = source.text.partition("#")[0]
     target = locate_download(folder)
     transport = Transport(url)
     try:
-        size_bytes = int(transport.send("HEAD", url).headers.get("content-length", "0"))
-        if not 0 < size_bytes <= MAX_FOREIGN_BYTES:
+        size_bytes = read_length(transport.send("HEAD", url).headers)
+        if size_bytes is None or not 0 < size_bytes <= MAX_FOREIGN_BYTES:
             raise RemoteError(
                 f"{url} does not say how many bytes it has", hint="download it, and name it by path"
             )
@@ -199,7 +200,7 @@ def _fetch_url(source: Source, project: Project, folder: Path) -> Path:
     return target
 
 
-def _refuse_air(source: Source, project: Project, folder: Path) -> Path:
+def _refuse_air(source: Source, beside: Path, folder: Path) -> Path:
     raise UsageError(
         f"{source} names a file and not where it lies",
         hint='add where: url = "https://...#sha256=..." beside air, or path = "files/..." after a download',
@@ -209,9 +210,9 @@ def _refuse_air(source: Source, project: Project, folder: Path) -> Path:
 FOREIGN: Final[Mapping[SourceKind, ForeignKind]] = {
     row.kind: row
     for row in (
-        ForeignKind(kind="path", title="a file of the project", needs_network=False, fetch=_find_path),
-        ForeignKind(kind="hf", title="a file on the Hub", needs_network=True, fetch=_fetch_hub),
-        ForeignKind(kind="url", title="an address with its digest", needs_network=True, fetch=_fetch_url),
-        ForeignKind(kind="air", title="a Civitai AIR, a record only", needs_network=False, fetch=_refuse_air),
+        ForeignKind(kind="path", title="a file of the project", fetch=_find_path),
+        ForeignKind(kind="hf", title="a file on the Hub", fetch=_fetch_hub),
+        ForeignKind(kind="url", title="an address with its digest", fetch=_fetch_url),
+        ForeignKind(kind="air", title="a Civitai AIR, a record only", fetch=_refuse_air),
     )
 }

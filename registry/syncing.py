@@ -85,12 +85,12 @@ def sync_lock(
     if not pending:
         return Synced(concepts=len(lock.concepts))
     store.prepare_for_writing()
+    foreign = [one for one in pending if one.source is not None and not has_foreign]
     with hold_lease(store, _list_needed(pending)):
-        for one in pending:
-            if one.source is not None:
-                _sync_foreign(store, one, project)
+        for one in foreign:
+            _sync_foreign(store, one, project)
         received = _sync_published(
-            store, [one for one in pending if one.source is None], open_source, on_event
+            store, [one for one in pending if one not in foreign], open_source, on_event
         )
     return Synced(
         concepts=len(lock.concepts),
