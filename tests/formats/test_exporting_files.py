@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 from conceptry.bases import ComponentName
 from conceptry.concepts import Concept, open_concept
 from conceptry.errors import ConflictError, IncompatibleError, StoreError, UsageError
-from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
+from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, read_embedding, write_embedding
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportPlan, ExportSettings, plan_export
 from conceptry.formats.header import read_header
+from conceptry.formats.import_plans import ImportSettings, plan_import
+from conceptry.formats.importing import import_file
+from conceptry.formats.lora import LORA_NAME, read_lora
 from conceptry.formats.packages import describe_file
-from conceptry.formats.tensors import RawTensor
+from conceptry.formats.tensors import RawTensor, write_tensors
 from conceptry.manifest import Manifest
-from conceptry.names import Placeholder
+from conceptry.names import ConceptName, Placeholder, parse_version
 from tests.cli.packages import TO_Q, write_package
 
 TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
@@ -191,3 +195,71 @@ def test_two_words_that_would_be_one_file_are_refused(tmp_path: Path) -> None:
     concept = make_words(tmp_path / "words", "sd1", {"<imp>": 1, "[Imp]": 1})
     with pytest.raises(UsageError, match=r"two files would be called 'imp\.safetensors'"):
         plan(concept, tmp_path / "out", "a1111")
+
+
+def import_pivotal(folder: Path) -> Concept:
+    """Return what importing a pivotal training of SDXL gives: an adapter, and the two words beside it."""
+    generator = np.random.default_rng(0)
+
+    def noise(*shape: int) -> RawTensor:
+        return RawTensor.from_numpy(generator.standard_normal(shape).astype(np.float32))
+
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = {f"{layer}.lora_A.weight": noise(4, 2048), f"{layer}.lora_B.weight": noise(640, 4)}
+    rows = {"text_encoders_0": noise(2, 768), "text_encoders_1": noise(2, 1280)}
+    paths = folder / "pytorch_lora_weights.safetensors", folder / "embeddings.safetensors"
+    for path, tensors in zip(paths, (factors, rows), strict=True):
+        write_tensors(path, tensors)
+    settings = ImportSettings(name=ConceptName("me", "imp"), version=parse_version("1.0.0"))
+    import_file(paths, folder / "package", settings)
+    return open_concept(folder / "package")
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        (
+            "diffusers",
+            {
+                "pytorch_lora_weights.safetensors",
+                *(f"s{word}{encoder}.safetensors" for word in (0, 1) for encoder in ("", "_2")),
+            },
+        ),
+        ("comfyui", {"imp-lora.safetensors", "s0.safetensors", "s1.safetensors"}),
+        ("kohya", {"imp-lora.safetensors", "s0.safetensors", "s1.safetensors"}),
+    ],
+)
+def test_words_and_the_adapter_trained_with_them_are_exported_together(
+    tmp_path: Path, target: str, names: set[str]
+) -> None:
+    concept = import_pivotal(tmp_path)
+    files = write_export(plan(concept, tmp_path / "out", target, sidecars=False))
+    assert {one.path.name for one in files} == names
+    settings = ImportSettings(name=ConceptName("me", "again"), version=parse_version("1.0.0"))
+    read = {}
+    for one in files:
+        word = one.path.stem.partition("_")[0]
+        said = replace(settings, placeholder=Placeholder(f"<{word}>") if word in ("s0", "s1") else None)
+        reading = plan_import(one.path, said).reading
+        for contents in reading.contents:
+            read |= contents.rows if isinstance(contents, EmbeddingContents) else contents.modules  # type: ignore[union-attr]
+    kept = read_embedding(tmp_path / "package" / EMBEDDING_NAME).rows
+    assert {key: tensor for key, tensor in read.items() if isinstance(key, tuple)} == kept
+    assert [one for one in read if isinstance(one, str)] == list(
+        read_lora(tmp_path / "package" / LORA_NAME).modules
+    )
+
+
+def test_the_picture_of_a_concept_is_laid_beside_its_file(tmp_path: Path) -> None:
+    folder = write_package(tmp_path / "imp")
+    (folder / "blue.png").write_bytes(b"\x89PNG\r\n\x1a\n and a picture")
+    document = json.loads((folder / "concept.json").read_bytes())
+    picture = describe_file(folder / "blue.png", "preview").model_dump(mode="json")
+    document["builds"][0]["parts"][0]["files"].insert(0, picture)
+    (folder / "concept.json").write_bytes(Manifest.model_validate(document).to_bytes())
+    concept = open_concept(folder)
+    write_export(plan(concept, tmp_path / "models" / "devil.safetensors", "a1111"))
+    beside = tmp_path / "models" / "devil.preview.png"
+    assert beside.read_bytes() == (folder / "blue.png").read_bytes()
+    write_export(plan(concept, tmp_path / "bare" / "devil.safetensors", "a1111", sidecars=False))
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["devil.safetensors"]
