@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -10,7 +11,7 @@ import click
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
-from conceptry.errors import NotFoundError, suggest_nearest
+from conceptry.errors import NotFoundError, UsageError, suggest_nearest
 from conceptry.names import ConceptName, parse_namespace
 from conceptry.registry.listing import Filter, Listing
 from conceptry.registry.rows import ListedVersion
@@ -19,7 +20,15 @@ SHOWN_ROWS: Final = 100
 """How many rows a person is shown without asking for more."""
 
 if TYPE_CHECKING:
+    from conceptry.registry.adopted_files import AdoptedFile, Collection
     from conceptry.registry.protocol import RemoteConcept
+
+    AdoptedRow = tuple[Collection, AdoptedFile]
+
+_NOTHING_YET: Final = (
+    "nothing here yet: concepts train and concepts import publish into the store, concepts pull copies into it"
+)
+_DIGITS: Final = re.compile(r"(?:sha256:)?([0-9a-f]{10,64})", re.ASCII)
 
 _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE")
 
@@ -31,6 +40,7 @@ _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE"
         "concepts list",
         "concepts list me/imp --all",
         "concepts list --kind lora --family sdxl --json",
+        "concepts list --hash 1F2E3D4C5B",
     ),
 )
 @click.argument("name", required=False, metavar="[NS/NAME]")
@@ -41,21 +51,63 @@ _COLUMNS: Final = ("CONCEPT", "KIND", "BASE", "WORD", "SIZE", "LICENCE", "TITLE"
 @click.option("--kind", metavar="KIND", help="Of this kind only: embedding, rank_one, lora, full.")
 @click.option("--family", metavar="FAMILY", help="For this base family only: sd1, sdxl, toybox, ...")
 @click.option(
+    "--hash",
+    "digits",
+    metavar="HEX",
+    help="What has this SHA-256, AutoV2 or AutoV3, or 10 digits of it or more.",
+)
+@click.option(
     "--limit",
     type=click.IntRange(0),
     metavar="N",
     help=f"At most N; 0 for all. Default: {SHOWN_ROWS} for people.",
 )
 @pass_session
-def list_concepts(session: Session, /, **chosen: Any) -> None:
-    """List the concepts in the store.
+def list_concepts(session: Session, /, *, digits: str | None, **chosen: Any) -> None:
+    """List the concepts in the store, and the files that were adopted.
 
     Each concept is shown at its latest version. --quiet prints references alone, one a line, for a pipe. --quiet,
-    --json and --all print every row.
+    --json and --all print every row. --hash finds the manifest, file or tensors that are called so, and adopted files
+    by what was measured or is claimed beside them.
     """
-    found = session.registry.survey(_make_filter(session, chosen))
-    hint = "nothing here yet: concepts train and concepts import publish into the store, concepts pull copies into it"
-    _print_rows(session, found, empty=hint)
+    wanted = _make_filter(session, chosen)
+    if digits is None:
+        found, adopted = session.registry.survey(wanted), _list_adopted(session, wanted)
+        hint = _NOTHING_YET
+    else:
+        prefix = _check_digits(digits)
+        found = session.registry.find_hash(prefix, wanted)
+        adopted = _list_adopted(session, wanted, prefix)
+        hint = f"nothing here has the hash {prefix}"
+    _print_rows(session, found, empty=hint, adopted=adopted)
+
+
+def _check_digits(text: str) -> str:
+    match = _DIGITS.fullmatch(text.lower())
+    if match is None:
+        raise UsageError(
+            f"not a hash: {text[:80]!r}", hint="give 10 to 64 hexadecimal digits of SHA-256, AutoV2 or AutoV3"
+        )
+    return match[1]
+
+
+def _list_adopted(session: Session, wanted: Filter, prefix: str | None = None) -> list[AdoptedRow]:
+    """Returns the adopted files that a listing shows; of which versions were made, those are shown instead."""
+    rows = []
+    for collection in session.registry.adopted():
+        for file in collection.files:
+            name = collection.name(file)
+            fits = (
+                file.state != "left_out"
+                and wanted.name in (None, name)
+                and wanted.namespace in (None, name.namespace)
+                and wanted.kind in (None, file.kind)
+                and wanted.family in (None, file.base)
+            )
+            chosen = file.state != "ready" if prefix is None else file.has_hash(prefix)
+            if fits and chosen:
+                rows.append((collection, file))
+    return rows
 
 
 @click.command(
@@ -154,14 +206,25 @@ def _check_kind(kind: str) -> None:
         raise NotFoundError(f"no kind is called {kind!r}", hint=hint)
 
 
-def _print_rows(session: Session, found: Listing, *, empty: str) -> None:
+def _print_rows(
+    session: Session, found: Listing, *, empty: str, adopted: Sequence[AdoptedRow] | None = None
+) -> None:
     as_json = session.out.mode == "json"
-    session.out.emit_table(
-        {"concepts": [_to_json(row) for row in found.rows] if as_json else [], "count": found.count},
-        _COLUMNS,
-        [] if as_json else [_to_cells(row) for row in found.rows],
-        empty=empty,
-    )
+    document: dict[str, Any] = {
+        "concepts": [_to_json(row) for row in found.rows] if as_json else [],
+        "count": found.count,
+    }
+    if adopted is not None and as_json:
+        from conceptry.cli.adopt import describe_adopted
+
+        document["adopted"] = [describe_adopted(*row) for row in adopted]
+    cells = [] if as_json else [_to_cells(row) for row in found.rows]
+    shown = [] if as_json else [_to_adopted_cells(*row) for row in adopted or ()]
+    if session.out.mode == "human":
+        shown = shown[:SHOWN_ROWS]
+    session.out.emit_table(document, _COLUMNS, [*cells, *shown], empty=empty)
+    if len(shown) < len(adopted or ()) and not as_json:
+        session.out.note(f"{len(shown)} of {len(adopted or ())} adopted files: --json shows all")
     if len(found.rows) < found.count:
         session.out.note(f"{len(found.rows)} of {found.count}: --limit 0 shows all")
 
@@ -184,6 +247,18 @@ def _to_json(row: ListedVersion) -> dict[str, Any]:
         "origin": row.origin,
         "yanked": row.yanked,
     }
+
+
+def _to_adopted_cells(collection: Collection, file: AdoptedFile) -> tuple[str, ...]:
+    return (
+        str(collection.name(file)),
+        file.kind,
+        file.base or "",
+        " ".join(file.words),
+        format_bytes(file.size_bytes),
+        str(file.answers.get("license") or "unknown"),
+        f"{file.title} ({file.state})".lstrip(),
+    )
 
 
 def _to_cells(row: ListedVersion) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     ),
     CommandRow("train", "train:train", "Teach a base a concept from a folder of pictures.", _MAKE),
     CommandRow("import", "imports:import_file", "Publish a file that another program made.", _MAKE),
+    CommandRow("adopt", "adopt:adopt", "List the models of a folder as concepts, in place.", _MAKE),
     CommandRow("publish", "publish:publish", "Publish a folder with a concept.json into the store.", _MAKE),
     CommandRow("list", "browse:list_concepts", "List the concepts in the store.", _KEEP),
     CommandRow("search", "browse:search", "Find concepts by words.", _KEEP),

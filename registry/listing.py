@@ -135,14 +135,22 @@ def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> 
     terms = " ".join(f'"{word}"*' for word in _WORD.findall(words[:_MAX_QUERY_CHARS]))
     if not terms:
         return query_listing(connection, wanted)
-    where, values = _restrict(wanted)
     if digest:
-        found = _DIGESTS
-        terms = f"sha256:{digest[1]}"
-        values = (terms, terms, *values)
-    else:
-        found = _WORDS
-        values = (terms, *values)
+        return query_digest(connection, digest[1], wanted)
+    return _query_found(connection, _WORDS, (terms,), wanted)
+
+
+def query_digest(connection: sqlite3.Connection, digits: str, wanted: Filter) -> Listing:
+    """Returns what has a manifest, a file or tensors whose digest begins with these digits, from an open index."""
+    terms = f"sha256:{digits}"
+    return _query_found(connection, _DIGESTS, (terms, terms), wanted)
+
+
+def _query_found(
+    connection: sqlite3.Connection, found: str, terms: tuple[str, ...], wanted: Filter
+) -> Listing:
+    where, rules = _restrict(wanted)
+    values = (*terms, *rules)
     limit = "" if wanted.limit is None else f"LIMIT {int(wanted.limit)}"
     order = "ORDER BY found.rank, namespace, name"
     sql = f"SELECT {_COLUMNS} FROM versions JOIN {found} ON versions.rowid = found.place {where} {order} {limit}"  # noqa: S608

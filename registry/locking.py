@@ -18,9 +18,9 @@ from conceptry.errors import (
     UsageError,
     suggest_nearest,
 )
-from conceptry.names import ConceptName, Placeholder, Reference, RemoteName
+from conceptry.names import LATEST, ConceptName, Placeholder, Reference, RemoteName
 from conceptry.registry.builds import choose_build
-from conceptry.registry.files import look_at
+from conceptry.registry.files import is_folder, look_at
 from conceptry.registry.foreign import ForeignPackage, read_foreign
 from conceptry.registry.lockfile import Lock, LockedBase, LockedConcept, LockedFile
 from conceptry.registry.manifests import add_manifest
@@ -79,6 +79,7 @@ def make_lock(store: Store, request: LockRequest, open_remote: OpenRemote) -> Lo
         else BaseIdentity(family=FamilyId(base.family), prediction_type=base.prediction_type)
     )
     foreign = _read_foreign_files(project)
+    _settle_adopted_files(store, project)
     universe = ProjectUniverse(
         store.layout,
         project,
@@ -214,6 +215,17 @@ def _read_foreign_files(project: Project) -> dict[ConceptName, ForeignPackage]:
             with make_scratch() as folder:
                 packages[one.name] = read_foreign(project, one, read_place(folder))
     return packages
+
+
+def _settle_adopted_files(store: Store, project: Project) -> None:
+    """Makes versions of the adopted files that are required. Raises UsageError for one that is pending."""
+    if not is_folder(store.layout.adopted):
+        return
+    from conceptry.registry.adoption_use import settle_adopted
+
+    for one in project.requirements:
+        if one.foreign is None and one.remote is None:
+            settle_adopted(store, Reference(one.name, LATEST))
 
 
 def _as_package(foreign: ForeignPackage, project: Project, base: BaseIdentity | None) -> Package:

@@ -62,11 +62,6 @@ def locate_base(text: str) -> Path:
     return Path(text)
 
 
-def locate_cached(text: str) -> Path:
-    """Returns the place in the Hub's own cache that its client named."""
-    return Path(text)
-
-
 def locate_manifest(folder: Path) -> Path:
     """Returns where a published folder has its manifest."""
     return folder / MANIFEST_FILE
@@ -352,6 +347,19 @@ class Layout:
         return self.root / "remotes" / f"{place_digest.hex}.json"
 
     @property
+    def adopted(self) -> Path:
+        """The folder of what is known of collections that lie elsewhere, a file for each."""
+        return self.root / "adopted"
+
+    def adopted_folder(self, folder: Digest) -> Path:
+        """What is known of the collection whose path has this digest."""
+        return self.adopted / f"{folder.hex}.json"
+
+    def adopted_entry(self, entry: str) -> Path:
+        """What is known of a collection, as the folder lists it. Raises InvalidNameError."""
+        return self.adopted_folder(Digest(entry.removesuffix(".json")))
+
+    @property
     def leases(self) -> Path:
         """The folder of what running operations are about to need."""
         return self.root / "leases"
@@ -482,3 +490,23 @@ class ViewLayout:
         if not all(_VIEW_PART.fullmatch(part) and part.strip(".") for part in parts):
             raise InvalidNameError(f"not a file of a view: {name[:80]!r}")
         return self.root.joinpath(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionLayout:
+    """The files of a folder that somebody keeps by hand: named by listing it, and by no document."""
+
+    root: Path
+
+    @property
+    def answers(self) -> Path:
+        """The file in which a person says what files do not."""
+        return self.root / "adopt.toml"
+
+    def entry(self, name: str) -> Path:
+        """Returns what is called so, as seen from the folder; it stays inside. Raises InvalidNameError."""
+        return ViewLayout(self.root).file(name) if name else self.root
+
+    def temporary(self) -> Path:
+        """A new private name beside the answers."""
+        return draw_name_beside(self.answers)

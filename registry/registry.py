@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from conceptry.concepts import Concept
     from conceptry.digests import Digest
     from conceptry.manifest import Manifest
+    from conceptry.registry.adopted_files import Collection
+    from conceptry.registry.adoption import Adoption
+    from conceptry.registry.adoption_hashing import Hashed
     from conceptry.registry.collection import Collected
     from conceptry.registry.doctor import Diagnosis
     from conceptry.registry.protocol import Remote, RemoteConcept
@@ -68,10 +71,22 @@ class Registry:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def resolve(self, reference: ReferenceLike) -> Resolved:
-        """Returns the version that a reference means here, and the digest of its manifest. Raises NotFoundError."""
+        """Returns the version that a reference means here, and the digest of its manifest.
+
+        That of an adopted file is made when it is first asked for.
+
+        Raises:
+            NotFoundError: if there is none.
+            UsageError: if it is an adopted file that was never hashed, or does not tell what must be known.
+        """
         from conceptry.registry.resolution import resolve_reference
 
-        return resolve_reference(self.store.layout, to_local(reference))
+        wanted = to_local(reference)
+        if is_folder(self.store.layout.adopted):
+            from conceptry.registry.adoption_use import settle_adopted
+
+            wanted = settle_adopted(self.store, wanted)
+        return resolve_reference(self.store.layout, wanted)
 
     def manifest(self, reference: ReferenceLike) -> Manifest:
         """Returns the manifest of a version. Raises NotFoundError, IntegrityError."""
@@ -118,6 +133,11 @@ class Registry:
         chosen = wanted or Filter()
         return self._read(lambda index: listing.query_search(index, words, chosen), Listing((), 0))
 
+    def find_hash(self, digits: str, wanted: Filter | None = None) -> Listing:
+        """Returns the rows that have a manifest, a file or tensors whose SHA-256 begins with these digits."""
+        chosen = wanted or Filter()
+        return self._read(lambda index: listing.query_digest(index, digits, chosen), Listing((), 0))
+
     def find_tensors(self, digests: Iterable[Digest]) -> tuple[tuple[str, str], ...]:
         """Returns each version here (``ns/name@1.0.0``) that has one of these tensor digests, and which."""
         wanted = tuple(digests)
@@ -146,6 +166,41 @@ class Registry:
         from conceptry.registry.publish import publish_folder
 
         return publish_folder(self.store, folder, on_event=on_event)
+
+    def adopt(
+        self, folder: Path, *, namespace: str | None = None, on_event: OnEvent = ignore_event
+    ) -> Adoption:
+        """Returns what a folder of models holds, which is listed from now on; nothing is copied or changed.
+
+        Raises:
+            NotFoundError: if there is no such folder.
+            UsageError: if its ``adopt.toml`` is malformed.
+        """
+        from conceptry.registry.adoption import DEFAULT_NAMESPACE, adopt_collection
+
+        return adopt_collection(
+            self.store, folder, namespace=namespace or DEFAULT_NAMESPACE, on_event=on_event
+        )
+
+    def hash_adopted(self, collection: Collection, *, on_event: OnEvent = ignore_event) -> Hashed:
+        """Returns the collection after every pending file was hashed; what is done stays done when it is stopped."""
+        from conceptry.registry.adoption_hashing import hash_collection
+
+        return hash_collection(self.store, collection, on_event=on_event)
+
+    def adopted(self) -> tuple[Collection, ...]:
+        """Returns the folders that were adopted, and what is known of their files. Raises IntegrityError."""
+        if not is_folder(self.store.layout.adopted):
+            return ()
+        from conceptry.registry.adopted_files import read_collections
+
+        return read_collections(self.store.layout)
+
+    def forget_adopted(self, folder: Path) -> bool:
+        """Returns whether the folder was adopted, which it is no longer; versions made of its files stay."""
+        from conceptry.registry.adopted_files import forget_collection
+
+        return forget_collection(self.store, folder)
 
     def remove(self, reference: ReferenceLike) -> Resolved:
         """Returns the version that was taken out of the listing; ``restore`` brings it back.
