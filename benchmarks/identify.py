@@ -124,7 +124,11 @@ def report(rows: list[dict[str, Any]], memory: int, out: Path | None) -> None:
     )
     print("families: " + ", ".join(f"{word} {number}" for word, number in families.most_common()))
     summary |= {"wrong": wrong, "families": dict(families), "machine": describe_machine()}
-    summary["holds"] = not wrong["kind"] and not families["wrong"] and memory < LIMIT_BYTES
+    slow = sum(row["processor_seconds"] > LIMIT_SECONDS for row in rows)
+    print(f"{slow} files took more than {1000 * LIMIT_SECONDS:.0f} ms of the processor")
+    right = not wrong["kind"] and not families["wrong"]
+    summary |= {"over_limit": slow, "limit_seconds": LIMIT_SECONDS, "limit_bytes": LIMIT_BYTES}
+    summary["holds"] = {"right": right, "memory": memory < LIMIT_BYTES, "time": not slow}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -199,6 +199,26 @@ def _draw_model(chance: random.Random) -> Case:
     return Case(shapes, "full", ("checkpoint",), family)
 
 
+def _control_of_flux() -> Mapping[str, Shape]:
+    """Returns what the control adapters of Black Forest Labs hold for two blocks, their norms and the wider input."""
+    widths = {
+        **{f"double_blocks.0.{one}_attn.qkv": (3072, 9216) for one in ("img", "txt")},
+        **{f"double_blocks.0.{one}_mlp.2": (12288, 3072) for one in ("img", "txt")},
+        "single_blocks.0.linear1": (3072, 21504),
+        "img_in": (128, 3072),
+    }
+    shapes: dict[str, Shape] = {}
+    for path, (inputs, outputs) in widths.items():
+        shapes |= {
+            f"{path}.lora_A.weight": (128, inputs),
+            f"{path}.lora_B.weight": (outputs, 128),
+            f"{path}.lora_B.bias": (outputs,),
+        }
+    for path in ("double_blocks.0.img_attn", "double_blocks.0.txt_attn", "single_blocks.0"):
+        shapes |= {f"{path}.norm.{one}_norm.scale": (128,) for one in ("query", "key")}
+    return shapes
+
+
 def _draw_stranger(chance: random.Random) -> Case:
     width, family = chance.choice([(768, "sd1"), (1024, "sd2"), (2048, "sdxl")])
     block = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
@@ -233,6 +253,7 @@ def _draw_stranger(chance: random.Random) -> Case:
                 "controlnet_down_blocks.0.weight": (320, 320, 1, 1),
             },
         ),
+        ("control_lora", "bfl", "flux", _control_of_flux()),
         ("controlnet", None, None, {"control_model.input_hint_block.0.weight": (16, 3, 3, 3)}),
         ("control_lora", None, None, {"lora_controlnet": (), "input_blocks.1.0.in_layers.2.down": (64, 320)}),
         (

@@ -164,6 +164,27 @@ def test_a_bundle_can_be_split_into_its_concepts(tmp_path: Path) -> None:
     ]
 
 
+# --- the word of a file that names none ----------------------------------------------------------------------------
+
+
+def test_a_trigger_phrase_of_one_word_is_the_word_and_that_is_said(tmp_path: Path) -> None:
+    said = {"modelspec.trigger_phrase": "<blue-imp>"}
+    path = write(tmp_path / "file", {"emb_params": rows(2, 768)}, **said)
+    plan = plan_import(path, settings())
+    assert [(token.placeholder, token.vectors) for token in plan.tokens] == [("<blue-imp>", 2)]
+    assert "the word is <blue-imp>, the trigger phrase of the file's metadata" in plan.notes
+    [chosen] = plan_import(path, settings(placeholder=CAT)).tokens
+    assert chosen.placeholder == CAT
+
+
+@pytest.mark.parametrize("phrase", ["imp, blue fur", "blue imp", "", "x" * 65, "im\x07p"])
+def test_a_trigger_phrase_that_is_not_one_word_is_asked_about(phrase: str, tmp_path: Path) -> None:
+    said = {"modelspec.trigger_phrase": phrase}
+    path = write(tmp_path / "file", {"emb_params": rows(2, 768)}, **said)
+    with pytest.raises(MissingAnswerError, match="does not say which word"):
+        plan_import(path, settings())
+
+
 # --- a row for each layer ------------------------------------------------------------------------------------------
 
 
