@@ -53,7 +53,7 @@ def _open_registry(uri: str) -> Remote:
 
 
 def _check_bucket(uri: str) -> object:
-    from conceptry.registry.buckets import check_bucket
+    from conceptry.registry.objects import check_bucket
 
     return check_bucket(uri)
 

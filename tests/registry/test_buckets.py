@@ -13,7 +13,7 @@ from conceptry.errors import IntegrityError, RemoteError, UsageError
 from conceptry.names import ConceptName, RemoteName
 from conceptry.registry import Registry
 from conceptry.registry.blobs import ignore_bytes
-from conceptry.registry.buckets import check_bucket
+from conceptry.registry.objects import check_bucket
 from conceptry.registry.remotes import open_remote
 from tests.registry.folders import CONTENTS, make_manifest, write_folder
 from tests.simulators.registries import find_free_port, run_s3

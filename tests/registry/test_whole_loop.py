@@ -129,8 +129,8 @@ def maker(place: Place, tmp_path: Path) -> Person:
     """Give somebody who published an imp and the hat that it requires, and pushed both."""
     person = Person(tmp_path / "maker", tmp_path / "maker-project")
     person.run("publish", str(write_folder(tmp_path / "hat", "me/hat", file=HAT, title="A red hat")))
-    requires = {"requires": ["me/hat@^1"], "title": "A blue imp"}
-    person.run("publish", str(write_folder(tmp_path / "imp", "me/imp", file=IMP, **requires)))
+    imp = write_folder(tmp_path / "imp", "me/imp", file=IMP, requires=["me/hat@^1"], title="A blue imp")
+    person.run("publish", str(imp))
     for name in ("me/hat", "me/imp"):
         assert person.run("push", name, place.push_uri)["created"]
     return person
