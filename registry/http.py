@@ -8,8 +8,8 @@ the caller's to check, by digest: nothing here believes a header that says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -21,14 +21,11 @@ from conceptry.registry.answers import (
     REDIRECTS,
     Answer,
     describe_url,
-    explain_status,
     find_host,
     find_origin,
     follow_redirect,
     is_web_page,
-    read_content_range,
     read_length,
-    read_strong_etag,
 )
 from conceptry.registry.attempts import (
     Headers,
@@ -40,8 +37,8 @@ from conceptry.registry.attempts import (
     lower_headers,
     too_large,
     web_page,
-    wrong_size,
 )
+from conceptry.registry.downloads import Download, Found, iter_body
 from conceptry.registry.wire import WATCH, Limits, Watch, make_pool
 
 if TYPE_CHECKING:
@@ -49,13 +46,10 @@ if TYPE_CHECKING:
 
 Body: TypeAlias = "bytes | SupportsRead[bytes] | None"
 
-CHUNK_BYTES: Final = 1 << 18
 OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "CONCEPTRY_OFFLINE")
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO_HEADERS: Final[Headers] = MappingProxyType({})
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
-_PROGRESS_BYTES: Final = 1 << 20  # less than this is no reason to believe in a connection again
-_SLOWEST_BYTES_PER_SECOND: Final = 1024
 
 
 def is_offline() -> bool:
@@ -183,7 +177,13 @@ class Transport:
             IntegrityError: if the remote has another number of bytes.
             RemoteError: if the remote cannot be reached, is too slow, or answers something else.
         """
-        pieces = _Blob(self, url, size_bytes, offset_bytes, headers, credential).iter_pieces()
+
+        def ask(condition: Headers) -> AbstractContextManager[Found]:
+            return self._exchange(
+                "GET", url, headers={**headers, **condition}, credential=credential, body_bytes=size_bytes
+            )
+
+        pieces = Download(ask, self.limits, size_bytes, offset_bytes).iter_pieces()
         if offset_bytes >= size_bytes:
             yield iter(())
             return
@@ -210,7 +210,7 @@ class Transport:
         headers: Headers = _NO_HEADERS,
         credential: Credential | None = None,
         body_bytes: int,
-    ) -> Iterator[tuple[urllib3.BaseHTTPResponse, str]]:
+    ) -> Iterator[Found]:
         """Yields the answer that is no redirect, and where it came from."""
         with explain_network(url):
             place = url
@@ -278,105 +278,6 @@ class Transport:
         return chosen
 
 
-class _Blob:
-    """One blob on its way, over as many connections as it takes."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        url: str,
-        size_bytes: int,
-        offset_bytes: int,
-        headers: Headers,
-        credential: Credential | None,
-    ) -> None:
-        self._transport = transport
-        self._url = url
-        self._size_bytes = size_bytes
-        self._position = offset_bytes
-        self._headers = headers
-        self._credential = credential
-        self._etag: str | None = None
-        self._ranges = True
-
-    def iter_pieces(self) -> Generator[bytes, None, None]:
-        """Yields the bytes from the position to the end."""
-        limits = self._transport.limits
-        deadline_seconds = limits.deadline_seconds + self._size_bytes // _SLOWEST_BYTES_PER_SECOND
-        patience = Patience(limits, deadline_seconds=deadline_seconds)
-        while self._position < self._size_bytes:
-            start = self._position
-            try:
-                yield from self._iter_connection()
-            except Retry as failed:
-                if self._position - start >= _PROGRESS_BYTES:
-                    patience.begin_anew()
-                patience.wait(failed)
-
-    def _iter_connection(self) -> Iterator[bytes]:
-        headers = dict(self._headers)
-        if self._position and self._ranges:
-            headers["Range"] = f"bytes={self._position}-"
-            if self._etag:
-                headers["If-Range"] = self._etag
-        exchange = self._transport._exchange(
-            "GET", self._url, headers=headers, credential=self._credential, body_bytes=self._size_bytes
-        )
-        with exchange as (response, place):
-            skip = self._check_answer(response, place)
-            for piece in _iter_body(response):
-                fresh = piece[skip:] if skip else piece
-                skip = max(0, skip - len(piece))
-                if not fresh:
-                    continue
-                if self._position + len(fresh) > self._size_bytes:
-                    raise wrong_size(place, f"more than {self._size_bytes}", self._size_bytes)
-                self._position += len(fresh)
-                yield fresh
-                if self._position == self._size_bytes:
-                    return
-        if self._position < self._size_bytes:
-            raise Retry(web_page(place) if is_web_page(lower_headers(response)) else self._cut(place))
-
-    def _check_answer(self, response: urllib3.BaseHTTPResponse, place: str) -> int:
-        """Returns how many bytes of this answer are known already. Raises if it cannot be the blob's rest."""
-        headers = lower_headers(response)
-        check_encoding(headers, place)
-        if response.status == 206 and "range" not in self._asked_for():
-            raise Retry(RemoteError(f"{describe_url(place)} sent a part of what was asked for"))
-        if response.status == 206:
-            found = read_content_range(headers)
-            if found is None or found.first != self._position or found.last >= self._size_bytes:
-                self._ranges = False
-                raise Retry(RemoteError(f"{describe_url(place)} sent another part than was asked for"))
-            if found.total not in (None, self._size_bytes):
-                raise wrong_size(place, str(found.total), self._size_bytes)
-            self._etag = self._etag or read_strong_etag(headers)
-            return 0
-        if response.status == 416:
-            if not self._ranges:
-                raise explain_status(place, response.status)
-            self._ranges = False
-            raise Retry(explain_status(place, response.status))
-        check_status(response, place, frozenset({200}))
-        length = read_length(headers)
-        if length not in (None, self._size_bytes):
-            if is_web_page(headers):
-                raise web_page(place)
-            raise wrong_size(place, str(length), self._size_bytes)
-        self._etag = read_strong_etag(headers)
-        return self._position
-
-    def _cut(self, place: str) -> RemoteError:
-        return RemoteError(
-            f"{describe_url(place)} ended after {self._position} of {self._size_bytes} bytes",
-            hint="what arrived is kept: run the same command again",
-        )
-
-    def _asked_for(self) -> frozenset[str]:
-        return frozenset({"range"}) if self._position and self._ranges else frozenset()
-
-
 def _read_whole(
     response: urllib3.BaseHTTPResponse, place: str, *, accept: frozenset[int], limit_bytes: int, method: str
 ) -> Answer:
@@ -390,7 +291,7 @@ def _read_whole(
         raise too_large(place, limit_bytes)
     pieces: list[bytes] = []
     count_bytes = 0
-    for piece in _iter_body(response):
+    for piece in iter_body(response):
         pieces.append(piece)
         count_bytes += len(piece)
         if count_bytes > limit_bytes:
@@ -398,11 +299,6 @@ def _read_whole(
     if length is not None and count_bytes != length:
         raise Retry(RemoteError(f"{describe_url(place)} ended after {count_bytes} of {length} bytes"))
     return Answer(response.status, headers, b"".join(pieces), place)
-
-
-def _iter_body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    while piece := response.read1(CHUNK_BYTES, decode_content=False):
-        yield piece
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:
