@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: install demo test test-hub faults-http slow fuzz system-packages bench check lint types imports docs links clean
+.PHONY: install demo test test-hub faults faults-http slow fuzz system-packages bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -45,6 +45,15 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# Every kill, error, full disk and loss of power at every operation of the store's commands, then its suite behind
+# doubles of Windows and of a network share. Goes on where it stopped (.runs/faults); writes the table of counts.
+STORE_TESTS := $(addprefix tests/registry/test_,bundles.py collection.py config.py damage.py diffs.py doctor.py \
+	duplicates.py golden_stores.py index.py publish.py references.py roots.py store.py sync.py transfer.py verify.py)
+faults: $(INSTALLED_DEV)
+	$(OFFLINE) PYTHONPATH=. $(BIN)/python -m tests.faults
+	for double in windows share; do STORE_BEHIND=$$double $(OFFLINE) $(BIN)/python -m pytest -q \
+		-p tests.faults.behind_double $(STORE_TESTS) || exit 1; done
 
 # A pull through every way in which a web server can fail, at several places each; writes the table of counts.
 faults-http: $(INSTALLED_DEV)

@@ -244,7 +244,10 @@ def open_for_update(path: Path) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        current_operations().close(descriptor)
+        with suppress(
+            OSError
+        ):  # a lock's note is for messages: it must not turn what was done into a failure
+            current_operations().close(descriptor)
 
 
 def connect_database(

@@ -38,6 +38,7 @@ from conceptry.registry.yanks import read_yanks
 
 T = TypeVar("T")
 
+_BEHIND: Final = "behind"  # the name of no generation
 _WHERE: Final = "WHERE namespace = ? AND name = ? AND version = ?"
 _WORDS: Final = ", ".join(SEARCHED_COLUMNS)
 _ROW_COLUMNS: Final = (*COLUMNS, "sort_key", "description")
@@ -258,18 +259,24 @@ def _fill(database: Database, layout: Layout, generation: str) -> None:
     with database.atomic():
         for table in ("files", "versions"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - written here
-        for entry in iter_entries(layout):
+        unreadable: list[Reference] = []
+        for entry in iter_entries(layout, unreadable):
             _insert_entry(database, entry, words=False)
         database.table("versions").rebuild_fts()
-        _write_state(database, generation)
+        # Of a version that the disk would not give, nobody knows more: an index without it stays behind.
+        _write_state(database, _BEHIND if unreadable else generation)
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {INDEX_FORMAT}")
 
 
-def iter_entries(layout: Layout) -> Iterator[Entry]:
-    """Yields all versions whose reference and manifest are whole; ``verify`` names the others."""
+def iter_entries(layout: Layout, unreadable: list[Reference] | None = None) -> Iterator[Entry]:
+    """Yields all versions whose reference and manifest are whole; ``verify`` names the others.
+
+    Those that the disk would not give, which says nothing about them, are added to ``unreadable``.
+    """
+    passed_over: list[Reference] = [] if unreadable is None else unreadable
     for name in list_names(layout):
-        found = [_read_entry(layout, name, version) for version in list_versions(layout, name)]
+        found = [_read_entry(layout, name, version, passed_over) for version in list_versions(layout, name)]
         rows = [entry.row for entry in found if entry is not None]
         _choose_latest(rows, read_yanks(layout, name))
         for entry in found:
@@ -277,7 +284,9 @@ def iter_entries(layout: Layout) -> Iterator[Entry]:
                 yield Entry(seal_row(entry.row), entry.files)
 
 
-def _read_entry(layout: Layout, name: ConceptName, version: Version) -> Entry | None:
+def _read_entry(
+    layout: Layout, name: ConceptName, version: Version, unreadable: list[Reference]
+) -> Entry | None:
     """The bytes have the digest of what was checked when it was published; they are not held to all rules again."""
     try:
         ref = read_version(layout, name, version)
@@ -288,6 +297,9 @@ def _read_entry(layout: Layout, name: ConceptName, version: Version) -> Entry | 
         if (document["schema"], document["name"], document["version"]) != (1, str(name), str(version)):
             return None
         return make_entry(resolved, document, ref.origin)
+    except StoreError:
+        unreadable.append(Reference(name, version))
+        return None
     except (ConceptryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -25,7 +25,7 @@ OLD: Final = "me/imp@1.0.0"
 NEW: Final = "me/imp@2.0.0"
 HAT: Final = "me/hat@1.0.0"
 TAG: Final = "me/imp:stable"
-SAMPLE_BYTES: Final = 1536  # three sectors of a disk: a write of it can be torn
+SAMPLE_BYTES: Final = 16 << 10  # 32 sectors of a disk: a write of it can be torn
 STORES: Final = ("home", "second", "studio")
 """The folders that a command may change: the store here, that of somebody else, and the remote between them."""
 
@@ -268,7 +268,9 @@ COMMANDS: Final[dict[str, Command]] = {
         ),
         Command(name="gc (undo)", prepare=prepare_collected, run=undo, store="home"),
         Command(name="index rebuild", prepare=prepare_damaged_index, run=rebuild, store="home"),
-        Command(name="lock", prepare=prepare_unlocked, run=lambda f: void(find_project(f).lock()), store="second"),
+        Command(
+            name="lock", prepare=prepare_unlocked, run=lambda f: void(find_project(f).lock()), store="second"
+        ),
         Command(name="sync", prepare=prepare_project, run=sync, store="second", adds=(HAT, NEW)),
         Command(name="remove", prepare=prepare_new, run=remove, store="home", removes=(NEW,)),
         Command(name="restore", prepare=prepare_removed, run=restore, store="home", adds=(NEW,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ def warm_up(parent: Path) -> None:
         command.run(folder)
         look_after(folder, command, {}, succeeded=False)
         repeat(folder, command, {}, {})
+    gc.collect()
+    gc.freeze()  # else each child copies every page of it when it collects
 
 
 def count_operations(stage: Stage, counted: frozenset[str]) -> int:
@@ -83,14 +86,19 @@ def count_operations(stage: Stage, counted: frozenset[str]) -> int:
     return int(run_child(count))
 
 
-def check_point(stage: Stage, label: str, strike: Callable[[], str | None], watch: Watch = None) -> Counts:
-    """Return how the command ended when it was struck, and what was wrong then."""
+def check_point(
+    stage: Stage, label: str, strike: Callable[[], str | None], *, tidy: bool = False, watch: Watch = None
+) -> Counts:
+    """Return how the command ended when it was struck, and what was wrong then.
+
+    ``tidy`` says that nothing kept it from removing its private files itself; else they are gone with the next gc.
+    """
     copy_fresh(stage.prepared, stage.folder)
     folder, command = stage.folder, stage.command
     ended = run_child(strike, stop=watch)
     counts = Counts(Counter([ended if ended in (OK, KILLED, REFUSED) else "traceback"]))
     wrong = [] if ended in (OK, KILLED, REFUSED) else [ended]
-    if ended != KILLED:
+    if tidy and ended != KILLED:
         left = temporaries_below(folder / command.store)
         before = temporaries_below(stage.prepared / command.store)
         wrong += [f"left behind: {name}" for name in left if name not in before]
@@ -123,7 +131,8 @@ def sweep_fault(stage: Stage, fault: Fault, *, step: int = 1) -> Iterator[Counts
     """Yield what each failure came to: one of every STEP-th operation that can fail so."""
     for number in range(1, count_operations(stage, list_struck(fault)) + 1, step):
         label = f"{fault.name} at operation {number}"
-        yield check_point(stage, label, lambda n=number: run_struck(stage, fail_at(fault, n)))
+        tidy = "unlink" not in list_struck(fault)
+        yield check_point(stage, label, lambda n=number: run_struck(stage, fail_at(fault, n)), tidy=tidy)
 
 
 FAULT_BY_NAME: Final = {fault.name: fault for fault in FAULTS}

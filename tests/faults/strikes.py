@@ -27,15 +27,17 @@ class Fault:
     """Whether all later calls that can fail so do it too, as on a disk that stays full."""
 
 
-# What each error can strike: the system reports it from such calls.
-_ROOM: Final = frozenset({"create", "open_for_update", "write", "sync", "link", "rename", "make_folder", "connect"})
+# What each error can strike: the system reports it from such calls. `lock` answers yes or no and never fails.
+_ROOM: Final = frozenset(
+    {"create", "open_for_update", "write", "sync", "link", "rename", "make_folder", "connect"}
+)
 _STRUCK: Final[dict[str, frozenset[str]]] = {
     "ENOSPC": _ROOM,
     "EDQUOT": _ROOM,
     "EMFILE": frozenset({"create", "open_for_update", "open", "sync_folder", "names", "connect"}),
     SHORT_WRITE: frozenset({"write"}),
-    "EIO": CHANGING_OPERATIONS | {"read", "open", "names", "close"},
-    "EACCES": CHANGING_OPERATIONS - {"write", "sync", "truncate"} | {"open"},
+    "EIO": CHANGING_OPERATIONS - {"lock"} | {"read", "open", "names", "close"},
+    "EACCES": CHANGING_OPERATIONS - {"lock", "write", "sync", "truncate"} | {"open"},
 }
 FAULTS: Final = (
     Fault("EIO", errno.EIO),
