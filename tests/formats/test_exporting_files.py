@@ -20,7 +20,7 @@ from conceptry.formats.exporting import ExportPlan, ExportSettings, plan_export
 from conceptry.formats.header import read_header
 from conceptry.formats.import_plans import ImportSettings, plan_import
 from conceptry.formats.importing import import_file
-from conceptry.formats.lora import LORA_NAME, read_lora
+from conceptry.formats.lora import LORA_NAME, LoraContents, read_lora
 from conceptry.formats.packages import describe_file
 from conceptry.formats.tensors import RawTensor, write_tensors
 from conceptry.manifest import Manifest
@@ -236,13 +236,14 @@ def test_words_and_the_adapter_trained_with_them_are_exported_together(
     files = write_export(plan(concept, tmp_path / "out", target, sidecars=False))
     assert {one.path.name for one in files} == names
     settings = ImportSettings(name=ConceptName("me", "again"), version=parse_version("1.0.0"))
-    read = {}
+    read: dict[Any, Any] = {}
     for one in files:
         word = one.path.stem.partition("_")[0]
         said = replace(settings, placeholder=Placeholder(f"<{word}>") if word in ("s0", "s1") else None)
         reading = plan_import(one.path, said).reading
         for contents in reading.contents:
-            read |= contents.rows if isinstance(contents, EmbeddingContents) else contents.modules  # type: ignore[union-attr]
+            assert isinstance(contents, EmbeddingContents | LoraContents)
+            read |= contents.rows if isinstance(contents, EmbeddingContents) else contents.modules
     kept = read_embedding(tmp_path / "package" / EMBEDDING_NAME).rows
     assert {key: tensor for key, tensor in read.items() if isinstance(key, tuple)} == kept
     assert [one for one in read if isinstance(one, str)] == list(
