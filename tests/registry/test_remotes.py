@@ -64,7 +64,12 @@ def offer_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 Offer = Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[str]]
-OFFERS: dict[str, Offer] = {"file": offer_folder, "hf": offer_hub, "oci+http": offer_registry, "s3": offer_bucket}
+OFFERS: dict[str, Offer] = {
+    "file": offer_folder,
+    "hf": offer_hub,
+    "oci+http": offer_registry,
+    "s3": offer_bucket,
+}
 """What runs the other side of each writable kind of remote and gives its address."""
 
 
