@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -104,7 +104,7 @@ def _changed(layout: CollectionLayout, file: AdoptedFile) -> StoreError:
 def _join_moved(collection: Collection) -> tuple[Collection, int]:
     """Returns the collection where a missing file whose bytes lie elsewhere now is known there by its old name."""
     missing = {file.sha256: file for file in collection.files if file.missing and file.sha256}
-    again = {file.path: missing[file.sha256] for file in _iter_new(collection, missing)}
+    again = {file.path: missing[file.sha256 or ""] for file in _iter_new(collection, missing)}
     gone = {old.path for old in again.values()}
     files = tuple(
         _take_over(file, again[file.path]) if file.path in again else file
@@ -118,7 +118,7 @@ def _take_over(file: AdoptedFile, old: AdoptedFile) -> AdoptedFile:
     return replace(file, name=old.name, made=old.made, answers=old.answers, known_as=old.known_as or old.path)
 
 
-def _iter_new(collection: Collection, missing: dict[str | None, AdoptedFile]) -> Iterator[AdoptedFile]:
+def _iter_new(collection: Collection, missing: Mapping[str, AdoptedFile]) -> Iterator[AdoptedFile]:
     """Yields the first file of each digest that is missing elsewhere, unless it was used under its own name."""
     seen: set[str | None] = set()
     for file in collection.files:

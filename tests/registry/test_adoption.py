@@ -17,6 +17,7 @@ from conceptry.errors import InvalidFileError, NotFoundError, UsageError
 from conceptry.registry import Registry
 from conceptry.registry.adopted_files import AdoptedFile, find_by_hash
 from conceptry.registry.adoption import Adoption
+from conceptry.registry.foreign import is_unpublished
 from tests.fakes.collections import PREVIEW, write_collection, write_notes
 from tests.formats.adapters import list_modules, write_kohya
 
@@ -157,7 +158,7 @@ def test_a_hashed_file_is_a_version_once_it_is_used(registry: Registry, models: 
     assert files["loras/Blue Imp.safetensors"].state == "hashed"
     assert not (registry.root / "blobs").exists()
     concept = registry.get("adopted/blue-imp")
-    assert concept.manifest.extensions["conceptry.foreign"]["unpublished"] is True
+    assert is_unpublished(concept.manifest)
     assert [token.placeholder for token in concept.manifest.tokens] == ["blueimp", "horns"]
     provenance = concept.manifest.builds[0].provenance
     assert provenance is not None
