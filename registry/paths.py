@@ -214,7 +214,7 @@ class Layout:
 
     def blob(self, digest: Digest) -> Path:
         """The bytes called ``digest``."""
-        return self.blobs / digest.hex
+        return self.root.joinpath("blobs", "sha256", digest.hex)  # one join: thousands are looked at
 
     @property
     def manifests(self) -> Path:
@@ -223,7 +223,7 @@ class Layout:
 
     def manifest(self, digest: Digest) -> Path:
         """The manifest called ``digest``."""
-        return self.manifests / digest.hex
+        return self.root.joinpath("manifests", "sha256", digest.hex)
 
     @property
     def records(self) -> Path:
@@ -292,7 +292,7 @@ class Layout:
 
     def concept(self, name: ConceptName) -> Path:
         """The folder of a concept."""
-        return self.refs / name.namespace / name.name
+        return self.root.joinpath("refs", name.namespace, name.name)
 
     @property
     def catalog(self) -> Path:
@@ -305,11 +305,11 @@ class Layout:
 
     def versions(self, name: ConceptName) -> Path:
         """The folder of a concept's versions."""
-        return self.concept(name) / "versions"
+        return self.root.joinpath("refs", name.namespace, name.name, "versions")
 
     def version(self, name: ConceptName, version: Version) -> Path:
         """The file that says which manifest a version is."""
-        return self.versions(name) / name_version_file(version)
+        return self.concept(name).joinpath("versions", name_version_file(version))
 
     def yanks(self, name: ConceptName) -> Path:
         """The folder of reasons why versions should not be chosen anew."""
