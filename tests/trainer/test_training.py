@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+from conceptry import toybox
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
 from conceptry.concepts import open_concept
@@ -43,6 +45,11 @@ def run(method: str, folder: Path, *, shape: Shape = "sd1", base: Any = None, **
         cache_folder=folder / "cache",
         **options,
     )
+
+
+def open_toybox() -> Any:
+    """Returns a base that knows something: in networks of random numbers chance outweighs what is learned."""
+    return StableDiffusionPipeline.from_pretrained(toybox.path())
 
 
 def say(method: str) -> str:
@@ -106,9 +113,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(method: str,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_on_fixed_samples_falls(method: str, tmp_path: Path) -> None:
-    rates = {"perfusion": {"embedding": 1e-3, "value": 1e-3}, "lora": {"lora": 1e-3}}.get(method)
-    settings = {"batch_size": 8, **({"learning_rates": rates} if rates else {})}
-    result = run(method, tmp_path, shape="sd2", steps=20, settings=settings)
+    result = run(method, tmp_path, base=open_toybox(), steps=12, settings={"batch_size": 8})
     assert result.fixed_loss_after < result.fixed_loss_before
     (build,) = result.concept.manifest.builds
     named = {metric.name: metric.value for metric in build.metrics}
@@ -207,13 +212,13 @@ def test_dreambooth_stores_the_tensors_that_differ_and_no_other(prior: str, tmp_
 
 
 def test_a_prior_keeps_the_superclass_nearer_to_the_base(tmp_path: Path) -> None:
-    pipeline = make_pipeline("sd2")
+    pipeline = open_toybox()
     prompt = "a photo of a creature"
     base = render(pipeline, prompt)
     moved = {}
     for prior in ("none", "prediction"):
         settings = {"prior": prior, "prior_weight": 10.0}
-        result = run("dreambooth", tmp_path, base=pipeline, work=prior, steps=30, settings=settings)
+        result = run("dreambooth", tmp_path, base=pipeline, work=prior, steps=12, settings=settings)
         with attach(Composition(result.concept), pipeline):
             moved[prior] = float((render(pipeline, prompt) - base).abs().mean())
     assert moved["prediction"] < moved["none"]
