@@ -35,8 +35,8 @@ class Command:
     """A command, on folders below one that is its own."""
 
     name: str
-    prepare: Callable[[Path], None]
-    run: Callable[[Path], None]
+    prepare: Callable[[Path], object]
+    run: Callable[[Path], object]
     store: str
     """Which of ``STORES`` it changes."""
 

@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -124,7 +125,7 @@ def run_struck(stage: Stage, operations: FileOperations) -> str | None:
 def sweep_kills(stage: Stage, *, step: int = 1) -> Iterator[Counts]:
     """Yield what each kill came to: one in the place of every STEP-th change of files."""
     for number in range(1, count_operations(stage, CHANGING_OPERATIONS) + 1, step):
-        yield check_point(stage, f"{KILL} at change {number}", lambda n=number: run_struck(stage, kill_at(n)))
+        yield check_point(stage, f"{KILL} at change {number}", partial(run_struck, stage, kill_at(number)))
 
 
 def sweep_fault(stage: Stage, fault: Fault, *, step: int = 1) -> Iterator[Counts]:
@@ -132,11 +133,12 @@ def sweep_fault(stage: Stage, fault: Fault, *, step: int = 1) -> Iterator[Counts
     for number in range(1, count_operations(stage, list_struck(fault)) + 1, step):
         label = f"{fault.name} at operation {number}"
         tidy = "unlink" not in list_struck(fault)
-        yield check_point(stage, label, lambda n=number: run_struck(stage, fail_at(fault, n)), tidy=tidy)
+        yield check_point(stage, label, partial(run_struck, stage, fail_at(fault, number)), tidy=tidy)
 
 
 FAULT_BY_NAME: Final = {fault.name: fault for fault in FAULTS}
 
 
-def void(value: object) -> None:
-    """Drop a value."""
+def void(value: object) -> str | None:
+    """Drop a value; children say nothing where nothing is wrong."""
+    return None

@@ -20,7 +20,7 @@ from conceptry.registry.operations import use_operations
 from conceptry.registry.paths import Layout
 from tests.faults import crowd, power, small_disks, tracing
 from tests.faults.commands import COMMANDS
-from tests.faults.memory import MemoryOperations
+from tests.faults.memory import MemoryOperations, iter_states
 from tests.faults.points import Counts, set_stage, sweep_fault, sweep_kills
 from tests.faults.strikes import FAULTS, Fault, fail_at
 from tests.registry.folders import write_folder
@@ -86,11 +86,11 @@ def test_disk_in_memory_keeps_what_was_synced_and_may_lose_the_rest() -> None:
     disk = MemoryOperations({"/": None})
     descriptor = disk.create(Path("/a"))
     disk.write(descriptor, b"new")
-    states = [state.get("/a") for state in power.iter_states(disk, most=100, rng=random.Random(0))]
+    states = [state.get("/a") for state in iter_states(disk, most=100, rng=random.Random(0))]
     assert set(states) == {None, b"", b"new", b"\0\0\0"}
     disk.sync(descriptor)
     disk.sync_folder(Path("/"))
-    assert [state["/a"] for state in power.iter_states(disk, most=100, rng=random.Random(0))] == [b"new"]
+    assert [state["/a"] for state in iter_states(disk, most=100, rng=random.Random(0))] == [b"new"]
 
 
 @pytest.mark.skipif(not tracing.HAS_STRACE, reason="strace is not installed: make system-packages")
@@ -124,9 +124,8 @@ def test_version_that_the_disk_would_not_give_is_listed_once_it_does(tmp_path: P
     Layout(registry.root).index.unlink()
     fault = Fault("EIO", 5)
     for number in range(1, 60, 3):
-        with use_operations(fail_at(fault, number)):
-            with contextlib.suppress(ConceptryError):
-                registry.list()
+        with use_operations(fail_at(fault, number)), contextlib.suppress(ConceptryError):
+            registry.list()
         assert [str(row.reference) for row in registry.list()] == ["me/imp@2.0.0"], number
         Layout(registry.root).index.unlink()
 
