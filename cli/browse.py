@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     AdoptedRow = tuple[Collection, AdoptedFile]
 
 _NOTHING_YET: Final = (
-    "nothing here yet: concepts train and concepts import publish into the store, concepts pull copies into it"
+    "nothing here yet: concepts train and concepts import publish into the store, "
+    "concepts pull copies into it"
 )
 _DIGITS: Final = re.compile(r"(?:sha256:)?([0-9a-f]{10,64})", re.ASCII)
 

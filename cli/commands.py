@@ -55,7 +55,9 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("tree", "tree:tree", "Show what the project requires, and what that requires.", _PROJECT),
     CommandRow("why", "tree:why", "Say why a concept is part of the project.", _PROJECT),
     CommandRow("outdated", "audit:outdated", "Show which locked concepts have newer versions.", _PROJECT),
-    CommandRow("audit", "audit:audit", "List what should be looked at before the concepts are used.", _PROJECT),
+    CommandRow(
+        "audit", "audit:audit", "List what should be looked at before the concepts are used.", _PROJECT
+    ),
     CommandRow("bundle", "bundle:bundle", "Write the project and all it requires into one file.", _PROJECT),
     CommandRow("view", "view:view", "Put concepts into the folders that another program reads.", _USE),
     CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),

@@ -50,7 +50,7 @@ def create_checked_blobs(db: Database) -> None:
 
 @INDEX_MIGRATIONS(name="0003_lists")
 def create_lists(db: Database) -> None:
-    """Makes the table of versions anew: which is the latest, which were yanked, their order, and a checksum of each row.
+    """Makes the table of versions anew: the latest, the yanked, their order, and a checksum of each row.
 
     The rows come from the files, so none is copied. Files get a table, by the digests of their bytes and tensors.
     """
