@@ -33,7 +33,12 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("import", "imports:import_file", "Publish a file that another program made.", _MAKE),
     CommandRow("adopt", "adopt:adopt", "List the models of a folder as concepts, in place.", _MAKE),
     CommandRow("publish", "publish:publish", "Publish a folder with a concept.json into the store.", _MAKE),
-    CommandRow("list", "browse:list_concepts", "List the concepts in the store.", _KEEP),
+    CommandRow(
+        "list",
+        "browse:list_concepts",
+        "List the concepts in the store, and the files that were adopted.",
+        _KEEP,
+    ),
     CommandRow("search", "browse:search", "Find concepts by words.", _KEEP),
     CommandRow("show", "show:show", "Show all that is known of one concept.", _KEEP),
     CommandRow("diff", "diff:diff", "Show what differs between two versions.", _KEEP),

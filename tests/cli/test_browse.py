@@ -42,7 +42,7 @@ def test_list_shows_the_latest_version_and_with_all_every_one(run: Run, imp: str
 
 def test_filters_leave_out_what_does_not_match(run: Run, imp: str) -> None:
     assert run("list", "--kind", "lora", "--family", "sd1", "-q").out == f"{imp}\n"
-    assert run("list", "--kind", "full", "--json").document == {"concepts": [], "count": 0}
+    assert run("list", "--kind", "full", "--json").document == {"concepts": [], "count": 0, "adopted": []}
     assert run("list", "--namespace", "you", "-q").out == ""
 
 

@@ -45,9 +45,14 @@ def list_loaded(*words: str) -> set[str]:
     return set(finished.stderr.split())
 
 
-def measure_cpu_seconds(*words: str) -> float:
-    """Returns the processor time of one run, which other programs disturb less than the clock on the wall."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def measure_cpu_seconds(*words: str, compiled: Path) -> float:
+    """Returns the processor time of one run, which other programs disturb less than the clock on the wall.
+
+    Modules are compiled once, as those of what is installed are, also where the machine forbids it for what is edited.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**kept, "PYTHONPYCACHEPREFIX": str(compiled)}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -68,10 +73,12 @@ def test_looking_and_sharing_load_no_torch(run: Run, imp: str, words: list[str])
 
 
 @pytest.mark.skipif(HF is None, reason="the Hub's own command line is not installed")
-def test_list_takes_at_most_half_of_the_hubs_own_command(run: Run, imp: str) -> None:
+def test_list_takes_at_most_half_of_the_hubs_own_command(run: Run, imp: str, tmp_path: Path) -> None:
     run("list")
+    for words in ((CONCEPTS, "list"), (str(HF), "version")):
+        measure_cpu_seconds(*words, compiled=tmp_path)
     ours, theirs = [], []
     for _ in range(7):
-        ours.append(measure_cpu_seconds(CONCEPTS, "list"))
-        theirs.append(measure_cpu_seconds(str(HF), "version"))
+        ours.append(measure_cpu_seconds(CONCEPTS, "list", compiled=tmp_path))
+        theirs.append(measure_cpu_seconds(str(HF), "version", compiled=tmp_path))
     assert statistics.median(ours) <= statistics.median(theirs) / 2
