@@ -6,7 +6,6 @@ writers. What is done with keys is in ``objects``.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from conceptry.names import (
     parse_tag,
     parse_version,
 )
-from conceptry.registry.choosing import choose_version, has_words
+from conceptry.registry.choosing import choose_version, describe_latest, search_concepts
 from conceptry.registry.objects import Bucket, check_bucket, open_s3
 from conceptry.registry.paths import KEYS, read_version_file_name
 from conceptry.registry.protocol import (
@@ -43,7 +42,6 @@ from conceptry.registry.protocol import (
     RemoteConcept,
     RemoteEntry,
     RemoteVersion,
-    describe_concept,
 )
 from conceptry.registry.refs import Resolved, describe_conflict, parse_names, parse_version_line
 from conceptry.registry.tags import TagMove
@@ -83,13 +81,7 @@ class BucketRemote:
 
     def search(self, words: str = "", *, limit: int = DEFAULT_SEARCH_LIMIT) -> Iterator[RemoteConcept]:
         """Yields the concepts that have all words, in order of name. Raises RemoteError."""
-        wanted = words.casefold().split()
-        found = (
-            concept
-            for name in self._iter_names()
-            if (concept := self._describe(name)) is not None and has_words(concept, wanted)
-        )
-        return itertools.islice(found, limit)
+        return search_concepts(self._iter_names(), partial(describe_latest, self), words, limit=limit)
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
         """Returns the digest of a version there, None if there is none. Raises RemoteError, IntegrityError."""
@@ -196,16 +188,6 @@ class BucketRemote:
         for namespace in parse_names(self.bucket.names(KEYS.refs), parse_namespace):
             make: Callable[[str], ConceptName] = partial(ConceptName, namespace)
             yield from parse_names(self.bucket.names(KEYS.namespace(namespace)), make)
-
-    def _describe(self, name: ConceptName) -> RemoteConcept | None:
-        """What cannot be read is left out: one damaged concept must not hide the others."""
-        from conceptry.registry.manifests import check_manifest
-
-        try:
-            found = self.resolve(Reference(name, LATEST))
-            return describe_concept(check_manifest(self.get_manifest(found), found.resolved))
-        except (IntegrityError, NotFoundError):
-            return None
 
 
 class _Named:

@@ -1,14 +1,15 @@
-"""From a reference to one version, for remotes that can say which versions and tags a concept has."""
+"""From a reference to one version, and from words to concepts, for remotes that can list what they have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from conceptry.digests import Digest
-from conceptry.errors import NotFoundError, suggest_nearest
+from conceptry.errors import IntegrityError, NotFoundError, suggest_nearest
 from conceptry.names import LATEST, ConceptName, Reference, Tag, Version, pick_latest
-from conceptry.registry.protocol import RemoteConcept, RemoteEntry, RemoteVersion
+from conceptry.registry.protocol import Remote, RemoteConcept, RemoteEntry, RemoteVersion, describe_concept
 from conceptry.registry.resolution import describe_all_yanked
 from conceptry.registry.tags import TagMove
 
@@ -54,6 +55,30 @@ def choose_version(reference: Reference, named: NamedVersions, *, uri: str) -> R
         hint = suggest_nearest(selector, tags) or f"its tags: {', '.join([*tags, LATEST])}"
         raise NotFoundError(f"{name} has no tag {selector!r} on {uri}", hint=hint)
     return _at(name, move.version, named, uri=uri)
+
+
+def search_concepts(
+    names: Iterable[ConceptName],
+    describe: Callable[[ConceptName], RemoteConcept | None],
+    words: str,
+    *,
+    limit: int,
+) -> Iterator[RemoteConcept]:
+    """Yields the first ``limit`` concepts that have all words, in the order of ``names``; none is described before."""
+    wanted = words.casefold().split()
+    described = (describe(name) for name in names)
+    return itertools.islice((one for one in described if one is not None and has_words(one, wanted)), limit)
+
+
+def describe_latest(remote: Remote, name: ConceptName) -> RemoteConcept | None:
+    """Returns a concept by its latest version; None where that cannot be read: one must not hide the others."""
+    from conceptry.registry.manifests import check_manifest
+
+    try:
+        found = remote.resolve(Reference(name, LATEST))
+        return describe_concept(check_manifest(remote.get_manifest(found), found.resolved))
+    except (IntegrityError, NotFoundError):
+        return None
 
 
 def has_words(concept: RemoteConcept, wanted: list[str]) -> bool:

@@ -7,7 +7,6 @@ a name, which succeeds for exactly one of several writers.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from conceptry.names import LATEST, ConceptName, Reference, Tag, Version
 from conceptry.registry import refs, tags, yanks
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
 from conceptry.registry.catalogs import update_lists
-from conceptry.registry.choosing import has_words
+from conceptry.registry.choosing import search_concepts
 from conceptry.registry.files import (
     ensure_folder,
     explain_os_errors,
@@ -92,13 +91,7 @@ class DirectoryRemote:
     def search(self, words: str = "", *, limit: int = DEFAULT_SEARCH_LIMIT) -> Iterator[RemoteConcept]:
         """Yields the concepts that have all words, in order of name. Raises RemoteError."""
         self._check_present()
-        wanted = words.casefold().split()
-        found = (
-            concept
-            for name in refs.list_names(self.layout)
-            if (concept := self._describe(name)) is not None and has_words(concept, wanted)
-        )
-        return itertools.islice(found, limit)
+        return search_concepts(refs.list_names(self.layout), self._describe, words, limit=limit)
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
         """Returns the digest of a version there, None if there is none. Raises IntegrityError."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError, NotFoundError, RemoteError, UsageError
 from conceptry.names import LATEST, ConceptName, Reference, Tag, Version
-from conceptry.registry.choosing import choose_version, has_words
+from conceptry.registry.choosing import choose_version, describe_latest, search_concepts
 from conceptry.registry.oci_client import OciClient
 from conceptry.registry.oci_layout import (
     EMPTY,
@@ -38,7 +39,6 @@ from conceptry.registry.protocol import (
     RemoteConcept,
     RemoteEntry,
     RemoteVersion,
-    describe_concept,
 )
 from conceptry.registry.refs import Resolved, describe_conflict
 from conceptry.registry.tags import TagMove
@@ -92,15 +92,7 @@ class OciRemote:
 
     def search(self, words: str = "", *, limit: int = DEFAULT_SEARCH_LIMIT) -> Iterator[RemoteConcept]:
         """Yields the concepts that have all words, in order of name. Raises UsageError where a registry cannot list."""
-        wanted, count = words.casefold().split(), 0
-        for name in self._list_names():
-            concept = self._describe(name)
-            if concept is None or not has_words(concept, wanted):
-                continue
-            if count >= limit:
-                return
-            count += 1
-            yield concept
+        return search_concepts(self._list_names(), partial(describe_latest, self), words, limit=limit)
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
         """Returns the digest of a version there, None if there is none. Raises RemoteError."""
@@ -231,16 +223,6 @@ class OciRemote:
             ) from error
         names = [name for text in repositories if (name := self.address.read_repository(text)) is not None]
         return sorted(names)
-
-    def _describe(self, name: ConceptName) -> RemoteConcept | None:
-        """What cannot be read is left out: one damaged concept must not hide the others."""
-        from conceptry.registry.manifests import check_manifest
-
-        try:
-            found = self.resolve(Reference(name, LATEST))
-            return describe_concept(check_manifest(self.get_manifest(found), found.resolved))
-        except (IntegrityError, NotFoundError):
-            return None
 
 
 class _Named:

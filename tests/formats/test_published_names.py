@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -12,32 +11,14 @@ from diffusers import UNet2DConditionModel
 
 from conceptry.formats.module_names import choose_ldm_blocks, find_layout, spell_canonical, unflatten_path
 from tests.formats.adapters import GOLDEN, Shape, list_modules
+from tests.formats.networks import UNETS
 
-CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768},
-    "sd2": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "cross_attention_dim": 2048,
-        "attention_head_dim": [5, 10, 20],
-        "use_linear_projection": True,
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+FAMILIES = ("sd1", "sd2", "sdxl")
 
 
 def list_published(family: str) -> dict[str, Shape]:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**CONFIGS[family])
+        unet = UNet2DConditionModel(**UNETS[family])
     return {
         name.removesuffix(".weight"): tuple(tensor.shape)
         for name, tensor in unet.state_dict().items()
@@ -55,7 +36,7 @@ def resolve(flat: Mapping[str, Shape], family: str) -> dict[str | None, Shape]:
     return found
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_module_of_the_network_is_found_under_its_published_name(family: str) -> None:
     flat = {
         name.removeprefix("unet.").replace(".", "_"): shape
