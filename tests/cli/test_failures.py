@@ -93,7 +93,9 @@ ASKED: dict[str, tuple[list[str], int, str]] = {
         ["remote", "add", "studio", "ftp://example.org"],
         2,
         "error: no remote has addresses like 'ftp://example.org'\n"
-        "hint: addresses are written file:///srv/concepts\n",
+        "hint: addresses are written file:///srv/concepts, hf://namespace, https://example.org/concepts, "
+        "http://studio.local/concepts, oci://ghcr.io/me/concepts, oci+http://localhost:5000/concepts, "
+        "s3://bucket/concepts\n",
     ),
     "a pull from nowhere": (
         ["pull", "me/imp"],
