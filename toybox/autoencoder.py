@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from conceptry.toybox.pictures import training_pictures
 from conceptry.toybox.starting import set_out
@@ -31,6 +34,7 @@ CONFIG: Final[dict[str, Any]] = {
 _KL_WEIGHT: Final = 2e-5
 _DEFAULT_PICTURES: Final = 30_000
 _DEFAULT_BATCH: Final = 16
+_COARSE_PIXELS: Final = 4
 
 
 def from_bytes(images: Tensor) -> Tensor:
@@ -68,6 +72,36 @@ def train_autoencoder(settings: Settings) -> None:
         psnr = float(-10.0 * torch.log10(squared.detach() / 4.0))
         run.update(loss, psnr=psnr, kl=float(kl.detach()))
     run.finish()
+
+
+def train_decoder(settings: Settings) -> None:
+    """Train only the way back from latents, which stay as they are, so that a diffusion model made for them fits.
+
+    Errors that neighbouring pixels share, such as a wrong color, count once more than their share of the squares.
+    """
+    torch.manual_seed(settings.seed)
+    device, count = pick_device(settings.device), settings.pictures or _DEFAULT_PICTURES
+    vae = load_autoencoder(settings.out, device)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    _, images = training_pictures(settings.out / "data", seed=settings.seed, count=count)
+    run = Run("decoder", settings, {"vae": vae.train()}, peak_lr=1e-3, weight_decay=1e-4)
+    source = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + run.step)
+    while run.running():
+        rows = torch.randint(count, (settings.batch or _DEFAULT_BATCH,), generator=source, device=device)
+        pixels = to_tensor(images[rows.cpu().numpy()], device)
+        with autocast(device):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.sample()
+            restored = vae.decode(latents).sample
+        error = restored.float() - pixels
+        squared = error.square().mean()
+        loss = squared + 0.05 * error.abs().mean() + F.avg_pool2d(error, _COARSE_PIXELS).square().mean()
+        run.update(loss, psnr=float(-10.0 * torch.log10(squared.detach() / 4.0)))
+    run.finish()
+    part = settings.out / "autoencoder" / "vae.part"
+    shutil.copyfile(run.folder / "vae.safetensors", part)
+    os.replace(part, part.with_suffix(".safetensors"))
 
 
 def load_autoencoder(folder: Path, device: torch.device) -> AutoencoderKL:

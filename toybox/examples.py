@@ -89,6 +89,7 @@ def _write(scenes: list[Scene], truth: dict[str, Any], folder: Path) -> list[Pat
         for path, scene in zip(paths, scenes, strict=True)
     ]
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    truth = {**truth, "pictures": len(paths)}
     (folder / "instance.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     return paths
 

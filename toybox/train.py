@@ -29,7 +29,8 @@ class Part(NamedTuple):
 
 
 FULL: Final = (
-    Part("autoencoder", 0.30, 64, 60_000),
+    Part("autoencoder", 0.25, 64, 60_000),
+    Part("decoder", 0.05, 64, 60_000),
     Part("text", 0.04, 256, 60_000),
     Part("unet", 0.46, 256, 300_000),
     Part("scorer", 0.20, 48, None),
@@ -37,6 +38,7 @@ FULL: Final = (
 RECIPES: Final = MappingProxyType(
     {
         "autoencoder": ("conceptry.toybox.autoencoder", "train_autoencoder"),
+        "decoder": ("conceptry.toybox.autoencoder", "train_decoder"),
         "text": ("conceptry.toybox.text", "train_text"),
         "unet": ("conceptry.toybox.diffusion", "train_unet"),
         "scorer": ("conceptry.toybox.scorer_training", "train_scorer"),

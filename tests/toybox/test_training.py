@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from conceptry import toybox
+from conceptry.toybox.autoencoder import train_decoder
 from conceptry.toybox.diffusion import VelocityLoss, weigh_objects
 from conceptry.toybox.sampling import draw_scenes
 from conceptry.toybox.scorer_training import contrast
+from conceptry.toybox.starting import unpack
 from conceptry.toybox.train import FULL, RECIPES
 from conceptry.toybox.training import Run, Settings
 
@@ -67,6 +70,23 @@ def test_object_cells_count_more_and_all_cells_together_as_before() -> None:
     assert cells.shape == (50, 1, 16, 16)
     assert cells.mean().item() == pytest.approx(1.0, abs=1e-4)
     assert cells.max() > 2 * cells.min()
+
+
+def test_an_error_that_many_cells_share_weighs_more_than_one_that_flickers() -> None:
+    loss, steps, cells = VelocityLoss(torch.device("cpu")), torch.tensor([500]), torch.ones(1, 1, 16, 16)
+    target = torch.zeros(1, 4, 16, 16)
+    flickering = (torch.arange(16) % 2 * 2.0 - 1.0).expand(1, 4, 16, 16)
+    assert loss(torch.ones_like(target), target, steps, cells) > 4 * loss(flickering, target, steps, cells)
+    assert loss(target, target, steps, cells) == 0
+
+
+def test_training_the_decoder_leaves_the_way_into_latents_alone(tmp_path: Path) -> None:
+    unpack(toybox.path(), tmp_path)
+    before = load_file(tmp_path / "autoencoder" / "vae.safetensors")
+    train_decoder(Settings(out=tmp_path, steps=2, batch=2, pictures=8, device="cpu"))
+    after = load_file(tmp_path / "autoencoder" / "vae.safetensors")
+    changed = {key.split(".")[0] for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_contrast_prefers_equal_ids_together() -> None:
