@@ -69,6 +69,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),
     CommandRow("compose", "compose:compose", "Write or check a composition file.", _USE),
+    CommandRow("merge", "merge:merge", "Make one new concept of several.", _USE),
     CommandRow("eval", "evaluate:evaluate", "Measure how well a concept does what it should.", _USE),
     CommandRow("base", "base:base", "Add, list, show and remove base models.", _SET_UP),
     CommandRow(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from conceptry.bases import BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
 from conceptry.kinds import KIND_BY_ID
-from conceptry.manifest import Build, Permission, Permissions, RankOneMethod
+from conceptry.licenses import combine_permissions, iter_objections
+from conceptry.manifest import Build, Permissions, RankOneMethod
 from conceptry.names import Placeholder
 from conceptry.words import choose_words, describe_speaker
-
-_PERMISSIONS: Final = ("commercial", "derivatives", "redistribution", "credit_required")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +59,13 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
     )
     _check_covariances(members)
     _check_conflicts(members)
+    licensed = [(member.concept.label, member.concept.manifest.license) for member in members]
+    objections = [f"{one.label} {one.message}" for one in iter_objections(licensed)]
     return Plan(
         identity=identity,
         members=members,
-        permissions=_combine_permissions(members),
-        warnings=tuple(_iter_warnings(members)),
+        permissions=combine_permissions(license for _, license in licensed),
+        warnings=(*_iter_warnings(members), *objections),
     )
 
 
@@ -159,13 +159,3 @@ def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:
     for member, method in _iter_rank_one(members):
         if method.key_lock == "global":
             yield f"{member.concept.label}: its keys are locked locally; global locking is not available"
-
-
-def _combine_permissions(members: tuple[PlannedMember, ...]) -> Permissions:
-    """Returns the least that all permit; what one does not say stays unknown."""
-    found: dict[str, Permission] = {}
-    for name in _PERMISSIONS:
-        answers = {getattr(member.concept.manifest.license.permissions, name) for member in members}
-        strictest: Permission = "yes" if name == "credit_required" else "no"
-        found[name] = answers.pop() if len(answers) == 1 else strictest if strictest in answers else "unknown"
-    return Permissions(**found)

@@ -149,26 +149,6 @@ def _without_metrics(manifest: Manifest) -> dict[str, Any]:
 # --- audit ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What matters when works are put together: the terms of a family of licences."""
-
-    prefix: str
-    share_alike: bool = False
-    no_derivatives: bool = False
-    non_commercial: bool = False
-
-
-# The Creative Commons deeds (creativecommons.org/licenses); longer prefixes first.
-TERMS: Final = (
-    Terms(prefix="CC-BY-NC-SA-", share_alike=True, non_commercial=True),
-    Terms(prefix="CC-BY-NC-ND-", no_derivatives=True, non_commercial=True),
-    Terms(prefix="CC-BY-NC-", non_commercial=True),
-    Terms(prefix="CC-BY-SA-", share_alike=True),
-    Terms(prefix="CC-BY-ND-", no_derivatives=True),
-)
-
-
 def audit_manifests(lock: Lock, manifests: Mapping[ConceptName, Manifest]) -> tuple[Finding, ...]:
     """Returns what manifests alone tell: licences missing, unknown or in conflict, rights that nobody answered for."""
     findings: list[Finding] = []
@@ -207,35 +187,11 @@ def _audit_rights(reference: str, manifest: Manifest) -> Iterator[Finding]:
 
 def _find_conflicts(lock: Lock, manifests: Mapping[ConceptName, Manifest]) -> Iterator[Finding]:
     """Used together, all licences hold at once; some cannot."""
-    licensed = [(one, manifests[one.name].license) for one in lock.concepts]
-    for place, (one, license) in enumerate(licensed):
-        terms = find_terms(license.spdx)
-        if license.permissions.derivatives == "no" or (terms and terms.no_derivatives):
-            if len(licensed) > 1:
-                said = "allows no derivatives, so it may not be put together with others"
-                yield Finding(fault="license_conflict", reference=str(one.reference), message=said)
-            continue
-        for other, against in licensed[place + 1 :]:
-            if _contradict(license.spdx, against.spdx):
-                said = f"{license.spdx} and {against.spdx} of {other.reference} cannot hold at once"
-                yield Finding(fault="license_conflict", reference=str(one.reference), message=said)
+    from conceptry.licenses import iter_objections
 
-
-def _contradict(first: str | None, second: str | None) -> bool:
-    """Share-alike wants its own terms for the whole: other share-alike, or a ban on trade that it lacks, break it."""
-    mine, theirs = find_terms(first), find_terms(second)
-    if mine is None or theirs is None or first == second:
-        return False
-    if mine.share_alike and theirs.share_alike:
-        return mine.prefix != theirs.prefix
-    return (mine.share_alike and theirs.non_commercial and not mine.non_commercial) or (
-        theirs.share_alike and mine.non_commercial and not theirs.non_commercial
-    )
-
-
-def find_terms(spdx: str | None) -> Terms | None:
-    """Returns the terms of a licence, None where the table has none: those that get along with all."""
-    return next((row for row in TERMS if spdx and spdx.upper().startswith(row.prefix)), None)
+    licensed = [(str(one.reference), manifests[one.name].license) for one in lock.concepts]
+    for objection in iter_objections(licensed):
+        yield Finding(fault="license_conflict", reference=objection.label, message=objection.message)
 
 
 def is_spdx(text: str) -> bool:

@@ -28,7 +28,7 @@ def test_check_shows_fit_words_licences_and_overlaps(run: Run, imp: str, look: s
     ]
     assert document["concepts"][1]["words"] == {"<look>": "<look>"}
     assert document["overlaps"] == [{"first": imp, "second": look, "modules": [TO_Q]}]
-    assert document["permissions"]["commercial"] == "unknown"
+    assert document["permissions"]["commercial"] == "yes"
 
 
 def test_a_concept_of_strength_zero_overlaps_with_nothing(run: Run, imp: str, look: str) -> None:

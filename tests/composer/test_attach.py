@@ -323,7 +323,7 @@ def test_compositions_that_mean_nothing_are_refused(sd1: Any, tmp_path: Path) ->
 
 def test_the_strictest_licence_counts(sd1: Any, tmp_path: Path) -> None:
     def with_permissions(**answers: str) -> dict[str, Any]:
-        return {"license": {"spdx": "MIT", "permissions": answers}}
+        return {"license": {"name": "terms of our own", "permissions": answers}}
 
     free = make_lora(
         tmp_path / "a",

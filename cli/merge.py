@@ -1,0 +1,159 @@
+"""``concepts merge``: several concepts become one new concept, which says what it was made of."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from conceptry.cli.bases import identify_base
+from conceptry.cli.groups import ConceptsCommand
+from conceptry.cli.members import fetch_composition, read_document
+from conceptry.cli.options import MEMBER, SEED, base_option
+from conceptry.cli.publish import describe, publish_folder, to_json
+from conceptry.cli.session import Session, pass_session
+from conceptry.errors import UsageError
+from conceptry.names import ConceptName, parse_version
+
+if TYPE_CHECKING:
+    from conceptry.bases import BaseIdentity
+    from conceptry.composer.compositions import Composition
+    from conceptry.composer.merging import Merged, MergeRequest
+    from conceptry.composition import Member
+
+METHODS: Final = ("sum", "ties", "dare", "dare_ties", "knots", "orthogonal", "slots")
+_WORST_ROWS: Final = 5
+
+
+@click.command(
+    "merge",
+    cls=ConceptsCommand,
+    examples=(
+        "concepts merge me/imp me/look*0.7 --name me/imp-look",
+        "concepts merge me/imp me/look --name me/both --method ties --density 0.3 --rank 32",
+        "concepts merge me/imp me/look --name me/both --method dare --seed 7 --json",
+    ),
+)
+@click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
+@click.option("--name", required=True, metavar="NS/NAME", help="What the new concept is to be called.")
+@click.option("--version", default="0.1.0", show_default=True, metavar="V", help="Its version.")
+@click.option(
+    "--method", type=click.Choice(METHODS), default="sum", show_default=True, help="How deltas are merged."
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="The greatest rank of a layer.  [default: nothing is cut]"
+)
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The share of entries that ties, dare and knots keep.  [default: as their papers have it]",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of what dare drops.")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "fp16", "bf16")),
+    default="fp32",
+    show_default=True,
+    help="Of the file; fp32 keeps a sum exact.",
+)
+@click.option("--title", default="", metavar="TEXT", help="A title for listings.")
+@base_option
+@pass_session
+def merge(
+    session: Session,
+    /,
+    members: tuple[Member, ...],
+    *,
+    name: str,
+    method: str,
+    base: str | None,
+    **given: Any,
+) -> None:
+    """Make one new concept of several.
+
+    All deltas are taken at their strengths and merged by layer; what a rank cuts off is said. The new concept names
+    what it was made of, credits all authors, and has the strictest terms of all licences; one that allows no
+    derivatives is refused. Strengths are written as in me/look*0.7.
+    """
+    from conceptry.composer.merge_layers import MergeSettings
+    from conceptry.composer.merge_methods import find_merge_method
+    from conceptry.composer.merging import MergeRequest
+
+    if len(members) < 2:
+        raise UsageError(
+            "a merge takes two concepts or more", hint="concepts merge me/imp me/look --name me/both"
+        )
+    row = find_merge_method(method)
+    request = MergeRequest(
+        name=ConceptName.parse(name),
+        version=parse_version(given["version"]),
+        method=row,
+        settings=MergeSettings(rank=given["rank"], density=given["density"], seed=given["seed"]),
+        precision=given["precision"],
+        title=given["title"],
+    )
+    composition = fetch_composition(session, read_document(members, None))
+    identity = _find_identity(session, base, composition)
+    with tempfile.TemporaryDirectory(prefix="conceptry-merge-") as folder:
+        merged = _merge(session, composition, identity, request, Path(folder) / "merged")
+        published = publish_folder(session, Path(folder) / "merged")
+    for warning in merged.warnings:
+        session.out.warn(warning)
+    session.out.emit(
+        {**to_json(published), **_to_json(merged, request)},
+        [describe(published), *_describe(merged)],
+        quiet=[str(published.reference)],
+    )
+
+
+def _find_identity(session: Session, base: str | None, composition: Composition) -> BaseIdentity:
+    if base is None:
+        return composition.members[0].concept.manifest.builds[0].base.identity
+    from conceptry.base_locations import resolve_base
+
+    return identify_base(session, resolve_base(base, session.registry.bases()))
+
+
+def _merge(
+    session: Session, composition: Composition, identity: BaseIdentity, request: MergeRequest, folder: Path
+) -> Merged:
+    from conceptry.cli.progress import track
+    from conceptry.composer.merge_inputs import gather_inputs
+    from conceptry.composer.merging import check_licenses, merge_layers, write_merge
+    from conceptry.composer.plan import make_plan
+
+    plan = make_plan(composition, identity)
+    check_licenses(plan)
+    with track(session.out, "merging"):
+        inputs = gather_inputs(plan)
+        return write_merge(plan, inputs, merge_layers(inputs, request), request, folder)
+
+
+def _to_json(merged: Merged, request: MergeRequest) -> dict[str, Any]:
+    from conceptry.composer.merging import EXTENSION
+
+    return {
+        "method": request.method.id,
+        "recipe": merged.concept.manifest.extensions[EXTENSION],
+        "license": merged.concept.manifest.license.model_dump(mode="json", exclude_none=True),
+        "retained": merged.retained,
+        "layers": [
+            {"module": row.name, "concepts": row.concepts, "rank": row.rank, "retained": row.retained}
+            for row in merged.rows
+        ],
+        "warnings": list(merged.warnings),
+    }
+
+
+def _describe(merged: Merged) -> Iterator[str]:
+    ranks = sorted({row.rank for row in merged.rows})
+    if ranks:
+        spread = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        yield f"{len(merged.rows)} layers of rank {spread}"
+    cut = sorted((row for row in merged.rows if row.retained < 1), key=lambda row: row.retained)
+    if cut:
+        yield f"energy retained, least first ({len(cut)} layers are approximated):"
+        yield from (f"{row.retained:9.3%}  {row.name}" for row in cut[:_WORST_ROWS])

@@ -1,0 +1,182 @@
+"""What planned concepts bring to a merge: layers as factors, words with their rows, and what cannot be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from conceptry.composer.low_rank import LowRank
+from conceptry.composer.low_rank_modules import needs_base, to_low_rank
+from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.errors import ConceptryError, IncompatibleError
+from conceptry.formats.checks import Rows
+from conceptry.formats.deltas import dense_bias_delta, dense_delta
+from conceptry.formats.embedding import read_embedding
+from conceptry.formats.lora import read_lora
+from conceptry.formats.lora_modules import LoraModule
+from conceptry.formats.tensors import RawTensor
+from conceptry.manifest import Part
+from conceptry.names import Placeholder
+
+_ATTACH: Final = "attach them together instead: concepts generate --with takes every kind"
+
+
+@dataclass(slots=True)
+class MergeInputs:
+    """What is merged, by layer and by word, in the order of the concepts."""
+
+    factored: dict[str, list[tuple[int, LowRank]]] = field(default_factory=dict)
+    """``component.module`` -> the place of each concept and its delta at its strength."""
+
+    whole: dict[str, LoraModule] = field(default_factory=dict)
+    """``component.module`` -> the sum of deltas that are no products of factors, exactly."""
+
+    rows: dict[tuple[str, Placeholder], RawTensor] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def gather_inputs(plan: Plan) -> MergeInputs:
+    """Returns what the concepts of a plan bring to a merge, each delta at the strength that is asked for.
+
+    Raises:
+        IncompatibleError: if a part cannot be merged, with the concept and the layer.
+        InvalidFileError: if a file is malformed.
+        NotFoundError: if a file is not on this machine.
+    """
+    found = MergeInputs()
+    dense: dict[str, list[tuple[float, LoraModule]]] = {}
+    for place, member in enumerate(plan.members):
+        for part in member.build.parts:
+            try:
+                for name, module in _read_part(found, member, part):
+                    _sort_module(found, dense, (place, member.strength, name), module)
+            except ConceptryError as error:
+                error.inside(member.concept.label)
+                raise
+    _check_shapes(plan, found)
+    for name, rows in dense.items():
+        if name in found.factored:
+            raise IncompatibleError(
+                f"{name}: one concept changes it by factors, another by {rows[0][1].algorithm}", hint=_ATTACH
+            )
+        found.whole[name] = _add_whole(name, rows)
+    return found
+
+
+def _sort_module(
+    found: MergeInputs,
+    dense: dict[str, list[tuple[float, LoraModule]]],
+    key: tuple[int, float, str],
+    module: LoraModule,
+) -> None:
+    place, strength, name = key
+    if needs_base(module):
+        raise IncompatibleError(
+            f"{name} is a {module.algorithm}, whose delta depends on the base's weight", hint=_ATTACH
+        )
+    delta = to_low_rank(module)
+    if delta is None:
+        dense.setdefault(name, []).append((strength, module))
+    else:
+        found.factored.setdefault(name, []).append((place, delta.scaled(strength)))
+
+
+def _check_shapes(plan: Plan, found: MergeInputs) -> None:
+    for name, rows in found.factored.items():
+        first_place, first = rows[0]
+        for place, delta in rows[1:]:
+            if delta.shape != first.shape:
+                labels = [plan.members[number].concept.label for number in (first_place, place)]
+                raise IncompatibleError(
+                    f"{name} is {list(first.shape)} in {labels[0]} and {list(delta.shape)} in {labels[1]}",
+                    hint="they were made for different bases",
+                )
+
+
+def _add_whole(name: str, rows: list[tuple[float, LoraModule]]) -> LoraModule:
+    """Returns the sum as a plain difference, of a weight or of a norm, and of a bias."""
+    modules = [module for _, module in rows]
+    norm = all(module.algorithm == "norm" for module in modules)
+    shapes = {_find_shape(module) for module in modules} - {None}
+    if len(shapes) > 1:
+        raise IncompatibleError(f"{name} has several shapes: {sorted(map(str, shapes))}")
+    parts: dict[str, RawTensor] = {}
+    for shape in shapes:
+        weights = [
+            strength * delta
+            for strength, module in rows
+            if shape is not None and (delta := dense_delta(module, shape)) is not None
+        ]
+        parts["w_norm" if norm else "diff"] = _narrow(sum(weights))
+    biases = [strength * bias for strength, module in rows if (bias := dense_bias_delta(module)) is not None]
+    if biases:
+        parts["b_norm" if norm else "diff_b"] = _narrow(sum(biases))
+    return LoraModule(algorithm="norm" if norm else "full", parts=parts, rule="none")
+
+
+def _find_shape(module: LoraModule) -> tuple[int, ...] | None:
+    """Returns the shape of the weight that a module changes; None where it changes a bias alone."""
+    for part in ("diff", "w_norm"):
+        if part in module.parts:
+            return module.parts[part].shape
+    if module.algorithm in ("full", "norm"):
+        return None
+    match = module.match()
+    sizes, form = match.sizes, match.form
+    outputs, inputs = sizes.product(form.outputs), sizes.product(form.inputs)
+    if outputs is None or inputs is None:
+        raise IncompatibleError(f"nothing tells the shape that a {module.algorithm} is for", hint=_ATTACH)
+    return (outputs, inputs, *(sizes.kernel or ()))
+
+
+def _narrow(array: object) -> RawTensor:
+    return RawTensor.from_numpy(np.asarray(array, np.float32))
+
+
+# --- one part ------------------------------------------------------------------------------------------------------
+
+_Modules = Iterator[tuple[str, LoraModule]]
+
+
+def _read_part(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
+    read = _READERS.get(part.kind)
+    if read is None:
+        hint = "--method custom_diffusion takes it" if part.kind == "full" else _ATTACH
+        raise IncompatibleError(f"a part of kind {part.kind} cannot be merged with others", hint=hint)
+    return read(found, member, part)
+
+
+def _iter_files(member: PlannedMember, part: Part) -> Iterator[Path]:
+    return (member.concept.locate(file) for file in part.files if file.role == "weights")
+
+
+def _read_modules(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
+    for path in _iter_files(member, part):
+        yield from read_lora(path).modules.items()
+
+
+def _read_rows(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
+    """Takes the rows of words over under the words of the plan; there is nothing in them to merge."""
+    for path in _iter_files(member, part):
+        contents = read_embedding(path)
+        if contents.layers is not None:
+            raise IncompatibleError("rows for each cross-attention layer cannot be merged", hint=_ATTACH)
+        rows: Rows = contents.rows
+        for (component, placeholder), raw in rows.items():
+            word = member.words.get(Placeholder(placeholder), Placeholder(placeholder))
+            found.rows[component, word] = raw
+    if member.strength != 1.0:
+        found.warnings.append(
+            f"{member.concept.label}: its word is kept as it is; strength {member.strength:g} is for its layers"
+        )
+    return iter(())
+
+
+_READERS: Final[Mapping[str, Callable[[MergeInputs, PlannedMember, Part], _Modules]]] = {
+    "lora": _read_modules,
+    "embedding": _read_rows,
+}
