@@ -161,7 +161,7 @@ class _Stage:
 
     def draw(self) -> None:
         """Draws the base's own row, then each concept's, and measures each concept."""
-        from conceptry.evaluation.concepts import evaluate_concept
+        from conceptry.evaluation.concepts import ExamOptions, evaluate_concept
         from conceptry.evaluation.demonstration import draw_composed, draw_row, fill_prompts
         from conceptry.evaluation.sheets import SheetRow
 
@@ -171,7 +171,9 @@ class _Stage:
             with track(self.session.out, f"drawing {name}") as meter:
                 prompts = fill_prompts(self.plan.prompts, **self._words(taught))
                 pictures = draw_composed(self.pipeline, [(taught.concept, 1.0)], prompts, self.plan.seed)
-                scores = evaluate_concept(taught.concept, self.pipeline, on_progress=meter.update)
+                scores = evaluate_concept(
+                    taught.concept, self.pipeline, ExamOptions(thorough=False), on_progress=meter.update
+                )
             taught.entry = self._describe(taught, scores.to_json())
             note = f"{taught.plan.method}, identity {scores.identity.normalised:.2f}"
             self.rows.append(SheetRow(name, note, (self._examples(taught.subject), *pictures)))

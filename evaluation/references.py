@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,29 +18,45 @@ from conceptry.manifest import Manifest
 EXTENSION: Final = "conceptry.toybox"
 REFERENCE_PICTURES: Final = 32
 CEILING_PICTURES: Final = 32
+MIN_PICTURES: Final = 2
+_TRAINING_PART: Final = 0
 _REFERENCE_PART: Final = 1
 _CEILING_PART: Final = 2
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+Pictures = NDArray[np.uint8] | Sequence[Image.Image]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """Pictures (n, 64, 64, 3) of the true thing: one set to compare with, another to measure the ceiling on."""
+    """Pictures of the true thing: one set to compare with, another to measure the ceiling on.
+
+    Renders are bytes (n, 64, 64, 3), pictures of a folder keep their size.
+    """
 
     subject: Subject
-    reference: NDArray[np.uint8]
-    ceiling: NDArray[np.uint8]
+    reference: Pictures
+    ceiling: Pictures
+    training: Pictures | None = None
+    """What the concept was taught from, where that is known: whose backgrounds could leak."""
 
 
-def find_references(manifest: Manifest, folder: Path | None) -> References:
+def find_references(
+    manifest: Manifest, folder: Path | None, *, subject: Subject = "instance", training: Path | None = None
+) -> References:
     """Returns the references of a concept: rendered from what ``instance.json`` said, or read from ``folder``.
+
+    Args:
+        manifest: the concept's.
+        folder: held-out pictures; None renders what the manifest names.
+        subject: what the pictures of ``folder`` share.
+        training: the folder that the concept was taught from; renders need none.
 
     Raises:
         UsageError: if the concept was not taught a toybox instance and no folder is given, or it holds too little.
         InvalidManifestError: if the manifest's extension describes no instance and no style.
     """
     if folder is not None:
-        return read_references(folder)
+        return read_references(folder, subject=subject, training=training)
     truth = manifest.extensions.get(EXTENSION)
     if truth is None:
         raise UsageError(
@@ -60,29 +77,51 @@ def render_references(truth: Any) -> References:
         raise InvalidManifestError(
             "not the description of a toybox instance", where=f"extensions.{EXTENSION}"
         )
+    taught = truth.get("pictures")
+    counts = {_REFERENCE_PART: REFERENCE_PICTURES, _CEILING_PART: CEILING_PICTURES}
+    if isinstance(taught, int) and 1 <= taught <= 1000:
+        counts[_TRAINING_PART] = taught
     if kind == "instance":
         instance = held_out_instance(str(truth.get("class")), seed)
-        first = instance_scenes(instance, REFERENCE_PICTURES, part=_REFERENCE_PART)
-        second = instance_scenes(instance, CEILING_PICTURES, part=_CEILING_PART)
+        parts = {part: render(instance_scenes(instance, n, part=part)) for part, n in counts.items()}
     else:
         style = held_out_style(seed)
-        first = style_scenes(style, REFERENCE_PICTURES, part=_REFERENCE_PART)
-        second = style_scenes(style, CEILING_PICTURES, part=_CEILING_PART)
-    return References(subject=cast("Subject", kind), reference=render(first), ceiling=render(second))
+        parts = {part: render(style_scenes(style, n, part=part)) for part, n in counts.items()}
+    return References(
+        subject=cast("Subject", kind),
+        reference=parts[_REFERENCE_PART],
+        ceiling=parts[_CEILING_PART],
+        training=parts.get(_TRAINING_PART),
+    )
 
 
-def read_references(folder: Path) -> References:
+def read_references(
+    folder: Path, *, subject: Subject = "instance", training: Path | None = None
+) -> References:
     """Returns the pictures of a folder, halved into reference and ceiling. Raises UsageError for fewer than two."""
+    pictures = read_pictures(folder)
+    if len(pictures) < MIN_PICTURES:
+        raise UsageError(
+            f"{len(pictures)} reference pictures in {str(folder)!r}, at least {MIN_PICTURES} are needed",
+            hint="add pictures of the same thing that it was not taught from (.png, .jpg or .webp)",
+        )
+    return References(
+        subject=subject,
+        reference=pictures[0::2],
+        ceiling=pictures[1::2],
+        training=None if training is None else read_pictures(training) or None,
+    )
+
+
+def read_pictures(folder: Path) -> list[Image.Image]:
+    """Returns the pictures of a folder in order of name. Raises UsageError if one cannot be read."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
-    if len(paths) < 2:
-        raise UsageError(f"{len(paths)} reference pictures in {str(folder)!r}, at least 2 are needed")
     try:
-        pictures = np.stack([_read_picture(path) for path in paths])
-    except OSError as error:
+        return [_read_picture(path) for path in paths]
+    except (OSError, Image.DecompressionBombError) as error:
         raise UsageError(f"a reference picture in {str(folder)!r} cannot be read: {error}") from error
-    return References(subject="instance", reference=pictures[0::2], ceiling=pictures[1::2])
 
 
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def _read_picture(path: Path) -> Image.Image:
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS), np.uint8)
+        return picture.convert("RGB")

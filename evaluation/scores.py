@@ -1,14 +1,13 @@
 """Scores with floor, ceiling and interval: what a protocol measures, as values.
 
-A score alone says little: 0.8 may be excellent or no better than the bare superclass word. So every identity carries
-its floor (the base model with the superclass word) and its ceiling (held-out pictures of the true thing), and is
-normalised between them.
+A score alone says little: 0.8 may be excellent or no better than the bare superclass word. So each carries the two
+anchors between which it is normalised, and the interval of its mean over pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -16,53 +15,111 @@ from numpy.typing import NDArray
 
 _RESAMPLES: Final = 2000
 _LEVEL: Final = 0.95
+Values = Sequence[float] | NDArray[np.float64]
+
+
+def normalise(score: float, floor: float, ceiling: float) -> float:
+    """Returns (score - floor) / (ceiling - floor); not a number where the ceiling is not above the floor."""
+    span = ceiling - floor
+    return (score - floor) / span if span > 0 else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityScore:
-    """Mean cosine of generated pictures with the concept's reference, between floor and ceiling."""
+class Measure:
+    """The mean of a score over pictures, between the worst (floor) and the best (ceiling) that can be expected."""
 
     score: float
     floor: float
     ceiling: float
-    ceiling_raw: float
-    """The ceiling without the autoencoder's loss: renders as they are."""
-
     interval: tuple[float, float]
 
     @property
     def normalised(self) -> float:
-        """(score - floor) / (ceiling - floor): 0 is the superclass word, 1 the thing itself."""
-        span = self.ceiling - self.floor
-        return (self.score - self.floor) / span if span > 0 else float("nan")
+        """0 at the floor, 1 at the ceiling."""
+        return normalise(self.score, self.floor, self.ceiling)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the measure as ``concepts eval --json`` prints it."""
+        return {**asdict(self), "normalised": self.normalised}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityScore(Measure):
+    """Mean likeness of generated pictures and the concept's reference.
+
+    The floor is the base with the superclass word, the ceiling held-out pictures of the thing itself.
+    """
+
+    ceiling_raw: float
+    """The ceiling without the autoencoder's loss: pictures as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptScore:
-    """Share of what the prompts ask for that the pictures show, and the base model's own share."""
+    """How far pictures show what their prompts ask for, and how far the base model's own do.
+
+    ``floor`` is what the base's pictures reach for prompts that they were not drawn for.
+    """
 
     score: float
     base: float
+    floor: float
     interval: tuple[float, float]
+
+    @property
+    def normalised(self) -> float:
+        """0 for pictures that ignore their prompts, 1 for pictures that follow them as the base's do."""
+        return normalise(self.score, self.floor, self.base)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the score as ``concepts eval --json`` prints it."""
+        return {**asdict(self), "ceiling": self.base, "normalised": self.normalised}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptScores:
-    """What one protocol measured for one concept."""
+    """What one protocol measured for one concept; None where a protocol has no such measure."""
 
     protocol: str
     pictures: int
     identity: IdentityScore
     prompt: PromptScore
+    preservation: Measure | None = None
+    """How far pictures of the superclass word stay away from the concept while it is attached."""
+
+    diversity: Measure | None = None
+    """How far pictures of one prompt differ."""
+
+    leakage: Measure | None = None
+    """How seldom a background of the training pictures comes where none was asked for; 1 is never."""
+
+    others: Mapping[str, Measure] = field(default_factory=dict)
+    """Further likenesses of the protocol, such as ``clip_i``."""
+
+    def list_measures(self) -> dict[str, Measure | PromptScore]:
+        """Returns every measure that was taken, by its name."""
+        named = {
+            "identity": self.identity,
+            "prompt": self.prompt,
+            "preservation": self.preservation,
+            "diversity": self.diversity,
+            "leakage": self.leakage,
+            **self.others,
+        }
+        return {name: found for name, found in named.items() if found is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the scores as ``concepts eval --json`` prints them."""
-        document = asdict(self)
-        document["identity"]["normalised"] = self.identity.normalised
-        return document
+        absent = dict.fromkeys(("preservation", "diversity", "leakage"))
+        return {
+            "protocol": self.protocol,
+            "pictures": self.pictures,
+            **absent,
+            **{name: found.to_json() for name, found in self.list_measures().items()},
+        }
 
 
-def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Values, seed: int = 0) -> tuple[float, float]:
     """Returns the 95 % percentile interval of the mean of ``values``, from 2,000 seeded resamples."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:

@@ -45,8 +45,10 @@ def test_scores_print_as_plain_json() -> None:
         protocol="toybox-1",
         pictures=4,
         identity=make_identity(0.6, 0.3, 0.9),
-        prompt=PromptScore(score=0.8, base=0.9, interval=(0.7, 0.9)),
+        prompt=PromptScore(score=0.8, base=0.9, floor=0.1, interval=(0.7, 0.9)),
     )
     document = scores.to_json()
     assert document["identity"]["normalised"] == pytest.approx(0.5)
-    assert document["prompt"] == {"score": 0.8, "base": 0.9, "interval": (0.7, 0.9)}
+    assert document["prompt"]["normalised"] == pytest.approx(0.875)
+    assert (document["prompt"]["score"], document["prompt"]["base"]) == (0.8, 0.9)
+    assert document["diversity"] is None
