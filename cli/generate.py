@@ -1,20 +1,27 @@
-"""``concepts generate``: pictures, with the composition that made them written into each."""
+"""``concepts generate``: pictures, with all that draws them again written into each."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from conceptry.bases import Fit
 from conceptry.cli.bases import TOYBOX, choose_base, open_base
 from conceptry.cli.check import FIT
+from conceptry.cli.drawing import (
+    Task,
+    attached,
+    iter_free_names,
+    lock_composition,
+    make_folder,
+    name_base,
+    write_picture,
+)
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option
@@ -24,33 +31,42 @@ from conceptry.cli.text import count_things
 from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from conceptry.composer.compositions import Composition
+    from conceptry.composer.generate import Canvas
     from conceptry.composer.report import Report
+    from conceptry.composition import CompositionDocument
+    from conceptry.formats.picture_records import PictureRecord
     from conceptry.trainer.precision import DeviceName
 
-METADATA_KEY: Final = "conceptry"
 MAX_PICTURES: Final = 10_000
-_CHUNK_PICTURES: Final = 4
+MAX_BATCH: Final = 64
 _USUAL_STEPS: Final = 30
 _USUAL_GUIDANCE: Final = 7.5
-_NUMBERED: Final = re.compile(r"(\d{3,})\.png", re.ASCII)
+_USUAL_STRENGTH: Final = 0.75
+_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """How pictures are drawn, beside the concepts."""
+class Settings:
+    """How pictures are drawn, beside words and concepts."""
 
-    prompts: tuple[str, ...]
-    negative: str
     seed: int
     count: int
+    batch: int
     steps: int
     guidance: float
+    sampler: str | None
+    strength: float
+    size: tuple[int, int] | None
 
-    def list_pictures(self) -> list[tuple[str, int]]:
-        """Returns prompt and seed of each picture: the same seeds for every prompt."""
-        return [(prompt, self.seed + number) for prompt in self.prompts for number in range(self.count)]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Prompts that are drawn with the same concepts."""
+
+    tasks: tuple[Task, ...]
+    document: CompositionDocument | None
+    composition: Composition | None
 
 
 @click.command(
@@ -60,6 +76,7 @@ class Drawing:
         "concepts generate --with me/imp --prompt 'a photo of <imp> on the beach' --seed 1 -n 4 --out pictures",
         "concepts generate --with me/imp --with 'me/look*0.7' --prompt '<imp> in the style of <look>' --out pictures",
         "concepts generate --composition composition.toml --prompt 'a photo of <imp>' --out pictures",
+        "concepts generate --with me/imp --prompt 'a photo of <imp>' --image room.png --mask chair.png --out pictures",
     ),
 )
 @click.option(
@@ -85,12 +102,30 @@ class Drawing:
     help="Pictures of each prompt.",
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(1, MAX_BATCH),
+    default=1,
+    show_default=True,
+    help="Pictures drawn together: faster, and equal to single ones up to rounding.",
+)
+@click.option(
     "--out", type=PATH, required=True, metavar="DIR", help="Folder for the pictures; none is overwritten."
 )
+@click.option("--image", type=PATH, metavar="FILE", help="A picture to draw over.")
+@click.option("--mask", type=PATH, metavar="FILE", help="White where it is drawn; the rest of --image stays.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="How much of --image is drawn anew.  [default: 0.75]",
+)
+@click.option("--size", metavar="WxH", help="In pixels.  [default: the base's, in the shape of --image]")
 @click.option(
     "--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: 20 toybox, 30 others]"
 )
 @click.option("--guidance", type=float, help="Classifier-free guidance.  [default: 3 toybox, 7.5 others]")
+@click.option(
+    "--sampler", metavar="NAME", help="ddim, euler, euler_a, dpmpp_2m, ...  [default: the base's own]"
+)
 @base_option
 @click.option("--fit", type=FIT, help="How closely every concept must fit.  [default: what its kind asks]")
 @click.option(
@@ -100,126 +135,172 @@ class Drawing:
 def generate(session: Session, /, *, out: Path, fit: str | None, device: DeviceName, **given: Any) -> None:
     """Draw pictures with concepts attached to a base.
 
-    Each PNG carries prompt, seed and composition in its metadata. Without --with the base draws alone.
+    Each PNG carries all that draws it again: prompt, seed, sampler, and the exact concepts. Without --with the base
+    draws alone; concepts reproduce draws a picture again.
     """
-    document, composition = None, None
+    groups = _group_tasks(session, _make_tasks(session, given))
+    members = [member for group in groups if group.composition for member in group.composition.members]
+    location = choose_base(session, _name_base(given, groups), [member.concept for member in members])
+    settings = _make_settings(given, is_toybox=location.family == TOYBOX)
+    make_folder(out)
+    pipeline = open_base(session, location, device=device)
+    from conceptry.composer.canvases import describe_source, make_canvas
+    from conceptry.composer.generate import adapt_pipeline
+    from conceptry.composer.pictures import describe_base, describe_machine, same_rounding, set_sampler
+
+    canvas = make_canvas(
+        pipeline, given["image"], given["mask"], strength=settings.strength, size=settings.size
+    )
+    facts = {
+        "sampler": set_sampler(pipeline, settings.sampler),
+        "source": describe_source(given["image"], given["mask"], settings.strength),
+        "base": describe_base(pipeline, name_base(session, location, _name_base(given, groups))),
+        "machine": describe_machine(pipeline),
+        "width": canvas.width,
+        "height": canvas.height,
+        "fit": fit,
+    }
+    pipeline = adapt_pipeline(pipeline, canvas)
+    names, total = iter_free_names(out), settings.count * len(given["prompts"])
+    rows: list[dict[str, Any]] = []
+    with track(session.out, "drawing") as meter, same_rounding():
+        for group in groups:
+            with attached(pipeline, group.composition, fit) as report:
+                _warn(session, report, group)
+                for record in _iter_batches(group, settings, facts, report):
+                    rows += _draw(pipeline, record, canvas, names=names)
+                    meter.update(len(rows), total, Path(rows[-1]["path"]).name)
+    _say(session, rows, out)
+
+
+# --- what is asked -------------------------------------------------------------------------------------------------
+
+
+def _make_tasks(session: Session, given: dict[str, Any]) -> Iterator[Task]:
+    from conceptry.formats.picture_records import Wording
+
+    document = None
     if given["members"] or given["composition"]:
         document = read_document(rename_members(given["members"], given["rename"]), given["composition"])
-        composition = fetch_composition(session, document)
-    concepts = [member.concept for member in composition.members] if composition else []
-    named = given["base"] or (document.base if document else None)
-    location = choose_base(session, named, concepts)
-    drawing = _make_drawing(given, is_toybox=location.family == TOYBOX)
-    _make_folder(out)
-    pipeline = open_base(session, location, device=device)
-    if composition is None:
-        paths = _draw_all(session, pipeline, drawing, out=out, report=None)
-    else:
-        from conceptry.composer.attach import attach
-
-        with attach(composition, pipeline, fit=None if fit is None else Fit[fit.upper()]) as report:
-            _warn(session, report, drawing.prompts)
-            paths = _draw_all(session, pipeline, drawing, out=out, report=report)
-    _say(session, drawing, paths, out)
+    for prompt in given["prompts"]:
+        _check_words(prompt, given["negative"])
+        wording = Wording(prompt=prompt, negative=given["negative"])
+        yield Task(prompt=prompt, negative=given["negative"], wording=wording, document=document)
 
 
-def _make_drawing(given: dict[str, Any], *, is_toybox: bool) -> Drawing:
+def _check_words(prompt: str, negative: str) -> None:
+    from conceptry.documents import MAX_STRING_CHARS
+
+    if not prompt.strip():
+        raise UsageError("a prompt is empty", hint="write what to draw, such as 'a photo of <imp>'")
+    for text in (prompt, negative):
+        if len(text) > MAX_STRING_CHARS or any("\ud800" <= char <= "\udfff" for char in text):
+            raise UsageError(
+                f"a prompt of {len(text)} characters cannot be kept: at most {MAX_STRING_CHARS}, in UTF-8"
+            )
+
+
+def _group_tasks(session: Session, tasks: Iterator[Task]) -> list[Group]:
+    groups = []
+    for document, alike in groupby(tasks, key=lambda task: task.document):
+        composition = None if document is None else fetch_composition(session, document)
+        groups.append(Group(tasks=tuple(alike), document=document, composition=composition))
+    return groups
+
+
+def _name_base(given: dict[str, Any], groups: Sequence[Group]) -> str | None:
+    first = groups[0].document
+    return given["base"] or (first.base if first else None)
+
+
+def _make_settings(given: dict[str, Any], *, is_toybox: bool) -> Settings:
     from conceptry.toybox import GUIDANCE_SCALE, INFERENCE_STEPS
 
-    if any(not prompt.strip() for prompt in given["prompts"]):
-        raise UsageError("a prompt is empty", hint="write what to draw, such as 'a photo of <imp>'")
+    if given["image"] is None and (given["mask"] or given["strength"]):
+        raise UsageError("--mask and --strength say how --image is drawn over", hint="add --image FILE")
     usual = (INFERENCE_STEPS, GUIDANCE_SCALE) if is_toybox else (_USUAL_STEPS, _USUAL_GUIDANCE)
-    steps, guidance = given["steps"], given["guidance"]
-    return Drawing(
-        prompts=given["prompts"],
-        negative=given["negative"],
+    steps, guidance, strength = given["steps"], given["guidance"], given["strength"]
+    steps = usual[0] if steps is None else steps
+    strength = _USUAL_STRENGTH if strength is None else strength
+    if given["image"] is not None and int(steps * strength) < 1:
+        raise UsageError(
+            f"{steps} steps at strength {strength:g} are none", hint=f"--steps {int(1 / strength) + 1}"
+        )
+    return Settings(
         seed=given["seed"],
         count=given["count"],
-        steps=usual[0] if steps is None else steps,
+        batch=given["batch"],
+        steps=steps,
         guidance=usual[1] if guidance is None else guidance,
+        sampler=given["sampler"],
+        strength=strength,
+        size=_parse_size(given["size"]),
     )
 
 
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{str(out)!r} is a file", hint="name a folder")
-    out.mkdir(parents=True, exist_ok=True)
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"not a size: {text[:40]!r}", hint="--size 512x768")
+    return int(match[1]), int(match[2])
 
 
-def _warn(session: Session, report: Report, prompts: Sequence[str]) -> None:
+# --- what is drawn -------------------------------------------------------------------------------------------------
+
+
+def _warn(session: Session, report: Report | None, group: Group) -> None:
+    if report is None:
+        return
     for warning in report.warnings:
         session.out.warn(warning)
+    said = " ".join(f"{task.wording.prompt} {task.wording.negative}" for task in group.tasks).casefold()
     for applied in report.concepts:
         words = list(applied.words.values())
-        if words and not any(word.casefold() in prompt.casefold() for word in words for prompt in prompts):
+        if words and not any(word.casefold() in said for word in words):
             session.out.warn(f"no prompt says {' or '.join(words)}, the word that calls {applied.label}")
 
 
-def _draw_all(
-    session: Session, pipeline: Any, drawing: Drawing, *, out: Path, report: Report | None
-) -> list[Path]:
-    from conceptry.composer.generate import generate as draw
+def _iter_batches(
+    group: Group, settings: Settings, facts: dict[str, Any], report: Report | None
+) -> Iterator[PictureRecord]:
+    """Returns the record of the first picture of each batch: pictures of one prompt, whose seeds follow one another."""
+    from conceptry.formats.picture_records import Batch, PictureRecord
 
-    pictures = drawing.list_pictures()
-    names = _iter_free_names(out)
-    paths: list[Path] = []
-    with track(session.out, "drawing") as meter:
-        for start in range(0, len(pictures), _CHUNK_PICTURES):
-            meter.update(start, len(pictures), f"picture {start + 1}")
-            chunk = pictures[start : start + _CHUNK_PICTURES]
-            drawn = draw(
-                pipeline,
-                [prompt for prompt, _ in chunk],
-                [seed for _, seed in chunk],
-                steps=drawing.steps,
-                guidance=drawing.guidance,
-                negative=drawing.negative,
+    locked = None
+    if report is not None and group.document is not None:
+        locked = lock_composition(group.document, report)
+    for task in group.tasks:
+        for start in range(0, settings.count, settings.batch):
+            yield PictureRecord(
+                prompt=task.prompt,
+                negative=task.negative,
+                wording=task.wording,
+                seed=settings.seed + start,
+                batch=Batch(size=min(settings.batch, settings.count - start)),
+                steps=settings.steps,
+                guidance=settings.guidance,
+                composition=locked,
+                **facts,
             )
-            for picture, (prompt, seed) in zip(drawn, chunk, strict=True):
-                facts = _describe(drawing, prompt=prompt, seed=seed, report=report)
-                paths.append(_save(picture, next(names), facts))
-    return paths
 
 
-def _describe(drawing: Drawing, *, prompt: str, seed: int, report: Report | None) -> dict[str, Any]:
-    """Returns what is written into a picture: all that draws it again."""
-    return {
-        "schema": 1,
-        "prompt": prompt,
-        "negative": drawing.negative,
-        "seed": seed,
-        "steps": drawing.steps,
-        "guidance": drawing.guidance,
-        "composition": None if report is None else report.to_json(),
-    }
+def _draw(
+    pipeline: Any, first: PictureRecord, canvas: Canvas, *, names: Iterator[Path]
+) -> Iterator[dict[str, Any]]:
+    from conceptry.composer.pictures import draw_batch, encode_picture
+
+    for index, picture in enumerate(draw_batch(pipeline, first, canvas)):
+        record = first.at(index)
+        path = next(names)
+        write_picture(path, encode_picture(picture, record))
+        yield {"path": str(path), "prompt": record.prompt, "seed": record.seed}
 
 
-def _iter_free_names(folder: Path) -> Iterator[Path]:
-    found = (_NUMBERED.fullmatch(path.name) for path in folder.iterdir())
-    number = max((int(match[1]) + 1 for match in found if match), default=0)
-    while True:
-        yield folder / f"{number:03d}.png"
-        number += 1
-
-
-def _save(picture: Image, path: Path, facts: dict[str, Any]) -> Path:
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps(facts, ensure_ascii=False, sort_keys=True))
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(partial, format="PNG", pnginfo=info)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _say(session: Session, drawing: Drawing, paths: list[Path], out: Path) -> None:
-    rows = [
-        {"path": str(path), "prompt": prompt, "seed": seed}
-        for path, (prompt, seed) in zip(paths, drawing.list_pictures(), strict=True)
-    ]
-    said = f"{count_things(len(paths), 'picture')} in {out}: {paths[0].name} to {paths[-1].name}"
-    session.out.emit({"folder": str(out), "pictures": rows}, [said], quiet=[str(path) for path in paths])
+def _say(session: Session, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    names = [Path(row["path"]).name for row in rows]
+    said = f"{count_things(len(rows), 'picture')} in {out}: {names[0]} to {names[-1]}"
+    session.out.emit(
+        {"folder": str(out), "pictures": list(rows)}, [said], quiet=[row["path"] for row in rows]
+    )
