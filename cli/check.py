@@ -1,4 +1,4 @@
-"""``concepts check``: do these concepts fit this base, and one another? Answered before a tensor is read."""
+"""``concepts check``: do these concepts fit this base, and one another? Answered from headers and small factors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import click
 
 from conceptry.bases import BaseIdentity, Fit
 from conceptry.cli.bases import identify_base
+from conceptry.cli.conflicts import conflicts_to_json, describe_conflicts
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document
 from conceptry.cli.options import MEMBER, PATH, base_option
+from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.show import describe_license
 from conceptry.cli.text import count_things
+from conceptry.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
+    from conceptry.composer.conflicts import Conflict
     from conceptry.composer.overlaps import Overlap
     from conceptry.composer.plan import Plan, PlannedMember
     from conceptry.composition import Member
@@ -33,29 +37,59 @@ FIT: Final = click.Choice([fit.word for fit in sorted(Fit, reverse=True) if fit 
         "concepts check me/imp me/look*0.7",
         "concepts check me/imp --base sdxl",
         "concepts check --file composition.toml --base toybox --json",
+        "concepts check me/imp me/look me/other --picture conflicts.png",
     ),
 )
 @click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
 @click.option("--file", type=PATH, metavar="FILE", help="A composition file instead of references.")
 @base_option
 @click.option("--fit", type=FIT, help="How closely every concept must fit.  [default: what its kind asks]")
+@click.option("--picture", type=PATH, metavar="FILE", help="Draw the overlaps by block to a PNG.")
 @pass_session
 def check(
-    session: Session, /, members: tuple[Member, ...], *, file: Path | None, base: str | None, fit: str | None
+    session: Session, /, members: tuple[Member, ...], *, file: Path | None, base: str | None, **given: Any
 ) -> None:
     """Say whether concepts fit a base and one another.
 
-    Shown are how well each fits, the words that call it, what all licences permit together, and where two change the
-    same weights. Without --base, the base that the first concept was made for is taken as declared. Exit code 6 when
-    they do not fit.
+    Shown are how well each fits, the words that call it, what all licences permit together and because of whom, where
+    two change the same weights, and of every pair how far they use the same directions (beside chance), whether they
+    reinforce or cancel, whose words open whose gates, and which strengths to try. Without --base, the base that the
+    first concept was made for is taken as declared. Exit code 6 when they do not fit.
     """
     document = read_document(members, file)
     composition = fetch_composition(session, document)
     identity = find_identity(session, base or document.base, composition)
-    plan, overlaps = plan_composition(composition, identity, fit)
-    session.out.emit(to_json(plan, overlaps), describe(plan, overlaps), quiet=())
+    plan, overlaps = plan_composition(composition, identity, given["fit"])
+    conflicts = _compare(session, plan)
+    if given["picture"] is not None:
+        _draw(conflicts, given["picture"])
+    session.out.emit(
+        {**to_json(plan, overlaps), **conflicts_to_json(plan, conflicts)},
+        (*describe(plan, overlaps), *describe_conflicts(plan, conflicts)),
+        quiet=(),
+    )
     for warning in plan.warnings:
         session.out.warn(warning)
+
+
+def _compare(session: Session, plan: Plan) -> tuple[Conflict, ...]:
+    with track(session.out, "comparing the concepts"):
+        from conceptry.composer.conflicts import find_conflicts
+
+        return find_conflicts(plan)
+
+
+def _draw(conflicts: tuple[Conflict, ...], path: Path) -> None:
+    from conceptry.evaluation.conflict_sheets import save_conflicts
+
+    if not conflicts:
+        raise UsageError(
+            "there is nothing to draw: no two of these concepts meet", hint="leave out --picture"
+        )
+    try:
+        save_conflicts(conflicts, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def find_identity(session: Session, base: str | None, composition: Composition) -> BaseIdentity:

@@ -23,11 +23,9 @@ def to_low_rank(module: LoraModule, dtype: torch.dtype = torch.float32) -> LowRa
     A LoHa of rank r has rank r^2: the element-wise product of two products is that of the row-wise Kronecker products
     of their factors. A LoKr has the product of the ranks of its two sides.
     """
-    split = _SPLITS.get(module.algorithm)
-    found = None if split is None else split(module, dtype)
-    if found is None:
+    if not has_factors(module):
         return None
-    up, down, kernel = found
+    up, down, kernel = _SPLITS[module.algorithm](module, dtype)
     bias = dense_bias_delta(module, dtype="float64")
     return LowRank(
         module.scale * up,
@@ -35,6 +33,11 @@ def to_low_rank(module: LoraModule, dtype: torch.dtype = torch.float32) -> LowRa
         kernel,
         None if bias is None else torch.from_numpy(bias).to(dtype),
     )
+
+
+def has_factors(module: LoraModule) -> bool:
+    """Returns whether ``to_low_rank`` gives the module's delta; nothing is read."""
+    return module.algorithm in _SPLITS and not _WHOLE & module.parts.keys()
 
 
 def needs_base(module: LoraModule) -> bool:
@@ -60,6 +63,8 @@ def from_low_rank(delta: LowRank, dtype: torch.dtype = torch.float32) -> LoraMod
 
 # --- how each algorithm splits -------------------------------------------------------------------------------------
 
+# Parts with which a delta is no product of two factors of a small rank.
+_WHOLE: Final = frozenset({"hada_t1", "hada_t2", "lokr_w2", "lokr_t2"})
 _Split = tuple[Tensor, Tensor, tuple[int, ...]]
 
 
@@ -77,10 +82,8 @@ def _split_plain(module: LoraModule, dtype: torch.dtype) -> _Split:
     return _read(module.up, dtype).flatten(1), wide.flatten(1), tuple(wide.shape[2:])
 
 
-def _split_hadamard(module: LoraModule, dtype: torch.dtype) -> _Split | None:
+def _split_hadamard(module: LoraModule, dtype: torch.dtype) -> _Split:
     """(a1 b1) * (a2 b2) = (a1 . a2) (b1 . b2), all pairs of columns and of rows (Khatri and Rao, 1968)."""
-    if "hada_t1" in module.parts:
-        return None
     a1, b1, a2, b2 = (
         _read(module.parts[part], dtype) for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     )
@@ -89,11 +92,9 @@ def _split_hadamard(module: LoraModule, dtype: torch.dtype) -> _Split | None:
     return up, down, ()
 
 
-def _split_kronecker(module: LoraModule, dtype: torch.dtype) -> _Split | None:
+def _split_kronecker(module: LoraModule, dtype: torch.dtype) -> _Split:
     """(p q) x (u v) = (p x u) (q x v); a side that is stored whole is its own left factor, beside ones."""
     parts = module.parts
-    if "lokr_w2" in parts or "lokr_t2" in parts:
-        return None
     outer, inner = _read(parts["lokr_w2_a"], dtype), _read(parts["lokr_w2_b"], dtype)
     if "lokr_w1" in parts:
         left = _read(parts["lokr_w1"], dtype)
@@ -103,7 +104,7 @@ def _split_kronecker(module: LoraModule, dtype: torch.dtype) -> _Split | None:
     return torch.kron(left, outer), torch.kron(right, inner.flatten(1)), tuple(inner.shape[2:])
 
 
-_SPLITS: Final[Mapping[AlgorithmId, Callable[[LoraModule, torch.dtype], _Split | None]]] = {
+_SPLITS: Final[Mapping[AlgorithmId, Callable[[LoraModule, torch.dtype], _Split]]] = {
     "lora": _split_plain,
     "locon": _split_plain,
     "loha": _split_hadamard,

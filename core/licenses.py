@@ -128,3 +128,26 @@ def combine_licenses(licensed: Sequence[tuple[str, License]]) -> License:
         permissions=permissions,
         source="all that it was made of hold together",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One permission of several works together, and the works that it is because of."""
+
+    permission: str
+    answer: Permission
+    because: tuple[str, ...]
+
+
+def explain_permissions(licensed: Sequence[tuple[str, License]]) -> tuple[Verdict, ...]:
+    """Returns each permission of all works together, with the labels of those that decide it."""
+    together = combine_permissions(license for _, license in licensed)
+    read = [(label, read_permissions(license)) for label, license in licensed]
+    return tuple(
+        Verdict(
+            permission=name,
+            answer=getattr(together, name),
+            because=tuple(label for label, one in read if getattr(one, name) == getattr(together, name)),
+        )
+        for name in PERMISSIONS
+    )

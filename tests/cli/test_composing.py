@@ -31,6 +31,41 @@ def test_check_shows_fit_words_licences_and_overlaps(run: Run, imp: str, look: s
     assert document["permissions"]["commercial"] == "yes"
 
 
+def test_check_compares_each_pair_and_says_whom_the_permissions_depend_on(
+    run: Run, imp: str, look: str, tmp_path: Path
+) -> None:
+    token, deed = {"placeholder": "<far>"}, {"spdx": "CC-BY-NC-4.0"}
+    far = write_package(
+        tmp_path / "far",
+        "me/far",
+        modules=("unet.mid_block.x",),
+        tokens=[token],
+        license=deed,
+        authors=["ann"],
+    )
+    run("publish", str(far))
+    document = run("check", "me/imp", "me/look*0.5", "me/far", "--json").document
+    (conflict,) = document["conflicts"]
+    assert (conflict["first"], conflict["second"], conflict["severity"]) == (imp, look, "strong")
+    # Both packages hold one and the same delta.
+    assert conflict["cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert conflict["layers"][0]["module"] == TO_Q
+    assert conflict["advice"][0].startswith("they reinforce one another: try me/imp*0.75 me/look*0.37")
+    commercial = next(row for row in document["licenses"] if row["permission"] == "commercial")
+    assert (commercial["answer"], commercial["because"]) == ("no", ["me/far@1.0.0"])
+    assert [(row["reference"], row["authors"]) for row in document["credits"]] == [("me/far@1.0.0", ["ann"])]
+    said = run("check", "me/imp", "me/look", "me/far").out
+    assert "commercial: no, because of me/far@1.0.0" in said
+    assert "advice: they reinforce one another" in said
+
+
+def test_check_draws_its_conflicts(run: Run, imp: str, look: str) -> None:
+    run("check", "me/imp", "me/look", "--picture", "conflicts.png")
+    assert Path("conflicts.png").read_bytes().startswith(b"\x89PNG")
+    assert "no two of these concepts meet" in run("check", "me/imp", "--picture", "one.png", code=2).err
+    assert not Path("one.png").exists()
+
+
 def test_a_concept_of_strength_zero_overlaps_with_nothing(run: Run, imp: str, look: str) -> None:
     assert run("check", "me/imp", "me/look*0", "--json").document["overlaps"] == []
 

@@ -1,0 +1,230 @@
+"""What concepts do to one another when they are used together, by pair and by layer, with advice; factors only.
+
+Independent adapters have a cosine near 0 even where the picture suffers: what tells is how far the directions that they
+read and write overlap beyond chance; the sign of the cosine then says whether they reinforce or cancel.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from conceptry.composer.low_rank import LowRank
+from conceptry.composer.low_rank_modules import has_factors, to_low_rank
+from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.composer.spectra import Deltas, LayerTable, iter_layer_tables
+from conceptry.composer.word_conflicts import (
+    GateConflict,
+    WordConflict,
+    find_gate_conflicts,
+    find_word_conflicts,
+)
+from conceptry.errors import UsageError
+from conceptry.formats.lora import read_lora
+from conceptry.formats.lora_modules import LoraModule
+
+# How many times chance an overlap is before it is worth a look, and before it is a conflict (composition.md 6.1).
+NOTICEABLE: Final = 3.0
+STRONG: Final = 8.0
+# One concept's energy beside another's from which it drowns it.
+_DROWNING: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConflict:
+    """Two concepts on one layer."""
+
+    module: str
+    cosine: float
+    """Between the two deltas: above 0 they reinforce, below they cancel."""
+
+    energy_ratio: float
+    """|D1 + D2|^2 / (|D1|^2 + |D2|^2): 1 where they are orthogonal, 2 where equal, 0 where opposite."""
+
+    input_overlap: float
+    """How many times as much of what they read they share as random directions would."""
+
+    output_overlap: float
+    """The same of what they write."""
+
+    balance: float
+    """The energy of the first by that of the second; 1 where one has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Two concepts: their layers in common, the worst first, and the same measures over all of these."""
+
+    first: str
+    second: str
+    layers: tuple[LayerConflict, ...]
+    cosine: float
+    energy_ratio: float
+    input_overlap: float
+    output_overlap: float
+    balance: float
+    gates: tuple[GateConflict, ...]
+    words: tuple[WordConflict, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def overlap(self) -> float:
+        """The greater of the two overlaps, in units of chance."""
+        return max(self.input_overlap, self.output_overlap)
+
+    @property
+    def severity(self) -> str:
+        """``none``, ``noticeable`` or ``strong``."""
+        crossing = any(gate.fires for gate in self.gates)
+        if self.overlap >= STRONG or crossing:
+            return "strong"
+        return "noticeable" if self.overlap >= NOTICEABLE or self.words else "none"
+
+
+def find_conflicts(plan: Plan) -> tuple[Conflict, ...]:
+    """Returns every pair of a plan's concepts of which anything can be said, in the order of the plan.
+
+    Concepts of strength 0 take no part. Deltas that depend on the base, or are stored whole, are not compared.
+
+    Raises:
+        NotFoundError: if a file is not on this machine.
+        InvalidFileError: if one is malformed.
+    """
+    members = [member for member in plan.members if member.strength]
+    rows = collect_layers(iter_layer_tables([list_deltas(member) for member in members]))
+    found = []
+    for first, second in combinations(range(len(members)), 2):
+        pair = members[first], members[second]
+        gates, words = find_gate_conflicts(*pair), find_word_conflicts(*pair)
+        layers = rows.get((first, second), [])
+        if layers or gates or words:
+            found.append(_join(pair, layers, gates, words))
+    return tuple(found)
+
+
+def list_deltas(member: PlannedMember) -> Deltas:
+    """Returns what reads each low-rank delta of a concept at its strength; nothing is read before it is asked for."""
+    found: dict[str, Callable[[], LowRank]] = {}
+    for part in member.build.parts:
+        for file in part.files if part.kind == "lora" else ():
+            if file.role == "weights":
+                for name, module in read_lora(member.concept.locate(file)).modules.items():
+                    if has_factors(module):
+                        found[name] = functools.partial(_read, module, member.strength)
+    return found
+
+
+def _read(module: LoraModule, strength: float) -> LowRank:
+    delta = to_low_rank(module)
+    if delta is None:
+        raise UsageError(f"a {module.algorithm} of these parts has no factors")
+    return delta.scaled(strength)
+
+
+# --- tables to pairs -----------------------------------------------------------------------------------------------
+
+_Row = tuple[LayerConflict, float, float, float]
+"""A layer, the inner product, and both squared norms."""
+
+
+def collect_layers(tables: Iterator[LayerTable]) -> Mapping[tuple[int, int], list[_Row]]:
+    """Returns the rows of each pair of places."""
+    found: dict[tuple[int, int], list[_Row]] = {}
+    for table in tables:
+        inner, inputs, outputs = (
+            one.tolist()
+            for one in (
+                table.inner,
+                table.shared_inputs / table.chance_inputs,
+                table.shared_outputs / table.chance_outputs,
+            )
+        )
+        for row, column in combinations(range(len(table.members)), 2):
+            mine, theirs, both = inner[row][row], inner[column][column], inner[row][column]
+            layer = LayerConflict(
+                module=table.name,
+                **_compare(both, mine, theirs),
+                input_overlap=inputs[row][column],
+                output_overlap=outputs[row][column],
+            )
+            pair = table.members[row], table.members[column]
+            found.setdefault(pair, []).append((layer, both, mine, theirs))
+    return found
+
+
+def _compare(both: float, mine: float, theirs: float) -> dict[str, float]:
+    total, product = mine + theirs, math.sqrt(mine * theirs)
+    return {
+        "cosine": max(-1.0, min(1.0, both / product)) if product else 0.0,
+        "energy_ratio": max(0.0, (total + 2 * both) / total) if total else 1.0,
+        "balance": mine / theirs if mine and theirs else 1.0,
+    }
+
+
+def _join(
+    pair: tuple[PlannedMember, PlannedMember],
+    rows: Sequence[_Row],
+    gates: tuple[GateConflict, ...],
+    words: tuple[WordConflict, ...],
+) -> Conflict:
+    both, mine, theirs = (math.fsum(row[place] for row in rows) for place in (1, 2, 3))
+    weights = [math.sqrt(row[2] * row[3]) for row in rows]
+    whole = math.fsum(weights) or 1.0
+    measures = _compare(both, mine, theirs)
+    inputs, outputs = (
+        math.fsum(weight * getattr(row[0], name) for weight, row in zip(weights, rows, strict=True)) / whole
+        for name in ("input_overlap", "output_overlap")
+    )
+    layers = sorted((row[0] for row in rows), key=lambda row: -max(row.input_overlap, row.output_overlap))
+    advice = _iter_advice(pair, {**measures, "overlap": max(inputs, outputs)}, gates, words)
+    return Conflict(
+        first=pair[0].concept.label,
+        second=pair[1].concept.label,
+        layers=tuple(layers),
+        **measures,
+        input_overlap=inputs,
+        output_overlap=outputs,
+        gates=gates,
+        words=words,
+        advice=tuple(advice) if rows or gates or words else (),
+    )
+
+
+# --- advice --------------------------------------------------------------------------------------------------------
+
+
+def _iter_advice(
+    pair: tuple[PlannedMember, PlannedMember],
+    measures: Mapping[str, float],
+    gates: tuple[GateConflict, ...],
+    words: tuple[WordConflict, ...],
+) -> Iterator[str]:
+    names = [str(member.concept.manifest.name) for member in pair]
+    overlap, balance = measures["overlap"], measures["balance"]
+    if overlap >= NOTICEABLE and measures["energy_ratio"] > 1:
+        # The factor with which the sum has the energy that two independent deltas would have.
+        factor = 1 / math.sqrt(measures["energy_ratio"])
+        if factor < 0.97:
+            strengths = [
+                f"{name}*{member.strength * factor:.2f}" for name, member in zip(names, pair, strict=True)
+            ]
+            yield f"they reinforce one another: try {' '.join(strengths)}"
+    if overlap >= NOTICEABLE and measures["cosine"] < -0.05:
+        yield "they cancel in part: let one give way with concepts merge --method orthogonal, or take turns"
+    if overlap >= STRONG:
+        yield "they use the same directions: draw them in regions of their own, or by turns"
+    if not 1 / _DROWNING < balance < _DROWNING:
+        loud = 0 if balance > 1 else 1
+        factor = (1 / balance if loud == 0 else balance) ** 0.25
+        yield (
+            f"{names[loud]} is {max(balance, 1 / balance):.1f} times as strong in its layers: "
+            f"try {names[loud]}*{pair[loud].strength * factor:.2f}"
+        )
+    for gate in gates:
+        if gate.fires:
+            yield f"{gate.word} opens the gate of {gate.opens}: raise its gate's bias, or do not use both in one prompt"
+    yield from (word.advice for word in words if word.advice)
