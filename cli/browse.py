@@ -14,7 +14,7 @@ from conceptry.cli.text import format_bytes
 from conceptry.errors import NotFoundError, UsageError, suggest_nearest
 from conceptry.names import ConceptName, parse_namespace
 from conceptry.registry.listing import Filter, Listing
-from conceptry.registry.rows import ListedVersion
+from conceptry.registry.rows import CELL_BREAK, ListedVersion, describe_row
 
 SHOWN_ROWS: Final = 100
 """How many rows a person is shown without asking for more."""
@@ -72,6 +72,11 @@ def list_concepts(session: Session, /, *, digits: str | None, **chosen: Any) -> 
     by what was measured or is claimed beside them.
     """
     wanted = _make_filter(session, chosen)
+    if digits is None and wanted.limit is None and session.out.mode != "json":
+        lines = session.registry.lines(wanted)
+        cells = [_to_adopted_cells(*row) for row in _list_adopted(session, wanted)]
+        session.out.emit_lines(_COLUMNS, [*lines, *map(CELL_BREAK.join, cells)], empty=_NOTHING_YET)
+        return
     if digits is None:
         found, adopted = session.registry.survey(wanted), _list_adopted(session, wanted)
         hint = _NOTHING_YET
@@ -219,7 +224,7 @@ def _print_rows(
         from conceptry.cli.adopt import describe_adopted
 
         document["adopted"] = [describe_adopted(*row) for row in adopted]
-    cells = [] if as_json else [_to_cells(row) for row in found.rows]
+    cells = [] if as_json else [describe_row(row) for row in found.rows]
     shown = [] if as_json else [_to_adopted_cells(*row) for row in adopted or ()]
     if session.out.mode == "human":
         shown = shown[:SHOWN_ROWS]
@@ -231,13 +236,13 @@ def _print_rows(
 
 
 def _to_json(row: ListedVersion) -> dict[str, Any]:
-    name = row.reference.concept
+    # The texts as they are in the row, which was checked: a list may be long.
     return {
-        "reference": str(row.reference),
-        "namespace": name.namespace,
-        "name": name.name,
-        "version": str(row.version),
-        "digest": str(row.digest),
+        "reference": row.text,
+        "namespace": row.row[0],
+        "name": row.row[1],
+        "version": row.row[2],
+        "digest": row.row[3],
         "title": row.title,
         "kinds": list(row.kinds),
         "families": list(row.families),
@@ -259,16 +264,4 @@ def _to_adopted_cells(collection: Collection, file: AdoptedFile) -> tuple[str, .
         format_bytes(file.size_bytes),
         str(file.answers.get("license") or "unknown"),
         f"{file.title} ({file.state})".lstrip(),
-    )
-
-
-def _to_cells(row: ListedVersion) -> tuple[str, ...]:
-    return (
-        row.text,
-        "+".join(row.kinds),
-        ", ".join(row.families),
-        " ".join(row.placeholders),
-        format_bytes(row.size_bytes),
-        row.license or "unknown",
-        row.title if row.yanked is None else f"{row.title} (yanked: {row.yanked})".lstrip(),
     )

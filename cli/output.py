@@ -10,15 +10,20 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from itertools import islice
+from typing import IO, Any, Final, Literal
 
 import click
 
 from conceptry.cli.text import make_visible
+from conceptry.registry.rows import CELL_BREAK
 
 Mode = Literal["human", "json", "quiet"]
+_MEASURED_LINES: Final = 1000
+_BATCH_LINES: Final = 2000
+_INDENTED_ROWS: Final = 100
 
 
 @dataclass(slots=True)
@@ -61,6 +66,18 @@ class Output:
             self.note(empty)
         else:
             _print_table(columns, [[make_visible(cell) for cell in row] for row in rows])
+
+    def emit_lines(self, columns: Sequence[str], lines: Sequence[str], *, empty: str) -> None:
+        """Prints many rows, each a text whose cells are joined by ``CELL_BREAK``, in full and as fast as it goes.
+
+        Columns are as wide as the first rows need. In quiet mode the first cell alone is printed.
+        """
+        if not lines:
+            self.note(empty)
+        elif self.mode == "quiet":
+            _print_batches(make_visible(line.partition(CELL_BREAK)[0]) for line in lines)
+        else:
+            _print_batches(_align_lines([CELL_BREAK.join(columns), *lines]))
 
     # --- everything else: stderr -------------------------------------------------------------------------------
 
@@ -105,7 +122,25 @@ def _paint(text: str, color: str) -> str:
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
-    click.echo(_dump(document, indent=2))
+    if any(isinstance(value, list) and len(value) > _INDENTED_ROWS for value in document.values()):
+        _print_batches(_dump_rows(document))
+    else:
+        click.echo(_dump(document, indent=2))
+
+
+def _dump_rows(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a long document with a line for each element of its lists; indenting takes the slow encoder."""
+    encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
+    comma = "{"
+    for key, value in document.items():
+        rows = value if isinstance(value, list) else None
+        yield f"{comma}{encode(key)}: {'[' if rows else encode(_clean(value))}".replace("\x7f", "\\u007f")
+        if rows:
+            lines = (encode(_clean(row)).replace("\x7f", "\\u007f") for row in rows[:-1])
+            yield from (f"{line}," for line in lines)
+            yield f"{encode(_clean(rows[-1]))}]".replace("\x7f", "\\u007f")
+        comma = ","
+    yield "}"
 
 
 def _dump(document: Mapping[str, Any], indent: int | None) -> str:
@@ -138,6 +173,24 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def _align_lines(lines: Sequence[str]) -> Iterator[str]:
+    head = [line.split(CELL_BREAK) for line in lines[:_MEASURED_LINES]]
+    widths = [max(map(len, column)) for column in zip(*head, strict=True)]
+    pattern = "  ".join([*(f"%-{width}s" for width in widths[:-1]), "%s"])
+    for line in lines:
+        cells = tuple(line.split(CELL_BREAK))
+        aligned = (pattern % cells).rstrip()
+        # Almost every line is plain: whoever is not is looked at cell by cell.
+        plain = aligned.isascii() and aligned.isprintable()
+        yield aligned if plain else (pattern % tuple(map(make_visible, cells))).rstrip()
+
+
+def _print_batches(lines: Iterable[str]) -> None:
+    rest = iter(lines)
+    while batch := list(islice(rest, _BATCH_LINES)):
+        click.echo("\n".join(batch))
 
 
 def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+from conceptry.units import format_bytes
+
+__all__ = ["count_things", "format_bytes", "format_seconds", "make_visible", "split_visible"]
+
 # Control and format characters (escape sequences, text direction, zero width), line separators, surrogates, unassigned.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Cn", "Co"})
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def make_visible(text: str) -> str:
@@ -27,14 +30,6 @@ def _escape(char: str) -> str:
 def split_visible(text: str) -> list[str]:
     """Returns the lines of ``text``, each made visible; a line break is the only character that keeps its meaning."""
     return [make_visible(line) for line in text.replace("\r\n", "\n").split("\n")]
-
-
-def format_bytes(count_bytes: int) -> str:
-    """Returns a size for people, in decimal units: ``812 bytes``, ``13.4 kB``."""
-    size, unit = float(count_bytes), 0
-    while size >= 999.95 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{count_bytes} bytes" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
 
 
 def format_seconds(seconds: float) -> str:

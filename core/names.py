@@ -110,11 +110,14 @@ def parse_tag(text: str) -> Tag:
 
 def parse_version(text: str) -> Version:
     """Returns a Semantic Versioning 2.0.0 version. Raises InvalidNameError."""
-    if len(text) > MAX_SEGMENT_CHARS or not text.isascii() or not Version.is_valid(text):
+    try:
+        if len(text) > MAX_SEGMENT_CHARS or not text.isascii():
+            raise ValueError(text)
+        return Version.parse(text)
+    except ValueError as error:
         raise InvalidNameError(
             f"not a version: {text[:80]!r}", hint="a version is written 1.2.3 (semver.org)"
-        )
-    return Version.parse(text)
+        ) from error
 
 
 def parse_placeholder(text: str) -> Placeholder:

@@ -43,9 +43,13 @@ def explain_os_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        hint = _HINTS.get(error.errno or 0, "check the folder, then run the same command again")
-        raise StoreError(f"cannot {doing} {str(path)!r}: {reason}", hint=hint) from error
+        raise _explain(doing, path, error) from error
+
+
+def _explain(doing: str, path: Path | str, error: OSError) -> StoreError:
+    reason = (error.strerror or str(error)).lower()
+    hint = _HINTS.get(error.errno or 0, "check the folder, then run the same command again")
+    return StoreError(f"cannot {doing} {str(path)!r}: {reason}", hint=hint)
 
 
 def sync_folder(folder: Path) -> None:
@@ -260,18 +264,24 @@ def connect_database(
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_small_file(path: Path, limit_bytes: int) -> bytes | None:
+def read_small_file(path: Path | str, limit_bytes: int) -> bytes | None:
     """Returns the bytes of ``path``, None if there is no such file; at most one byte more than the limit is read.
 
     Raises:
         StoreError: if the file cannot be read.
     """
-    with explain_os_errors("read", path):
+    operations = current_operations()
+    try:  # no context managers: an index is made of thousands of small files
+        descriptor = operations.open(path)
         try:
-            with open_regular(path) as file:
-                return file.read(limit_bytes + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            _refuse_irregular(operations.status_of(descriptor))
+            return OpenFile(descriptor).read(limit_bytes + 1)
+        finally:
+            operations.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _explain("read", path, error) from error
 
 
 class OpenFile:
@@ -303,11 +313,15 @@ def open_regular(path: Path) -> Iterator[OpenFile]:
     operations = current_operations()
     descriptor = operations.open(path)
     try:
-        if not stat.S_ISREG(operations.status_of(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
+        _refuse_irregular(operations.status_of(descriptor))
         yield OpenFile(descriptor)
     finally:
         operations.close(descriptor)
+
+
+def _refuse_irregular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
 
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:
@@ -325,13 +339,14 @@ def digest_file(path: Path) -> tuple[Digest, int]:
     return Digest(hasher.hexdigest()), size
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder: Path | str) -> list[str]:
     """Returns the names in ``folder`` in order, none if it is absent. Raises StoreError."""
-    with explain_os_errors("read", folder):
-        try:
-            return sorted(current_operations().names(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    try:
+        return sorted(current_operations().names(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _explain("read", folder, error) from error
 
 
 def _name_new(source: Path, target: Path) -> bool:

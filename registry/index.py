@@ -7,17 +7,17 @@ built anew from the files. Its journal is the plain rollback journal, which also
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from sqlite_utils import Database
 
-from conceptry.errors import ConceptryError, StoreError
+from conceptry.errors import StoreError
 from conceptry.manifest import Manifest
-from conceptry.names import ConceptName, Reference, Version, parse_version, pick_latest
+from conceptry.names import ConceptName, Reference, parse_version
+from conceptry.registry.entries import Entry, choose_latest, iter_entries, make_entry
 from conceptry.registry.files import connect_database, is_file, remove_file
 from conceptry.registry.listing import (
     APPLICATION_ID,
@@ -28,11 +28,10 @@ from conceptry.registry.listing import (
     is_ours,
     read_index_generation,
 )
-from conceptry.registry.manifests import read_manifest_bytes
 from conceptry.registry.migrations import INDEX_MIGRATIONS, SEARCHED_COLUMNS
 from conceptry.registry.paths import Layout
-from conceptry.registry.refs import Resolved, list_names, list_versions, read_version
-from conceptry.registry.rows import COLUMNS, make_sort_key, seal_row
+from conceptry.registry.refs import Resolved
+from conceptry.registry.rows import COLUMNS, seal_row
 from conceptry.registry.store import Change, Store, read_generation
 from conceptry.registry.yanks import read_yanks
 
@@ -41,8 +40,14 @@ T = TypeVar("T")
 _BEHIND: Final = "behind"  # the name of no generation
 _WHERE: Final = "WHERE namespace = ? AND name = ? AND version = ?"
 _WORDS: Final = ", ".join(SEARCHED_COLUMNS)
-_ROW_COLUMNS: Final = (*COLUMNS, "sort_key", "description")
+_ROW_COLUMNS: Final = (*COLUMNS, "sort_key", "description", "line")
 _ALL_ROWS: Final = f"SELECT rowid AS place, {', '.join(_ROW_COLUMNS)} FROM versions"  # noqa: S608
+_INSERT: Final = (
+    f"INSERT INTO versions (rowid, {', '.join(_ROW_COLUMNS)}) "  # noqa: S608
+    f"VALUES (?{', ?' * len(_ROW_COLUMNS)})"
+)
+_INSERT_FILE: Final = "INSERT INTO files (place, path, digest, tensor_digest) VALUES (?, ?, ?, ?)"
+_BATCH_ROWS: Final = 1000
 _DELETE: Final = f"DELETE FROM versions {_WHERE}"  # noqa: S608 - both parts are written above
 _ADD_WORDS: Final = (
     f"INSERT INTO versions_fts (rowid, {_WORDS}) SELECT rowid, {_WORDS} FROM versions {_WHERE}"  # noqa: S608
@@ -145,59 +150,6 @@ def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) 
         return read(database.conn)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the index keeps of one version: its row, and a row for each of its files."""
-
-    row: dict[str, Any]
-    files: tuple[dict[str, Any], ...]
-
-
-def make_entry(version: Resolved, document: Mapping[str, Any], origin: str) -> Entry:
-    """Returns what the index keeps of a version, from the document of its manifest; whether it is latest comes later.
-
-    Raises:
-        KeyError, TypeError, AttributeError: if the document is no manifest.
-    """
-    name, number = version.reference.concept, version.reference.version
-    if number is None:
-        raise TypeError(str(version.reference))
-    builds = document["builds"]
-    parts = [part for build in builds for part in build["parts"]]
-    files = [file for part in parts for file in part["files"]]
-    license = document.get("license", {})
-    row = {
-        "namespace": name.namespace,
-        "name": name.name,
-        "version": str(number),
-        "sort_key": make_sort_key(number),
-        "digest": str(version.digest),
-        "title": document.get("title", ""),
-        "description": document.get("description", ""),
-        "kinds": _to_list(part["kind"] for part in parts),
-        "families": _to_list(build["base"]["family"] for build in builds),
-        "placeholders": _to_list(token["placeholder"] for token in document.get("tokens", ())),
-        "tags": _to_list(document.get("tags", ())),
-        "license": license.get("spdx") or license.get("name"),
-        "size_bytes": sum({file["sha256"]: file["size"] for file in files}.values()),
-        "origin": origin,
-        "yanked": None,
-        "latest": 0,
-    }
-    distinct = {(file["path"], file["sha256"]): file for file in files}
-    return Entry(
-        row,
-        tuple(
-            {"path": path, "digest": digest, "tensor_digest": file.get("tensor_sha256")}
-            for (path, digest), file in sorted(distinct.items())
-        ),
-    )
-
-
-def _to_list(values: Iterable[str]) -> str:
-    return json.dumps(list(dict.fromkeys(values)), ensure_ascii=False)
-
-
 def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]) -> None:
     """The files are right already: an index that cannot follow only stays behind, and says so by its generation."""
     try:
@@ -255,53 +207,29 @@ def _delete_index(layout: Layout) -> None:
 
 
 def _fill(database: Database, layout: Layout, generation: str) -> None:
+    unreadable: list[Reference] = []
+    # Of a version that the disk would not give, nobody knows more: an index without it stays behind.
+    fill_index(database, iter_entries(layout, unreadable), lambda: _BEHIND if unreadable else generation)
+
+
+def fill_index(database: Database, entries: Iterator[Entry], say_generation: Callable[[], str]) -> None:
+    """Makes an index of sealed entries alone; ``say_generation`` is asked at the end what it is an index of.
+
+    Raises:
+        sqlite3.Error: if it cannot be written.
+    """
     INDEX_MIGRATIONS.apply(database)
     with database.atomic():
         for table in ("files", "versions"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - written here
-        unreadable: list[Reference] = []
-        for entry in iter_entries(layout, unreadable):
-            _insert_entry(database, entry, words=False)
+        place = 1
+        while batch := list(islice(entries, _BATCH_ROWS)):
+            _insert_entries(database, batch, place=place)
+            place += len(batch)
         database.table("versions").rebuild_fts()
-        # Of a version that the disk would not give, nobody knows more: an index without it stays behind.
-        _write_state(database, _BEHIND if unreadable else generation)
+        _write_state(database, say_generation())
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {INDEX_FORMAT}")
-
-
-def iter_entries(layout: Layout, unreadable: list[Reference] | None = None) -> Iterator[Entry]:
-    """Yields all versions whose reference and manifest are whole; ``verify`` names the others.
-
-    Those that the disk would not give, which says nothing about them, are added to ``unreadable``.
-    """
-    passed_over: list[Reference] = [] if unreadable is None else unreadable
-    for name in list_names(layout):
-        found = [_read_entry(layout, name, version, passed_over) for version in list_versions(layout, name)]
-        rows = [entry.row for entry in found if entry is not None]
-        _choose_latest(rows, read_yanks(layout, name))
-        for entry in found:
-            if entry is not None:
-                yield Entry(seal_row(entry.row), entry.files)
-
-
-def _read_entry(
-    layout: Layout, name: ConceptName, version: Version, unreadable: list[Reference]
-) -> Entry | None:
-    """The bytes have the digest of what was checked when it was published; they are not held to all rules again."""
-    try:
-        ref = read_version(layout, name, version)
-        if ref is None:
-            return None
-        resolved = Resolved(Reference(name, version), ref.digest)
-        document = json.loads(read_manifest_bytes(layout, resolved))
-        if (document["schema"], document["name"], document["version"]) != (1, str(name), str(version)):
-            return None
-        return make_entry(resolved, document, ref.origin)
-    except StoreError:
-        unreadable.append(Reference(name, version))
-        return None
-    except (ConceptryError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _settle_concept(database: Database, layout: Layout, name: ConceptName) -> None:
@@ -310,16 +238,17 @@ def _settle_concept(database: Database, layout: Layout, name: ConceptName) -> No
     found = database.execute(chosen, (name.namespace, name.name)).fetchall()
     rows = [dict(zip(COLUMNS, values, strict=False)) for values in found]
     before = [dict(row) for row in rows]
-    _choose_latest(rows, read_yanks(layout, name))
+    choose_latest([(parse_version(row["version"]), row) for row in rows], read_yanks(layout, name))
     for row, old in zip(rows, before, strict=True):
         if row != old:
             sealed = seal_row(row)
             database.execute(
-                f"UPDATE versions SET yanked = ?, latest = ?, checksum = ? {_WHERE}",  # noqa: S608
+                f"UPDATE versions SET yanked = ?, latest = ?, checksum = ?, line = ? {_WHERE}",  # noqa: S608
                 (
                     row["yanked"],
                     row["latest"],
                     sealed["checksum"],
+                    sealed["line"],
                     row["namespace"],
                     row["name"],
                     row["version"],
@@ -327,28 +256,22 @@ def _settle_concept(database: Database, layout: Layout, name: ConceptName) -> No
             )
 
 
-def _choose_latest(rows: list[dict[str, Any]], yanked: Mapping[Version, str]) -> None:
-    """Of a concept of which every version was yanked, the greatest stays in the listing, marked."""
-    versions = [parse_version(row["version"]) for row in rows]
-    latest = pick_latest(version for version in versions if version not in yanked) or pick_latest(versions)
-    for row, version in zip(rows, versions, strict=True):
-        row["yanked"] = yanked.get(version)
-        row["latest"] = int(version == latest and str(version) == str(latest))
+def _insert_entry(database: Database, entry: Entry) -> None:
+    """Adds one version and its words."""
+    (greatest,) = database.execute("SELECT max(rowid) FROM versions").fetchone()
+    _insert_entries(database, [Entry(seal_row(entry.row), entry.files)], place=(greatest or 0) + 1)
+    database.execute(_ADD_WORDS, (entry.row["namespace"], entry.row["name"], entry.row["version"]))
 
 
-def _insert_entry(database: Database, entry: Entry, *, words: bool = True) -> None:
-    sealed = seal_row(entry.row)
-    marks = ", ".join("?" * len(sealed))
-    sql = f"INSERT INTO versions ({', '.join(sealed)}) VALUES ({marks})"  # noqa: S608
-    place = database.execute(sql, tuple(sealed.values())).lastrowid
-    for file in entry.files:
-        database.execute(
-            "INSERT INTO files (place, path, digest, tensor_digest) VALUES (?, ?, ?, ?)",
-            (place, file["path"], file["digest"], file["tensor_digest"]),
-        )
-    if words:
-        key = (entry.row["namespace"], entry.row["name"], entry.row["version"])
-        database.execute(_ADD_WORDS, key)
+def _insert_entries(database: Database, entries: Sequence[Entry], *, place: int) -> None:
+    """Adds sealed versions from the row ``place`` on, without their words."""
+    rows = [
+        (number, *(entry.row[column] for column in _ROW_COLUMNS))
+        for number, entry in enumerate(entries, place)
+    ]
+    files = [(number, *file.values()) for number, entry in enumerate(entries, place) for file in entry.files]
+    database.conn.executemany(_INSERT, rows)
+    database.conn.executemany(_INSERT_FILE, files)
 
 
 def _delete_row(database: Database, reference: Reference) -> None:

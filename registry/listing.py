@@ -18,11 +18,11 @@ from conceptry.digests import Digest
 from conceptry.names import ConceptName
 from conceptry.registry.files import connect_database, is_file
 from conceptry.registry.paths import Layout
-from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound
+from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound, read_line
 from conceptry.registry.store import read_generation
 
 APPLICATION_ID: Final = 0x434E4350
-INDEX_FORMAT: Final = 2
+INDEX_FORMAT: Final = 3
 BUSY_SECONDS: Final = 5.0
 
 _COLUMNS: Final = ", ".join(f"versions.{column}" for column in COLUMNS)
@@ -117,13 +117,36 @@ def query_listing(connection: sqlite3.Connection, wanted: Filter) -> Listing:
     return Listing(rows, count)
 
 
+def query_lines(connection: sqlite3.Connection, wanted: Filter) -> tuple[str, ...]:
+    """Returns what people are shown of a listing, from an open index: a text for each row, its cells still joined.
+
+    Some times as fast as whole rows. A damaged index is noticed before the first line is given out.
+
+    Raises:
+        IndexBehindError: if the index is damaged.
+    """
+    where, values = _restrict(wanted)
+    sql = f"SELECT line FROM versions {where} {_order(wanted)}"  # noqa: S608 - of parts written above
+    try:
+        lines = [read_line(line) for (line,) in connection.execute(sql, values)]
+    except (sqlite3.Error, TypeError) as error:
+        raise IndexBehindError from error
+    found = tuple(line for line in lines if line is not None)
+    if len(found) != len(lines) or (where == _LATEST and len(found) != _read_state(connection, "concepts")):
+        raise IndexBehindError
+    return found
+
+
 def iter_listing(connection: sqlite3.Connection, wanted: Filter) -> Iterator[ListedVersion]:
     """Yields the listing from an open index, row by row as it is read. Raises IndexBehindError if it is damaged."""
     where, values = _restrict(wanted)
-    order = "ORDER BY namespace, name, sort_key" if wanted.all_versions else "ORDER BY namespace, name"
     limit = "" if wanted.limit is None else f"LIMIT {int(wanted.limit)}"
-    sql = f"SELECT {_COLUMNS} FROM versions {where} {order} {limit}"  # noqa: S608 - of parts written above
+    sql = f"SELECT {_COLUMNS} FROM versions {where} {_order(wanted)} {limit}"  # noqa: S608 - of parts written above
     return _read_rows(connection, sql, values)
+
+
+def _order(wanted: Filter) -> str:
+    return "ORDER BY namespace, name, sort_key" if wanted.all_versions else "ORDER BY namespace, name"
 
 
 def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> Listing:

@@ -25,7 +25,7 @@ def read_manifest(layout: Layout, version: Resolved) -> Manifest:
 
 def read_manifest_bytes(layout: Layout, version: Resolved) -> bytes:
     """Returns a manifest's exact bytes. Raises IntegrityError if they are missing or not those of its digest."""
-    path = layout.manifest(version.digest)
+    path = layout.manifest_text(version.digest)
     data = read_small_file(path, MAX_DOCUMENT_BYTES)
     if data is None and recall_if_possible(layout, "manifest", version.digest):
         data = read_small_file(path, MAX_DOCUMENT_BYTES)
@@ -37,7 +37,7 @@ def read_manifest_bytes(layout: Layout, version: Resolved) -> bytes:
     if data is None or reason is not None:
         raise IntegrityError(
             f"the manifest of {version.reference} {reason}",
-            where=layout.describe(path),
+            where=layout.describe(layout.manifest(version.digest)),
             hint=f"pull {version.reference.concept} again from where it came, or concepts remove {version.reference}",
         )
     return data

@@ -75,3 +75,9 @@ def create_lists(db: Database) -> None:
     )
     for column in ("place", "digest", "tensor_digest"):
         files.create_index([column])
+
+
+@INDEX_MIGRATIONS(name="0004_lines")
+def add_lines(db: Database) -> None:
+    """Adds what a list prints of each version as one text that carries its own checksum; the rows are made anew."""
+    db.execute("ALTER TABLE versions ADD COLUMN line TEXT")

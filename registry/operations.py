@@ -103,7 +103,7 @@ class FileOperations:
 
     # --- open files --------------------------------------------------------------------------------------------
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path | str) -> int:
         """Returns a descriptor for reading; a symbolic link in the place of the file is refused."""
         return os.open(self._name(path), os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _CLOEXEC)
 
@@ -173,7 +173,7 @@ class FileOperations:
         """Returns what the system says of what a name leads to."""
         return os.stat(self._name(path))
 
-    def names(self, folder: Path) -> list[str]:
+    def names(self, folder: Path | str) -> list[str]:
         """Returns the names in a folder."""
         return os.listdir(self._name(folder))
 
@@ -229,7 +229,7 @@ class FileOperations:
         """Returns an SQLite file, opened for reading, for writing, or made where it is missing."""
         return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=timeout_seconds)
 
-    def _name(self, path: Path) -> str:
+    def _name(self, path: Path | str) -> str:
         text = os.fspath(path)
         long = self.capabilities.prefixes_long_paths and len(text) > _LONG_PATH_CHARS
         if not long or os.name != "nt" or text.startswith("\\\\"):

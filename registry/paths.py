@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -28,6 +29,7 @@ RECORD_FILE: Final = "train.json"
 PROJECT_FILE: Final = "concepts.toml"
 LOCK_FILE: Final = "concepts.lock"
 _MOVE_DIGITS: Final = 8
+_SEPARATOR: Final = os.sep
 _VIEW_PART: Final = re.compile(r"[^/\\\\:\x00-\x1f]{1,255}")
 _ENTRY: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,126}", re.ASCII)
 
@@ -136,9 +138,13 @@ def _draw_name(count_bytes: int) -> str:
 
 def name_version_file(version: Version) -> str:
     """Returns the file name of a version: upper-case letters escaped, so that no disk merges ``-RC`` and ``-rc``."""
-    return "".join(f"_{char.lower()}" if char.isupper() else char for char in str(version))
+    text = str(version)
+    if text == text.lower():
+        return text
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in text)
 
 
+@lru_cache(maxsize=4096)  # most concepts have the same few
 def read_version_file_name(name: str) -> Version:
     """Returns the version whose file is called ``name``. Raises InvalidNameError."""
     head, *escaped = name.split("_")
@@ -279,6 +285,24 @@ class Layout:
         """The copy of one lock, named by the digest of its bytes."""
         return self.project(project) / f"{lock.hex}.json"
 
+    # --- as text: an index is made of thousands of these, and a Path costs as much as opening the file --------------
+
+    def manifest_text(self, digest: Digest) -> str:
+        """``manifest`` as text."""
+        return _SEPARATOR.join((str(self.root), "manifests", "sha256", digest.hex))
+
+    def versions_text(self, name: ConceptName) -> str:
+        """``versions`` as text."""
+        return _SEPARATOR.join((str(self.root), "refs", name.namespace, name.name, "versions"))
+
+    def version_text(self, name: ConceptName, version: Version) -> str:
+        """``version`` as text."""
+        return _SEPARATOR.join((self.versions_text(name), name_version_file(version)))
+
+    def yanks_text(self, name: ConceptName) -> str:
+        """``yanks`` as text."""
+        return _SEPARATOR.join((str(self.root), "refs", name.namespace, name.name, "yanks"))
+
     # --- references --------------------------------------------------------------------------------------------
 
     @property
@@ -309,11 +333,11 @@ class Layout:
 
     def version(self, name: ConceptName, version: Version) -> Path:
         """The file that says which manifest a version is."""
-        return self.concept(name).joinpath("versions", name_version_file(version))
+        return self.root.joinpath("refs", name.namespace, name.name, "versions", name_version_file(version))
 
     def yanks(self, name: ConceptName) -> Path:
         """The folder of reasons why versions should not be chosen anew."""
-        return self.concept(name) / "yanks"
+        return self.root.joinpath("refs", name.namespace, name.name, "yanks")
 
     def yank(self, name: ConceptName, version: Version) -> Path:
         """The file that says why nobody should choose a version anew."""

@@ -56,15 +56,14 @@ class VersionRef:
 
 def read_version(layout: Layout, name: ConceptName, version: Version) -> VersionRef | None:
     """Returns what a version is, None if there is none. Raises IntegrityError if its file is malformed."""
-    path = layout.version(name, version)
-    data = read_small_file(path, _LIMIT_BYTES)
+    data = read_small_file(layout.version_text(name, version), _LIMIT_BYTES)
     if data is None:
         return None
     ref = _parse_line(data)
     if ref is None:
         raise IntegrityError(
             f"the reference {name}@{version} is damaged",
-            where=layout.describe(path),
+            where=layout.describe(layout.version(name, version)),
             hint=f"concepts remove {name}@{version}, then publish or pull it again",
         )
     return ref
@@ -114,16 +113,21 @@ def describe_conflict(version: Resolved, found: Digest | None) -> ConflictError:
 
 def list_versions(layout: Layout, name: ConceptName) -> tuple[Version, ...]:
     """Returns the versions of a concept, smallest first."""
-    found = parse_names(names_in(layout.versions(name)), read_version_file_name)
+    found = parse_names(names_in(layout.versions_text(name)), read_version_file_name)
     return tuple(sorted(found))
 
 
 def list_names(layout: Layout) -> Iterator[ConceptName]:
     """Yields the names of all concepts that have a version, in order."""
+    return (name for name, _ in iter_concepts(layout))
+
+
+def iter_concepts(layout: Layout) -> Iterator[tuple[ConceptName, tuple[Version, ...]]]:
+    """Yields all concepts that have a version, in order of name, each with its versions, smallest first."""
     for namespace in parse_names(names_in(layout.refs), parse_namespace):
         for name in parse_names(names_in(layout.namespace(namespace)), partial(ConceptName, namespace)):
-            if list_versions(layout, name):
-                yield name
+            if versions := list_versions(layout, name):
+                yield name, versions
 
 
 def remove_version(layout: Layout, name: ConceptName, version: Version, *, time_ns: int) -> None:

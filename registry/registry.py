@@ -121,6 +121,11 @@ class Registry:
         empty = Listing((), 0)
         return self._read(lambda index: listing.query_listing(index, chosen), empty)
 
+    def lines(self, wanted: Filter | None = None) -> tuple[str, ...]:
+        """Returns what people are shown of the rows of ``list``, without its limit; see ``rows.describe_row``."""
+        chosen = wanted or Filter()
+        return self._read(lambda index: listing.query_lines(index, chosen), ())
+
     def search(self, words: str, wanted: Filter | None = None) -> tuple[ListedVersion, ...]:
         """Returns the concepts whose names, titles, tags, placeholders or descriptions have all ``words``.
 

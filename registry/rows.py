@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from conceptry.digests import Digest
 from conceptry.names import ConceptName, Reference, Version, parse_version
+from conceptry.units import format_bytes
 
 COLUMNS: Final = (
     "namespace",
@@ -33,7 +34,11 @@ COLUMNS: Final = (
 )
 """What a listing reads of a row, in this order."""
 
+CELL_BREAK: Final = "\x1f"
+"""What stands between the cells of a line."""
+
 _NUMBER_DIGITS: Final = 2
+_SUM_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +126,41 @@ def is_sound(row: Sequence[Any]) -> bool:
 
 def sum_row(values: Sequence[Any]) -> int:
     """Returns the checksum of the values of ``COLUMNS`` before it."""
-    return zlib.crc32("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass"))
+    return _sum_text(CELL_BREAK.join(map(str, values)))
+
+
+def _sum_text(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row of the index with the checksum that belongs to it."""
-    return {**row, "checksum": sum_row([row[column] for column in COLUMNS[:-1]])}
+    """Returns a row of the index with the checksum and the line that belong to it."""
+    values = [row[column] for column in COLUMNS[:-1]]
+    cells = describe_row(ListedVersion(tuple(values)))
+    line = CELL_BREAK.join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
+    return {**row, "checksum": sum_row(values), "line": f"{_sum_text(line):0{_SUM_DIGITS}x}{line}"}
+
+
+def describe_row(row: ListedVersion) -> tuple[str, ...]:
+    """Returns what people are shown of a version: reference, kinds, bases, words, size, licence, title."""
+    return (
+        row.text,
+        "+".join(row.kinds),
+        ", ".join(row.families),
+        " ".join(row.placeholders),
+        format_bytes(row.size_bytes),
+        row.license or "unknown",
+        row.title if row.yanked is None else f"{row.title} (yanked: {row.yanked})".lstrip(),
+    )
+
+
+def read_line(sealed: str) -> str | None:
+    """Returns a line of the index as it was written, its cells joined by ``CELL_BREAK``; None if it is damaged."""
+    line = sealed[_SUM_DIGITS:]
+    try:
+        return line if int(sealed[:_SUM_DIGITS], 16) == _sum_text(line) else None
+    except ValueError:
+        return None
 
 
 def make_sort_key(version: Version) -> str:

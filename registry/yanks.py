@@ -39,7 +39,7 @@ def read_yank(layout: Layout, name: ConceptName, version: Version) -> str | None
 def read_yanks(layout: Layout, name: ConceptName) -> dict[Version, str]:
     """Returns why versions of a concept were yanked, those that were. Raises StoreError."""
     found: dict[Version, str] = {}
-    for version in parse_names(names_in(layout.yanks(name)), read_version_file_name):
+    for version in parse_names(names_in(layout.yanks_text(name)), read_version_file_name):
         reason = read_yank(layout, name, version)
         if reason is not None:
             found[version] = reason

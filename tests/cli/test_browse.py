@@ -64,6 +64,31 @@ def test_people_are_shown_a_hundred_rows_and_how_many_there_are(run: Run, tmp_pa
     assert run("search", "imp", "--limit", "5", "--json").document["count"] == 102
 
 
+def test_every_row_is_listed_as_the_first_hundred_are(run: Run, tmp_path: Path) -> None:
+    registry = Registry()
+    titles = ["Plain", "Blåhaj", "two\u202ewords", "unit\x1fseparator", "tab\there", "  padded  ", ""]
+    for number, title in enumerate(titles):
+        folder = write_folder(tmp_path / str(number), name=f"me/imp{number}", title=title, file=b"one blob")
+        registry.publish(folder)
+    registry.yank("me/imp3@1.0.0", "not any more")
+    registry.remove("me/imp4@1.0.0")
+    some, every = run("list").out, run("list", "--all").out
+    assert every == some
+    assert "two\\u202ewords" in every
+    assert "unit\\x1fseparator (yanked: not any more)" in every
+
+
+def test_long_json_is_the_same_document_with_a_line_for_each_row(run: Run, tmp_path: Path) -> None:
+    registry = Registry()
+    for number in range(101):
+        registry.publish(write_folder(tmp_path / str(number), name=f"me/imp{number}", file=b"one blob"))
+    finished = run("list", "--json")
+    short = run("list", "--json", "--limit", "100").document
+    assert finished.document["concepts"][:100] == short["concepts"]
+    assert {key: finished.document[key] for key in ("count", "adopted")} == {"count": 101, "adopted": []}
+    assert len(finished.out.splitlines()) == 105
+
+
 def test_search_finds_by_words_of_title_and_name(run: Run, imp: str) -> None:
     assert run("search", "small", "imp", "-q").out == f"{imp}\n"
     assert run("search", "dragon").err == "nothing has 'dragon': concepts list shows all\n"

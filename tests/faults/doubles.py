@@ -32,7 +32,7 @@ class WindowsRules(FileOperations):
         self._root = root
         self._spelled: dict[str, str] = {}
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path | str) -> int:
         """Opens for reading."""
         return self._remember(super().open(path), path)
 
@@ -88,7 +88,7 @@ class WindowsRules(FileOperations):
         """Nothing: a folder cannot be opened there."""
         assert not self.capabilities.syncs_folders
 
-    def _remember(self, descriptor: int, path: Path) -> int:
+    def _remember(self, descriptor: int, path: Path | str) -> int:
         self.opened[descriptor] = str(path).casefold()
         return descriptor
 
@@ -130,7 +130,7 @@ class NetworkShare(FileOperations):
         """Says yes to everybody."""
         return True
 
-    def names(self, folder: Path) -> list[str]:
+    def names(self, folder: Path | str) -> list[str]:
         """Returns the names as they were seen last."""
         text, now = str(folder), time.monotonic()
         known = self._seen.get(text)

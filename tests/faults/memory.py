@@ -83,7 +83,7 @@ class MemoryOperations(FileOperations):
 
     followed_status = status
 
-    def names(self, folder: Path) -> list[str]:
+    def names(self, folder: Path | str) -> list[str]:
         """Returns the names in a folder."""
         if self._find(folder).data is not None:
             _fail(errno.ENOTDIR)
@@ -143,7 +143,7 @@ class MemoryOperations(FileOperations):
 
     # --- open files --------------------------------------------------------------------------------------------
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path | str) -> int:
         """Opens a file or folder for reading."""
         return self._open(self._find(path))
 
@@ -225,7 +225,7 @@ class MemoryOperations(FileOperations):
         self._opened[descriptor] = node, 0
         return descriptor
 
-    def _find(self, path: Path) -> Node:
+    def _find(self, path: Path | str) -> Node:
         node = self.tree.get(os.fspath(path))
         if node is None:
             _fail(errno.ENOENT)

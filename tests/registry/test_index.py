@@ -48,13 +48,17 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "rows that are nonsense": lambda path: run_sql(
         path, "UPDATE versions SET version = 'x' || version, digest = '../../x'"
     ),
+    "lines that are nonsense": lambda path: run_sql(path, "UPDATE versions SET line = 'x' || line"),
+    "lines that are missing": lambda path: run_sql(path, "UPDATE versions SET line = NULL"),
     "behind": lambda path: run_sql(path, "DELETE FROM versions; UPDATE state SET value = 'old'"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_index_in_any_state_gives_the_same_listing(filled: Registry, damage: str) -> None:
-    before = filled.list(EVERYTHING)
+    before, lines = filled.list(EVERYTHING), filled.lines(EVERYTHING)
+    DAMAGES[damage](filled.root / "index.sqlite")
+    assert filled.lines(EVERYTHING) == lines
     DAMAGES[damage](filled.root / "index.sqlite")
     assert filled.list(EVERYTHING) == before
     assert [str(row.reference) for row in filled.search("woodblock")] == ["bob/ukiyo@1.0.0"]

@@ -28,7 +28,8 @@ MODULES = sorted(path for path in ROOM.glob("*.py") if path.name != "operations.
 
 # What a module may ask of `os` beside that: nothing here touches a file.
 HARMLESS = {
-    "os.environ", "os.name", "os.path", "os.getpid", "os.kill", "os.geteuid", "os.strerror", "os.stat_result",
+    "os.environ", "os.name", "os.path", "os.sep", "os.getpid", "os.kill", "os.geteuid", "os.strerror",
+    "os.stat_result",
 }  # fmt: skip
 # Methods of Path that look at or change files. `replace` of a path takes one argument, that of a text two.
 TOUCHING = {
@@ -180,11 +181,11 @@ class WindowsRules(FileOperations):
         super().__init__(PLATFORMS["nt"])
         self.opened: dict[int, str] = {}
 
-    def _remember(self, descriptor: int, path: Path) -> int:
+    def _remember(self, descriptor: int, path: Path | str) -> int:
         self.opened[descriptor] = str(path).lower()
         return descriptor
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path | str) -> int:
         """Opens for reading."""
         return self._remember(super().open(path), path)
 

@@ -51,6 +51,14 @@ def test_the_check_for_path_building_sees_each_way() -> None:
     assert len(path_building(ast.parse(program))) == 5
 
 
+def test_paths_as_text_are_those_paths(tmp_path: Path) -> None:
+    layout, digest, version = Layout(tmp_path), Digest("0" * 64), parse_version("1.0.0-RC.1+Build")
+    assert layout.manifest_text(digest) == str(layout.manifest(digest))
+    assert layout.versions_text(IMP) == str(layout.versions(IMP))
+    assert layout.version_text(IMP, version) == str(layout.version(IMP, version))
+    assert layout.yanks_text(IMP) == str(layout.yanks(IMP))
+
+
 def test_every_path_lies_below_the_root(tmp_path: Path) -> None:
     layout, digest, version = Layout(tmp_path), Digest("0" * 64), parse_version("1.0.0-RC.1+Build")
     paths = [
