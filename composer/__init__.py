@@ -4,7 +4,7 @@ with attach(Composition(imp, ukiyo * 0.7), pipeline) as report:
     image = pipeline("<blue-imp> in the style of <ukiyo>").images[0]
 """
 
-from conceptry.composer.attach import Attachment, attach, detach
+from conceptry.composer.attach import Attachment, attach, detach, fuse
 from conceptry.composer.compositions import Composition
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.loading import load_pipeline
@@ -18,6 +18,7 @@ __all__ = [
     "Report",
     "attach",
     "detach",
+    "fuse",
     "identify_pipeline",
     "load_pipeline",
     "make_plan",

@@ -1,19 +1,23 @@
-"""``attach``: a composition into a pipeline, and out again exactly."""
+"""``attach`` and ``fuse``: a composition into a pipeline, and out again exactly."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
 from conceptry.bases import Fit
-from conceptry.composer.compositions import Composition
+from conceptry.composer.compositions import Composition, Member
 from conceptry.composer.fingerprints import identify_pipeline
-from conceptry.composer.hooks import Patch
-from conceptry.composer.parts import Gathered, gather_member
+from conceptry.composer.hooks import Generation
 from conceptry.composer.pipelines import Pipeline
-from conceptry.composer.placeholders import private_tokenizers
 from conceptry.composer.plan import Plan, make_plan
 from conceptry.composer.report import Report
+from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, put_all_in, take_all_out
+from conceptry.concepts import Concept, WeightedConcept
+from conceptry.errors import UsageError
 
 _ATTACHMENTS: Final = "_conceptry_attachments"
 
@@ -21,20 +25,85 @@ _ATTACHMENTS: Final = "_conceptry_attachments"
 class Attachment:
     """A composition that is in a pipeline; as a context manager it gives its report and detaches at the end."""
 
-    def __init__(self, pipeline: Pipeline, report: Report, patches: tuple[Patch, ...]) -> None:
-        self.report = report
+    def __init__(
+        self, composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None, fused: bool = False
+    ) -> None:
+        plan = make_plan(composition, identify_pipeline(pipeline), fit)
+        self.composition = composition
         self._pipeline = pipeline
-        self._patches = patches
+        self._fit = fit
+        self._fused = fused
+        self._slots = prepare_slots(plan.members, pipeline, fused=fused)
+        self.report = _make_report(plan, self._slots)
+        put_all_in(self._slots)
+        pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), self]
+
+    def set_strengths(self, strengths: Mapping[str, float]) -> Report:
+        """Returns the report with other strengths in effect: ``attachment.set_strengths({"alice/blue-imp": 0.5})``.
+
+        Nothing is read, and nothing is taken out and put in again.
+
+        Raises:
+            UsageError: if a name is not in the composition, or a strength is not finite; nothing is then changed.
+        """
+        self._check_names(strengths)
+        for name, strength in strengths.items():
+            if not math.isfinite(strength):
+                raise UsageError(f"the strength of {name} is {strength}", hint="write a number, such as 0.7")
+        members = tuple(
+            replace(member, strength=strengths.get(str(member.concept.manifest.name), member.strength))
+            for member in self.composition.members
+        )
+        return self.change(self.composition.with_members(members))
+
+    def replace(self, name: str, concept: Concept | WeightedConcept) -> Report:
+        """Returns the report with ``concept`` in the place of the one called ``name``; the others stay as they are.
+
+        Raises:
+            UsageError: if no concept of the composition is called ``name``, or the new one is in it already.
+            IncompatibleError: as ``attach``; the pipeline is then as it was.
+        """
+        self._check_names([name])
+        weighted = concept if isinstance(concept, WeightedConcept) else WeightedConcept(concept, 1.0)
+        new = Member(concept=weighted.concept, strength=weighted.strength)
+        members = tuple(
+            new if str(member.concept.manifest.name) == name else member
+            for member in self.composition.members
+        )
+        return self.change(self.composition.with_members(members))
+
+    def change(self, composition: Composition) -> Report:
+        """Returns the report with ``composition`` in effect; what it shares with the one before is not touched.
+
+        Raises:
+            UsageError: if this attachment was taken out.
+            IncompatibleError: as ``attach``; the pipeline is then as it was.
+        """
+        if self not in self._pipeline.__dict__.get(_ATTACHMENTS, ()):
+            raise UsageError("this composition was taken out of the pipeline", hint="attach it again")
+        plan = make_plan(composition, self.report.plan.identity, self._fit)
+        slots = prepare_slots(plan.members, self._pipeline, fused=self._fused, kept=self._slots)
+        exchange_slots(self._slots, slots, plan.members)
+        self.composition, self._slots = composition, slots
+        self.report = _make_report(plan, slots)
+        Generation.value += 1
+        return self.report
 
     def detach(self) -> None:
         """Takes the composition out; every parameter, buffer and tokenizer is then as before. Twice does nothing."""
-        detach_all(self._patches)
+        take_all_out(self._slots)
         state = self._pipeline.__dict__
         remaining = [other for other in state.get(_ATTACHMENTS, ()) if other is not self]
         if remaining:
             state[_ATTACHMENTS] = remaining
         else:
             state.pop(_ATTACHMENTS, None)
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        known = [str(member.concept.manifest.name) for member in self.composition.members]
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{name!r} is not in the composition", hint=f"it has {', '.join(known)}")
 
     def __enter__(self) -> Report:
         return self.report
@@ -61,41 +130,34 @@ def attach(composition: Composition, pipeline: Pipeline, *, fit: Fit | None = No
         InvalidFileError: if a file is malformed.
         NotFoundError: if a file of a concept is not on this machine.
     """
-    plan = make_plan(composition, identify_pipeline(pipeline), fit)
-    with private_tokenizers(pipeline):
-        gathered = [gather_member(member, pipeline) for member in plan.members]
-    patches = Gathered.build(pipeline, gathered)
-    attached: list[Patch] = []
-    try:
-        for patch in patches:
-            attached.append(patch)
-            patch.attach()
-    except BaseException:
-        detach_all(attached)
-        raise
-    attachment = Attachment(pipeline, _make_report(plan, gathered), tuple(patches))
-    pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), attachment]
-    return attachment
+    return Attachment(composition, pipeline, fit=fit)
+
+
+def fuse(composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None) -> Attachment:
+    """Puts a composition into the weights themselves and returns the attachment: pictures then cost what the base's do.
+
+    ``detach`` gives the base's own bytes back, which are kept aside, and strengths may change in between: every weight
+    is made anew from them. Words still stand beside the table of the text encoder.
+
+    Args:
+        composition: concepts with strengths.
+        pipeline: an open diffusers pipeline, on any device and in any precision.
+        fit: how closely every concept must fit the base; None asks what each kind asks.
+
+    Raises:
+        IncompatibleError: as ``attach``, and for what no weight can hold.
+        InvalidPlaceholderError, InvalidFileError, NotFoundError: as ``attach``.
+    """
+    return Attachment(composition, pipeline, fit=fit, fused=True)
 
 
 def detach(pipeline: Pipeline) -> None:
-    """Takes everything out that ``attach`` put into ``pipeline``."""
+    """Takes everything out that ``attach`` or ``fuse`` put into ``pipeline``."""
     for attachment in reversed(pipeline.__dict__.get(_ATTACHMENTS, [])):
         attachment.detach()
 
 
-def detach_all(patches: tuple[Patch, ...] | list[Patch]) -> None:
-    """Takes all patches out, the last first; one that fails does not keep the others in."""
-    failure: BaseException | None = None
-    for patch in reversed(patches):
-        try:
-            patch.detach()
-        except BaseException as error:  # noqa: BLE001  # raised below, when the rest is out
-            failure = failure or error
-    if failure is not None:
-        raise failure
-
-
-def _make_report(plan: Plan, gathered: list[Gathered]) -> Report:
-    warnings = [*plan.warnings, *(text for one in gathered for text in one.warnings)]
-    return Report(plan=plan, concepts=tuple(one.describe() for one in gathered), warnings=tuple(warnings))
+def _make_report(plan: Plan, slots: Sequence[Slot]) -> Report:
+    warnings = [*plan.warnings, *(text for slot in slots for text in slot.gathered.warnings)]
+    concepts = tuple(slot.gathered.describe(member) for slot, member in zip(slots, plan.members, strict=True))
+    return Report(plan=plan, concepts=concepts, warnings=tuple(warnings))

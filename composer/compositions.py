@@ -57,6 +57,13 @@ class Composition:
         _check_members(members)
         object.__setattr__(self, "members", members)
 
+    def with_members(self, members: tuple[Member, ...]) -> Composition:
+        """Returns a composition of ``members``. Raises UsageError as the constructor."""
+        _check_members(members)
+        changed = object.__new__(Composition)
+        object.__setattr__(changed, "members", members)
+        return changed
+
 
 def _parse_words(words: Mapping[str, str]) -> dict[Placeholder, Placeholder]:
     return {parse_placeholder(old): parse_placeholder(new) for old, new in words.items()}

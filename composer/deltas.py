@@ -7,17 +7,16 @@ several concepts on one weight add up, each made of the base's own weight, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from conceptry.composer.full import FullPatch, read_original
-from conceptry.composer.hooks import Patch
-from conceptry.composer.lora import LoraFactors, spread_channels, unwrap_layer
-from conceptry.composer.pipelines import find_module
+from conceptry.composer.full import WeightPatch
+from conceptry.composer.lora import LoraFactors
+from conceptry.composer.pipelines import find_module, unwrap_layer
+from conceptry.composer.standins import Addition, Contribution, read_original
 from conceptry.composer.tensors import to_torch
 from conceptry.errors import IncompatibleError
 from conceptry.formats.deltas import dense_bias_delta, dense_delta, fold_core, require_fit
@@ -27,73 +26,46 @@ from conceptry.formats.tensors import RawTensor
 _FACTORED = frozenset({"lora", "locon"})
 
 
-class DeltaPatch(Patch):
+class DeltaPatch(WeightPatch):
     """Puts the weights that ``modules`` make of the base's own in their place while attached.
 
-    The new weights are computed once, at ``attach``, in float32; the base's own bytes come back at ``detach``.
+    What they add is computed once, at the first ``attach``, in float32; the base's own bytes come back at ``detach``.
 
     Args:
         root: the component, such as the UNet.
         modules: by module path inside ``root``.
-        strength: linear; 1 is as trained.
+        strength: linear; 1 is as trained. It may be set while attached.
 
     Raises:
         IncompatibleError: at ``attach``, for a path or a shape that the component lacks; nothing is then changed.
     """
 
     def __init__(self, root: nn.Module, modules: Mapping[str, LoraModule], *, strength: float = 1.0) -> None:
-        super().__init__()
-        self._root = root
+        super().__init__(root, {}, strength=strength)
         self._modules = dict(modules)
-        self._values: FullPatch | None = None
-        self.strength = strength
 
     def _put_in(self) -> None:
         layers = {path: require_place(self._root, path, module) for path, module in self._modules.items()}
-        if self.strength == 0:
-            return
-        values: dict[str, Tensor] = {}
         for path, layer in layers.items():
-            module = self._modules[path]
-            weight = _add(
-                layer.weight, dense_delta(module, tuple(layer.weight.shape), _widen(layer.weight), "float32")
-            )
-            if weight is not None:
-                values[f"{path}.weight"] = weight
-            own = getattr(layer, "bias", None)
-            bias = dense_bias_delta(module, None if own is None else _widen(own), "float32")
-            if bias is not None and own is not None:
-                values[f"{path}.bias"] = _add(own, bias)
-            elif bias is not None:
-                hook = _make_bias_hook(torch.from_numpy(bias), self)
-                self._handles.append(layer.register_forward_hook(hook))
-        self._values = FullPatch(self._root, values, strength=self.strength).attach()
+            self._contributions |= _find_additions(path, self._modules[path], layer)
+        super()._put_in()
 
-    def _take_out(self) -> None:
-        if self._values is not None:
-            self._values.detach()
-            self._values = None
+
+def _find_additions(path: str, module: LoraModule, layer: Any) -> dict[str, Contribution]:
+    own = getattr(layer, "bias", None)
+    found = {
+        "weight": dense_delta(module, tuple(layer.weight.shape), _widen(layer.weight), "float32"),
+        "bias": dense_bias_delta(module, None if own is None else _widen(own), "float32"),
+    }
+    return {
+        f"{path}.{leaf}": Addition(torch.from_numpy(delta))
+        for leaf, delta in found.items()
+        if delta is not None
+    }
 
 
 def _widen(tensor: Tensor) -> Any:
     return read_original(tensor).detach().to("cpu", torch.float32).numpy()
-
-
-def _add(tensor: Tensor, delta: Any) -> Any:
-    if delta is None:
-        return None
-    total = torch.from_numpy(_widen(tensor) + delta)
-    return total.to(device=tensor.device, dtype=tensor.dtype)
-
-
-def _make_bias_hook(
-    bias: Float[Tensor, " out"], patch: DeltaPatch
-) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def add_bias(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        added = spread_channels(bias, layer) * patch.strength
-        return output + added.to(device=output.device, dtype=output.dtype)
-
-    return add_bias
 
 
 # --- what goes where -----------------------------------------------------------------------------------------------

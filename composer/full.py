@@ -2,50 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from conceptry.composer.hooks import Patch
-from conceptry.composer.pipelines import find_tensor
+from conceptry.composer.pipelines import find_place, find_tensor, read_place
+from conceptry.composer.standins import Contribution, Replacement, forget, is_wanted, read_original, want
 from conceptry.errors import IncompatibleError
 
-
-@dataclass(slots=True, eq=False)
-class _Layers:
-    """The values that stand in for one tensor: the base's own, kept aside, and what each patch wants instead."""
-
-    original: Tensor
-    wanted: dict[object, tuple[float, Tensor]] = field(default_factory=dict)
-    """Strength and new values by a mark of the patch, not the patch: it would keep the whole component alive."""
-
-    def combine(self) -> Tensor:
-        """Returns original + sum of strength * (new - original); one patch at strength 1 gives exactly its values."""
-        if not self.wanted:
-            return self.original
-        rows = list(self.wanted.values())
-        if len(rows) == 1 and rows[0][0] == 1.0:
-            return rows[0][1].to(self.original)
-        base = self.original.float()
-        total = base.clone()
-        for strength, value in rows:
-            total += strength * (value.to(base) - base)
-        return total.to(self.original.dtype)
+__all__ = ["FullPatch", "WeightPatch", "read_original", "require_tensor"]
 
 
-# By the tensor itself, so that patches of several attachments to one pipeline know of each other.
-_LAYERS: Final[MutableMapping[Tensor, _Layers]] = WeakTensorKeyDictionary()
+_MADE: Final = "_conceptry_made"
 
 
-class FullPatch(Patch):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A weight that is changed, and the module that holds it."""
+
+    module: nn.Module
+    leaf: str
+    target: Tensor
+
+
+class WeightPatch(Patch):
+    """Adds ``strength`` times each contribution to the named weights while attached, inside the weights themselves.
+
+    Nothing is computed beside the layers, so pictures cost what the base's cost, and compiled code sees the change. The
+    base's own bytes are kept aside and come back at ``detach``. Several patches on one weight add up and may come out
+    in any order.
+
+    Args:
+        root: the component, such as the UNet.
+        contributions: by name in the component's state dict; a bias that the layer lacks is made.
+        strength: linear; 1 is as trained. It may be set while attached.
+
+    Raises:
+        IncompatibleError: at ``attach``, for a name that the component lacks; nothing is then changed.
+    """
+
+    def __init__(
+        self, root: nn.Module, contributions: Mapping[str, Contribution], *, strength: float = 1.0
+    ) -> None:
+        super().__init__()
+        self._root = root
+        self._contributions = dict(contributions)
+        self._strength = strength
+        self._places: dict[str, _Place] = {}
+        self._mark = object()
+
+    @property
+    def strength(self) -> float:
+        """How much of each contribution is added."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if value != self._strength:
+            self._strength = value
+            self._want()
+
+    def _put_in(self) -> None:
+        found = {name: self._find(name) for name in self._contributions}
+        for name, (module, leaf, target) in found.items():
+            self._places[name] = _Place(module, leaf, _make_bias(module) if target is None else target)
+        self._want()
+
+    def _find(self, name: str) -> tuple[nn.Module, str, Tensor | None]:
+        place = find_place(self._root, name)
+        if place is None:
+            raise IncompatibleError(f"the base has no tensor {name!r}")
+        target = read_place(*place)
+        if target is not None and target.is_meta:
+            raise IncompatibleError(
+                f"the weight {name!r} is not in memory: it was put elsewhere until it is used",
+                hint="attach first, then offload; or call pipeline.remove_all_hooks()",
+            )
+        return *place, target
+
+    def _want(self) -> None:
+        for name, place in self._places.items():
+            want(place.target, self._mark, self._strength, self._contributions[name])
+
+    def _take_out(self) -> None:
+        for place in self._places.values():
+            forget(place.target, self._mark)
+            if hasattr(place.target, _MADE) and not is_wanted(place.target):
+                place.module._parameters[place.leaf] = None
+        self._places.clear()
+
+
+class FullPatch(WeightPatch):
     """Puts ``original + strength * (new - original)`` in place of each named tensor while attached.
-
-    The tensors' memory is exchanged, not overwritten, so that detaching gives the base's own bytes back. Several
-    patches on one tensor add up and may come out in any order.
 
     Args:
         root: the component, such as the UNet.
@@ -57,37 +109,14 @@ class FullPatch(Patch):
     """
 
     def __init__(self, root: nn.Module, values: Mapping[str, Tensor], *, strength: float = 1.0) -> None:
-        super().__init__()
-        self._root = root
+        contributions = {name: Replacement(value) for name, value in values.items()}
+        super().__init__(root, contributions, strength=strength)
         self._values = dict(values)
-        self.strength = strength
-        self._targets: list[Tensor] = []
-        self._mark = object()
 
     def _put_in(self) -> None:
-        targets = {name: require_tensor(self._root, name, value) for name, value in self._values.items()}
-        for name, target in targets.items():
-            layers = _LAYERS.get(target)
-            if layers is None:
-                layers = _LAYERS[target] = _Layers(target.data)
-            layers.wanted[self._mark] = (self.strength, self._values[name])
-            self._targets.append(target)
-            _show(target, layers)
-
-    def _take_out(self) -> None:
-        for target in self._targets:
-            layers = _LAYERS[target]
-            layers.wanted.pop(self._mark, None)
-            _show(target, layers)
-            if not layers.wanted:
-                del _LAYERS[target]
-        self._targets.clear()
-
-
-def read_original(tensor: Tensor) -> Tensor:
-    """Returns the base's own values of a parameter or buffer, also while patches stand in for it."""
-    layers = _LAYERS.get(tensor)
-    return tensor.data if layers is None else layers.original
+        for name, value in self._values.items():
+            require_tensor(self._root, name, value)
+        super()._put_in()
 
 
 def require_tensor(root: nn.Module, name: str, value: Tensor) -> Tensor:
@@ -103,8 +132,9 @@ def require_tensor(root: nn.Module, name: str, value: Tensor) -> Tensor:
     return target
 
 
-def _show(target: Tensor, layers: _Layers) -> None:
-    # A pipeline that was moved or converted meanwhile keeps its new device and precision.
-    layers.original = layers.original.to(device=target.device, dtype=target.dtype)
-    with torch.no_grad():
-        target.data = layers.combine()
+def _make_bias(module: nn.Module) -> Tensor:
+    weight = module.weight
+    bias = nn.Parameter(torch.zeros(weight.shape[0]).to(weight), requires_grad=False)  # type: ignore[arg-type, index]
+    setattr(bias, _MADE, True)
+    module._parameters["bias"] = bias
+    return bias

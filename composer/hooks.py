@@ -21,6 +21,9 @@ class Generation:
 class Patch(ABC):
     """One change to a pipeline. ``attach`` and ``detach`` may be called twice; the second call does nothing."""
 
+    strength: float = 1.0
+    """How much of the change is made; linear, 1 is as trained. It may be set while attached."""
+
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._attached = False

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from conceptry.composer.hooks import Patch
-from conceptry.composer.pipelines import find_module
+from conceptry.composer.pipelines import find_module, unwrap_layer
+from conceptry.composer.standins import Addition, Contribution, LowRankProduct
 from conceptry.errors import IncompatibleError
 
 
@@ -39,12 +41,12 @@ class LoraFactors:
 class LoraPatch(Patch):
     """Adds ``strength * scale * up(down(x))`` to the output of each named layer while attached.
 
-    Weights are not touched; at strength 0 the layers are not even watched. Gradients reach the factors and ``x``.
+    Weights are not touched. At strength 0 the output keeps its bits. Gradients reach the factors and ``x``.
 
     Args:
         root: the component, such as the UNet.
         factors: by module path inside ``root``.
-        strength: linear; 1 is as trained.
+        strength: linear; 1 is as trained. It may be set while attached.
 
     Raises:
         IncompatibleError: at ``attach``, for a path or a shape that the component lacks; nothing is then changed.
@@ -58,11 +60,19 @@ class LoraPatch(Patch):
 
     def _put_in(self) -> None:
         layers = {path: require_layer(self._root, path, factors) for path, factors in self._factors.items()}
-        if self.strength == 0:
-            return
         for path, layer in layers.items():
             hook = _make_hook(self._factors[path], self)
             self._handles.append(layer.register_forward_hook(hook))
+
+
+def to_contributions(factors: Mapping[str, LoraFactors]) -> dict[str, Contribution]:
+    """Returns what factors add to weights and biases, by name in the component's state dict."""
+    found: dict[str, Contribution] = {}
+    for path, one in factors.items():
+        found[f"{path}.weight"] = LowRankProduct(one.up, one.down, one.scale)
+        if one.bias is not None:
+            found[f"{path}.bias"] = Addition(one.bias)
+    return found
 
 
 def require_layer(root: nn.Module, path: str, factors: LoraFactors) -> nn.Linear | nn.Conv2d:
@@ -78,7 +88,7 @@ def require_layer(root: nn.Module, path: str, factors: LoraFactors) -> nn.Linear
             f"the delta of {path!r} is {list(expected)}, the base's weight is {list(weight.shape)}",
             hint="concepts show tells which base the concept was made for",
         )
-    return layer  # type: ignore[return-value]
+    return unwrap_layer(layer)  # type: ignore[no-any-return]  # its own hooks stay where others wrap and unwrap it
 
 
 def spread_channels(bias: Float[Tensor, " out"], layer: nn.Module) -> Tensor:
@@ -87,30 +97,33 @@ def spread_channels(bias: Float[Tensor, " out"], layer: nn.Module) -> Tensor:
     return bias.reshape(-1, *(1 for _ in kernel))
 
 
-def unwrap_layer(layer: nn.Module) -> Any:
-    """Returns the layer itself: peft puts its own adapters around a layer and keeps the layer inside."""
-    inner = getattr(layer, "base_layer", None)
-    return inner if isinstance(inner, nn.Module) else layer
+def _make_hook(factors: LoraFactors, patch: LoraPatch) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    down, up, bias = factors.down, factors.up, factors.bias
 
-
-def _make_hook(factors: LoraFactors, patch: LoraPatch) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    down, up, scale, bias = factors.down, factors.up, factors.scale, factors.bias
-
-    def add_delta(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def add_delta(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         nonlocal down, up, bias
+        strength = patch.strength
+        if strength == 0:
+            return None
         if down.device != output.device and not down.requires_grad:
             down, up = down.to(output.device), up.to(output.device)
             bias = None if bias is None else bias.to(output.device)
-        x = args[0].to(down.dtype)
-        inner = unwrap_layer(layer)
-        if isinstance(inner, nn.Conv2d):
-            low = F.conv2d(x, down, None, inner.stride, inner.padding, inner.dilation)
-            delta = F.conv2d(low, up)
-        else:
-            delta = F.linear(F.linear(x, down), up)
-        added = delta * (scale * patch.strength)
-        if bias is not None:
-            added = added + spread_channels(bias, inner) * patch.strength
-        return output + added.to(output.dtype)
+        result = _add_product(layer, args[0].to(down.dtype), output, (down, up), factors.scale * strength)
+        return result if bias is None else result + (spread_channels(bias, layer) * strength).to(result)
 
     return add_delta
+
+
+def _add_product(
+    layer: nn.Module, x: Tensor, output: Tensor, factors: tuple[Tensor, Tensor], scale: float
+) -> Tensor:
+    down, up = factors
+    if isinstance(layer, nn.Conv2d):
+        low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+        return output + (F.conv2d(low, up) * scale).to(output.dtype)
+    low = F.linear(x, down)
+    if not torch.is_grad_enabled() and low.dtype == up.dtype == output.dtype and output.is_contiguous():
+        # The product is added where it is made: no tensor of the output's size in between.
+        output.view(-1, up.shape[0]).addmm_(low.reshape(-1, up.shape[1]), up.T, alpha=scale)
+        return output
+    return output + (F.linear(low, up) * scale).to(output.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from conceptry.bases import ComponentName
 from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors, require_place
-from conceptry.composer.full import FullPatch, require_tensor
+from conceptry.composer.full import FullPatch, WeightPatch, require_tensor
 from conceptry.composer.hooks import Patch
-from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer
+from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
 from conceptry.composer.pipelines import (
     Pipeline,
     TextEncoder,
@@ -28,7 +28,7 @@ from conceptry.composer.plan import PlannedMember
 from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
 from conceptry.composer.report import Applied
 from conceptry.composer.tensors import to_torch
-from conceptry.composer.tokens import TokenPatch, TokenRows, blend_rows
+from conceptry.composer.tokens import TokenPatch, TokenRows
 from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.embedding import read_embedding
@@ -53,9 +53,8 @@ class Gathered:
     unmatched: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def describe(self) -> Applied:
-        """Returns the concept's line of the report."""
-        member = self.member
+    def describe(self, member: PlannedMember) -> Applied:
+        """Returns the concept's line of the report, at the strength of ``member``."""
         return Applied(
             label=member.concept.label,
             digest=member.concept.digest,
@@ -68,27 +67,40 @@ class Gathered:
             unmatched=tuple(self.unmatched),
         )
 
-    @staticmethod
-    def build(pipeline: Pipeline, gathered: Sequence[Gathered]) -> list[Patch]:
-        """Returns the patches in the order of use: words, weights, deltas, edits with keys of the merged weights."""
-        parts = list_components(pipeline)
-        tokens = TokenPatch(pipeline, [rows for one in gathered for rows in one.tokens])
-        patches: list[Patch] = [tokens] if any(one.tokens for one in gathered) else []
-        for one in gathered:
-            strength = one.member.strength
-            patches += [
-                FullPatch(parts[name], values, strength=strength) for name, values in one.full.items()
-            ]
-            patches += [
-                LoraPatch(parts[name], values, strength=strength) for name, values in one.lora.items()
-            ]
-            patches += [
-                DeltaPatch(parts[name], values, strength=strength) for name, values in one.deltas.items()
-            ]
-        edits = [edit for one in gathered for edit in one.edits]
-        if edits:
-            patches.append(RankOnePatch(pipeline, edits, presence=tokens.log))
-        return patches
+    def build(self, pipeline: Pipeline, *, fused: bool = False) -> tuple[Patch, ...]:
+        """Returns the patches in the order of use: words, weights, deltas, edits with keys of the merged weights.
+
+        Args:
+            pipeline: the one that the concept was gathered for.
+            fused: puts low-rank deltas into the weights instead of beside the layers.
+
+        Raises:
+            IncompatibleError: if the concept is to be fused and has what no weight can hold.
+        """
+        if fused and self.edits:
+            raise _refuse_fusing(self.member, "its gates open anew for each token (arXiv 2305.01644)")
+        parts, strength = list_components(pipeline), self.member.strength
+        tokens = TokenPatch(pipeline, self.tokens, strength=strength)
+        patches: list[Patch] = [tokens] if self.tokens else []
+        patches += [FullPatch(parts[name], values, strength=strength) for name, values in self.full.items()]
+        for name, factors in self.lora.items():
+            if fused:
+                patches.append(WeightPatch(parts[name], to_contributions(factors), strength=strength))
+            else:
+                patches.append(LoraPatch(parts[name], factors, strength=strength))
+        patches += [
+            DeltaPatch(parts[name], modules, strength=strength) for name, modules in self.deltas.items()
+        ]
+        if self.edits:
+            patches.append(RankOnePatch(pipeline, self.edits, presence=tokens.log))
+        return tuple(patches)
+
+
+def _refuse_fusing(member: PlannedMember, why: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{member.concept.label} cannot be put into weights: {why}",
+        hint="attach it, and fuse the other concepts: fuse(Composition(...), pipeline), then attach(...)",
+    )
 
 
 def gather_member(member: PlannedMember, pipeline: Pipeline) -> Gathered:
@@ -129,12 +141,13 @@ def _gather_embedding(found: Gathered, part: Part, pipeline: Pipeline) -> None:
         contents = read_embedding(path)
         if contents.layers is not None:
             raise IncompatibleError("rows for each cross-attention layer cannot be attached by this version")
-        _add_rows(found, contents.rows, pipeline, strength=found.member.strength)
+        _add_rows(found, contents.rows, pipeline, anchored=True)
 
 
-def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, strength: float) -> None:
+def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool) -> None:
     encoders = {encoder.component: encoder for encoder in list_text_encoders(pipeline)}
     by_word: dict[Placeholder, dict[ComponentName, Tensor]] = {}
+    anchors: dict[Placeholder, dict[ComponentName, Tensor | None]] = {}
     for (component, placeholder), raw in rows.items():
         encoder = encoders.get(ComponentName(component))
         if encoder is None:
@@ -142,12 +155,12 @@ def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, strength: floa
             continue
         word = found.member.words.get(Placeholder(placeholder), Placeholder(placeholder))
         values = to_torch(raw, dtype=torch.float32, device=encoder.table.weight.device)
-        if strength != 1.0 and values.shape[-1] == encoder.table.embedding_dim:
-            values = blend_rows(values, _find_anchor(found, placeholder, encoder, pipeline), strength)
         by_word.setdefault(word, {})[encoder.component] = values
+        anchor = _find_anchor(found, placeholder, encoder, pipeline)
+        anchors.setdefault(word, {})[encoder.component] = anchor
         found.applied += 1
     for word, values_by_encoder in by_word.items():
-        found.tokens.append(TokenRows(word, values_by_encoder))
+        found.tokens.append(TokenRows(word, values_by_encoder, anchors[word] if anchored else None))
         for component in encoders.keys() - values_by_encoder.keys():
             found.warnings.append(f"{found.member.concept.label}: {word} has no row for {component}")
 
@@ -169,7 +182,7 @@ def _gather_rank_one(found: Gathered, part: Part, pipeline: Pipeline) -> None:
     for path in _iter_files(found, part):
         contents = read_rank_one(path)
         first = len(found.tokens)
-        _add_rows(found, contents.rows, pipeline, strength=1.0)
+        _add_rows(found, contents.rows, pipeline, anchored=False)
         words = [token.placeholder for token in found.tokens[first:]]
         edit = RankOneEdit(
             i_star=to_torch(contents.i_star, dtype=torch.float32),

@@ -103,22 +103,42 @@ def find_module(root: nn.Module, path: str) -> nn.Module | None:
     for candidate in _spell(path):
         module: nn.Module | None = root
         for part in candidate.split("."):
-            child = getattr(module, part, None)
-            module = child if isinstance(child, nn.Module) else None
+            # Past getattr, which looks at parameters and buffers first: this is asked thousands of times.
+            module = module._modules.get(part) if module is not None else None
         if module is not None:
             return module
     return None
 
 
+def unwrap_layer(layer: nn.Module) -> Any:
+    """Returns the layer itself: peft puts its own adapters around a layer and keeps the layer inside."""
+    inner = layer._modules.get("base_layer")
+    return layer if inner is None else inner
+
+
+def find_place(root: nn.Module, name: str) -> tuple[nn.Module, str] | None:
+    """Returns the module that holds ``name`` as published files write it, and the name of the tensor there.
+
+    A bias that the layer could have and lacks has a place too.
+    """
+    path, _, leaf = name.rpartition(".")
+    found = find_module(root, path) if path else root
+    module = None if found is None else unwrap_layer(found)
+    if module is None or not (leaf in module._parameters or leaf in module._buffers):
+        return None
+    return module, leaf
+
+
+def read_place(module: nn.Module, leaf: str) -> Tensor | None:
+    """Returns the tensor that ``module`` holds as ``leaf`` now."""
+    value = module._parameters.get(leaf)
+    return module._buffers.get(leaf) if value is None else value
+
+
 def find_tensor(root: nn.Module, name: str) -> Tensor | None:
     """Returns the parameter or buffer called ``name`` as published files write it, or None."""
-    path, _, leaf = name.rpartition(".")
-    module = find_module(root, path) if path else root
-    if module is None:
-        return None
-    base = getattr(module, "base_layer", module)
-    value = getattr(base if isinstance(base, nn.Module) else module, leaf, None)
-    return value if isinstance(value, Tensor) else None
+    place = find_place(root, name)
+    return None if place is None else read_place(*place)
 
 
 def _spell(path: str) -> tuple[str, ...]:

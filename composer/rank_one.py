@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -64,6 +65,15 @@ class RankOnePatch(Patch):
         self.presence = presence
         self._denoiser = get_component(pipeline, UNET)
         self._held: list[str] = []  # the superclass is encoded without a trace in the user's tokenizers
+
+    @property
+    def strength(self) -> float:
+        """How much of each change is made; of the first edit where they differ. It may be set while attached."""
+        return self.edits[0].strength if self.edits else 1.0
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.edits = tuple(replace(edit, strength=value) for edit in self.edits)
 
     def _put_in(self) -> None:
         for encoder in list_text_encoders(self.pipeline):
@@ -146,7 +156,8 @@ class _Stack:
         """Returns the coefficients for this context: one tensor is read by all layers, and in all steps."""
         edits = self.edits
         versions = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
-        key = (context_version(context), torch.is_grad_enabled(), *versions)
+        strengths = [edit.strength for edit in edits]
+        key = (context_version(context), torch.is_grad_enabled(), *versions, *strengths)
         if self._context is None or self._context() is not context or key != self._key:
             active = self._find_active(context)
             self._coefficients = (

@@ -32,6 +32,8 @@ class TokenRows:
 
     placeholder: Placeholder
     rows: Mapping[ComponentName, Float[Tensor, "vectors _"]]
+    anchors: Mapping[ComponentName, Float[Tensor, " _"] | None] | None = None
+    """What strength 0 reads as, None for zero; without anchors, strength does not count."""
 
 
 class TokenPatch(Patch):
@@ -43,14 +45,16 @@ class TokenPatch(Patch):
     Args:
         pipeline: its tokenizers are replaced by private copies while attached.
         tokens: the placeholders and their rows.
+        strength: how far rows with anchors go from them; 1 is as trained. It may be set while attached.
 
     Raises:
         InvalidPlaceholderError: at ``attach``, if a placeholder is a word of a vocabulary.
         IncompatibleError: at ``attach``, if it is attached already, or a width is not the encoder's.
     """
 
-    def __init__(self, pipeline: Pipeline, tokens: Sequence[TokenRows]) -> None:
+    def __init__(self, pipeline: Pipeline, tokens: Sequence[TokenRows], *, strength: float = 1.0) -> None:
         super().__init__()
+        self.strength = strength
         self._pipeline = pipeline
         self._tokens = tuple(tokens)
         self._encoders = list_text_encoders(pipeline)
@@ -70,9 +74,9 @@ class TokenPatch(Patch):
             ids = {name: [next(_NEXT_ID) for _ in range(len(values))] for name, values in rows.items()}
             self._ids[encoder.tokenizer_name] = ids
             tokenizer.placeholder_ids.update(ids)
-            self._watch(encoder, _RowTable(ids, list(rows.values()), _choose_safe_id(tokenizer)))
+            self._watch(encoder, _RowTable(ids, _choose_safe_id(tokenizer)), mine)
 
-    def _watch(self, encoder: TextEncoder, table: _RowTable) -> None:
+    def _watch(self, encoder: TextEncoder, table: _RowTable, mine: Sequence[TokenRows]) -> None:
         def hide_ids(_: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if "input_ids" in options:
                 return args, {**options, "input_ids": table.hide(options["input_ids"])}
@@ -83,11 +87,19 @@ class TokenPatch(Patch):
             table.pending = None
 
         def put_rows(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return table.put_rows(output)
+            if table.pending is None or output.shape[:-1] != table.pending.shape:
+                return None
+            return table.put_rows(output, [self._blend(token, encoder) for token in mine])
 
         self._handles.append(encoder.inner.register_forward_pre_hook(hide_ids, with_kwargs=True))
         self._handles.append(encoder.inner.register_forward_hook(record))
         self._handles.append(encoder.table.register_forward_hook(put_rows))
+
+    def _blend(self, token: TokenRows, encoder: TextEncoder) -> Tensor:
+        rows = token.rows[encoder.component]
+        if token.anchors is None or self.strength == 1.0:
+            return rows
+        return blend_rows(rows, token.anchors.get(encoder.component), self.strength)
 
     def _take_out(self) -> None:
         for name, tokenizer in self._held.items():
@@ -99,12 +111,11 @@ class TokenPatch(Patch):
 
 
 class _RowTable:
-    """The rows of one encoder, by consecutive ids, and the ids of the sequences that are being encoded."""
+    """The ids of one encoder's rows, consecutive, and those of the sequences that are being encoded."""
 
-    def __init__(self, ids: Mapping[Placeholder, list[int]], rows: list[Tensor], safe_id: int) -> None:
+    def __init__(self, ids: Mapping[Placeholder, list[int]], safe_id: int) -> None:
         self._names = {number: name for name, numbers in ids.items() for number in numbers}
         self._first = min(self._names, default=0)
-        self._rows = rows
         self._safe_id = safe_id
         self.pending: Int[Tensor, "batch positions"] | None = None
         self.present: list[Present] = []
@@ -122,12 +133,12 @@ class _RowTable:
         self.pending = flat if bool(mine.any()) else None
         return ids if self.pending is None else torch.where(self._find(ids), self._safe_id, ids)
 
-    def put_rows(self, embedded: Tensor) -> Tensor | None:
+    def put_rows(self, embedded: Tensor, rows: Sequence[Tensor]) -> Tensor | None:
         """Returns the embedded tokens [batch, positions, width] with our rows put in; None where there are none."""
-        if self.pending is None or embedded.shape[:-1] != self.pending.shape:
+        if self.pending is None:
             return None
         mine = self._find(self.pending)
-        values = torch.cat([rows.to(embedded) for rows in self._rows])
+        values = torch.cat([one.to(embedded) for one in rows])
         result = embedded.clone()
         result[mine] = values[self.pending[mine] - self._first]
         return result

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from conceptry.bases import BaseIdentity
+from conceptry.trainer.conditioning import Conditioning, denoise
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.jobs import ResolvedJob
 from conceptry.trainer.latents import LatentCache
@@ -84,6 +85,12 @@ class TrainingContext:
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def denoise(
+        self, noisy: Latents, timesteps: Int64[Tensor, " batch"], conditioning: Conditioning
+    ) -> Latents:
+        """Returns the denoiser's prediction in its own precision, or that of ``autocast`` around it."""
+        return denoise(self.pipeline, noisy, timesteps, conditioning)
 
     def announce(self, message: str) -> None:
         """Tells the caller that a phase begins."""

@@ -6,41 +6,54 @@ at any time what it would have predicted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
-from conceptry.composer.full import FullPatch
+from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import iter_tensors
 from conceptry.composer.tensors import from_torch
 from conceptry.errors import TrainingError, UsageError
 from conceptry.formats.full import FullContents, write_full
 from conceptry.manifest import FullMethod, Token
-from conceptry.trainer.conditioning import Conditioning, PromptCache, denoise
-from conceptry.trainer.context import Batch, TrainingContext
-from conceptry.trainer.learners import Draft, Learner
-from conceptry.trainer.objectives import weighted_error
-from conceptry.trainer.prior import ClassLatents, load_class_latents
-from conceptry.trainer.prompts import write_class_prompt
-from conceptry.trainer.randomness import seed_generator
+from conceptry.trainer.conditioning import Conditioning, PromptCache
+from conceptry.trainer.context import TrainingContext
+from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.preservation import Preservation
 
 UNET = ComponentName("unet")
 
 
+class TunedWeights(Patch):
+    """The tuned values in the place of the base's own while attached: what moves the parameters moves the values."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._weights = weights
+        self._values = values
+        self._originals: dict[str, Tensor] = {}
+
+    def _put_in(self) -> None:
+        for name, weight in self._weights.items():
+            self._originals[name] = weight.data
+            weight.data = self._values[name]
+
+    def _take_out(self) -> None:
+        for name, original in self._originals.items():
+            self._weights[name].data = original
+        self._originals.clear()
+
+
 @dataclass(slots=True, eq=False)
 class DreamBooth(Learner):
-    """Minimises the denoising loss on the pictures plus ``prior_weight`` times a loss on the superclass (eq. 2).
-
-    Prior ``prediction``: on the same noisy latents with the superclass alone in the prompt, the tuned denoiser shall
-    predict what the base predicts. Prior ``pictures``: pictures that the base made of the superclass, as in the paper.
-    """
+    """Minimises the denoising loss on the pictures, plus the prior's on the superclass (eq. 2)."""
 
     trains_base_weights: ClassVar[bool] = True
 
@@ -49,27 +62,23 @@ class DreamBooth(Learner):
     """The base's parameters by published name; their memory is ``values`` while attached."""
 
     values: dict[str, Tensor]
-    patch: FullPatch
+    patch: TunedWeights
     prompts: PromptCache
-    class_latents: ClassLatents | None
+    preservation: Preservation | None = None
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> DreamBooth:
         """Returns the learner. Raises UsageError if no tensor of the base matches ``targets``."""
-        settings, unet = context.job.settings, context.pipeline.unet
-        tuned = find_weights(unet, settings.targets)
+        unet = context.pipeline.unet
+        tuned = find_weights(unet, context.job.settings.targets)
         values = {name: weight.detach().clone() for name, weight in tuned.items()}
-        prompts = PromptCache(context.pipeline)
-        pictures = None
-        if settings.prior == "pictures":
-            pictures = load_class_latents(context)
         return cls(
             context=context,
             tuned=tuned,
             values=values,
-            patch=FullPatch(unet, values),
-            prompts=prompts,
-            class_latents=pictures,
+            patch=TunedWeights(tuned, values),
+            prompts=PromptCache(context.pipeline),
+            preservation=Preservation.prepare(context),
         )
 
     @property
@@ -104,35 +113,12 @@ class DreamBooth(Learner):
         """Returns the encoding; the text encoder is frozen, so each text is encoded once."""
         return self.prompts.encode(texts)
 
-    def compute_loss(self, batch: Batch, step: int) -> Float[Tensor, ""]:
-        """Returns the loss on the pictures plus the prior's."""
-        settings = self.context.job.settings
-        loss = weighted_error(self.predict(batch), batch.target, batch.weights)
-        if settings.prior == "none" or not settings.prior_weight:
-            return loss
-        return loss + settings.prior_weight * self._compute_prior(batch, step)
-
-    def _compute_prior(self, batch: Batch, step: int) -> Tensor:
-        noisy = batch.noisy
-        if self.class_latents is None:
-            conditioning = self.condition([pair.plain for pair in batch.prompts])
-            target = self._predict_base(batch, conditioning)
-        else:
-            conditioning = self.condition([write_class_prompt(self.context.wording)] * len(batch.prompts))
-            generator = seed_generator(self.context.job.job.seed, "prior", step)
-            clean = self.class_latents.pick(len(batch.prompts), generator).to(noisy)
-            noisy = self.context.schedule.add_noise(clean, batch.noise, batch.timesteps)
-            target = self.context.schedule.make_target(clean, batch.noise, batch.timesteps)
-        with self.context.autocast():
-            prediction = denoise(self.context.pipeline, noisy, batch.timesteps, conditioning)
-        return weighted_error(prediction, target, batch.weights)
-
-    @torch.no_grad()
-    def _predict_base(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+    @contextmanager
+    def absent(self) -> Iterator[None]:
+        """Lets the base's own weights answer while the block runs; the gradients of the tuned ones stay."""
         self.patch.detach()
         try:
-            with self.context.autocast():
-                return denoise(self.context.pipeline, batch.noisy, batch.timesteps, conditioning)
+            yield
         finally:
             self.patch.attach()
 
@@ -153,12 +139,12 @@ class DreamBooth(Learner):
             write_full(path, FullContents(component=UNET, tensors=tensors), metadata)
 
         total = sum(1 for _ in iter_tensors(self.context.pipeline.unet))
-        return Draft(
+        part = DraftPart(
             kind="full",
             method=FullMethod(components=(UNET,), changed_tensors=len(changed), total_tensors=total),
-            tokens=(Token(placeholder=job.placeholder, superclass=job.superclass),),
             files={f"{UNET}.safetensors": write},
         )
+        return Draft(parts=(part,), tokens=(Token(placeholder=job.placeholder, superclass=job.superclass),))
 
 
 def find_weights(unet: Any, targets: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -22,10 +22,10 @@ from conceptry.digests import Digest
 from conceptry.errors import StoreError, TrainingError
 from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
+from conceptry.kinds import KindId
 from conceptry.manifest import (
     Base,
     Build,
-    File,
     FingerprintModel,
     License,
     Manifest,
@@ -35,7 +35,7 @@ from conceptry.manifest import (
     TrainingProvenance,
     Usage,
 )
-from conceptry.trainer.conditioning import denoise, encode_prompts
+from conceptry.trainer.conditioning import encode_prompts
 from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.learners import Draft, Learner
 from conceptry.trainer.loop import LoopResult
@@ -78,7 +78,7 @@ def judge_learner(
         for parameter in learner.parameters.values():
             parameter.requires_grad_(False)  # torch rounds otherwise in layers that could be trained
         conditioning = learner.condition([pair.concept for pair in batch.prompts])
-        expected = denoise(context.pipeline, batch.noisy, batch.timesteps, conditioning).float()
+        expected = context.denoise(batch.noisy, batch.timesteps, conditioning).float()
     return Outcome(
         draft=learner.draft(),
         loop=loop,
@@ -110,7 +110,7 @@ def _check_values(learner: Learner) -> None:
 def _predict(context: TrainingContext, batch: Batch, *, concept: bool) -> Tensor:
     texts = [pair.concept if concept else pair.plain for pair in batch.prompts]
     conditioning = encode_prompts(context.pipeline, texts)
-    return denoise(context.pipeline, batch.noisy, batch.timesteps, conditioning).float()
+    return context.denoise(batch.noisy, batch.timesteps, conditioning).float()
 
 
 def write_concept(
@@ -143,32 +143,39 @@ def write_concept(
 
 
 def _fill(context: TrainingContext, outcome: Outcome, folder: Path, record: Mapping[str, Any]) -> None:
-    draft, job = outcome.draft, context.job.job
-    metadata = make_metadata(
-        draft.kind,
+    parts = []
+    for part in outcome.draft.parts:
+        metadata = _describe_file(context, part.kind)
+        described = []
+        for name, write in sorted(part.files.items()):
+            write(folder / name, metadata)
+            described.append(describe_file(folder / name, name=name))
+        parts.append(Part(kind=part.kind, method=part.method, files=tuple(described)))
+    manifest = make_manifest(context, outcome, tuple(parts))
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    (folder / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _describe_file(context: TrainingContext, kind: KindId) -> dict[str, str]:
+    job = context.job.job
+    return make_metadata(
+        kind,
         family=context.job.family,
         title=job.title or str(job.name),
         triggers=(context.job.word,),
         license_text=job.license,
         description=job.description or None,
     )
-    described = []
-    for name, write in sorted(draft.files.items()):
-        write(folder / name, metadata)
-        described.append(describe_file(folder / name, name=name))
-    manifest = make_manifest(context, outcome, tuple(described))
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-    (folder / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def make_manifest(context: TrainingContext, outcome: Outcome, files: tuple[File, ...]) -> Manifest:
+def make_manifest(context: TrainingContext, outcome: Outcome, parts: tuple[Part, ...]) -> Manifest:
     """Returns the manifest: a function of job, pictures, base and weights; no clock, machine or path is in it."""
     resolved, draft = context.job, outcome.draft
     job = resolved.job
     build = Build(
-        id=f"{resolved.family}-{draft.kind}".replace("_", "-"),
+        id="-".join((resolved.family, *(part.kind for part in parts))).replace("_", "-"),
         base=_describe_base(context),
-        parts=(Part(kind=draft.kind, method=draft.method, files=files),),
+        parts=parts,
         metrics=(
             Metric(
                 name="fixed_loss_before", value=outcome.loop.fixed_loss_before, protocol=FIXED_LOSS_PROTOCOL

@@ -77,9 +77,9 @@ class ResolvedJob:
     @property
     def word(self) -> str:
         """How the concept is written in prompts: the placeholder, or placeholder and superclass."""
-        if self.row.expands_placeholder:
-            return self.job.placeholder
-        return f"{self.job.placeholder} {self.job.superclass}"
+        if self.row.names_superclass:
+            return f"{self.job.placeholder} {self.job.superclass}"
+        return self.job.placeholder
 
     @property
     def recipe(self) -> Digest:

@@ -7,30 +7,39 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from conceptry.kinds import KindId
 from conceptry.manifest import Method, Token
-from conceptry.trainer.conditioning import Conditioning, denoise
+from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.objectives import weighted_error
+
+if TYPE_CHECKING:
+    from conceptry.trainer.preservation import Preservation
 
 WriteFile = Callable[[Path, Mapping[str, str]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """What a finished run stores: one part of a build, the words that call it, and how to write its files."""
+class DraftPart:
+    """What one kind stores, and how to write its files."""
 
     kind: KindId
     method: Method
-    tokens: tuple[Token, ...]
     files: Mapping[str, WriteFile]
     """File name in the package -> a function that writes it, given the path and its ModelSpec metadata."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a finished run stores: the parts of one build, and the words that call it."""
+
+    parts: tuple[DraftPart, ...]
+    tokens: tuple[Token, ...]
     facts: Mapping[str, float] = field(default_factory=dict)
     """Figures for ``train.json``."""
 
@@ -39,6 +48,9 @@ class Learner(ABC):
     """One method during one run. Its parameters are small, standalone and float32, never the base's own."""
 
     context: TrainingContext
+    preservation: Preservation | None = None
+    """The prior that keeps the superclass as the base has it, where the method and its settings have one."""
+
     trains_base_weights: ClassVar[bool] = False
 
     @property
@@ -77,11 +89,21 @@ class Learner(ABC):
         """Returns the denoiser's answer with the concept in place."""
         conditioning = self.condition([pair.concept for pair in batch.prompts])
         with self.context.autocast():
-            return denoise(self.context.pipeline, batch.noisy, batch.timesteps, conditioning)
+            return self.context.denoise(batch.noisy, batch.timesteps, conditioning)
 
     def compute_loss(self, batch: Batch, step: int) -> Float[Tensor, ""]:
         """Returns what is minimised; ``step`` is for methods that draw samples of their own."""
-        return weighted_error(self.predict(batch), batch.target, batch.weights)
+        loss = weighted_error(self.predict(batch), batch.target, batch.weights)
+        return loss if self.preservation is None else loss + self.preservation.compute_loss(self, batch, step)
+
+    @contextmanager
+    def absent(self) -> Iterator[None]:
+        """Lets the base answer as it is while the block runs, in the midst of training; gradients stay."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self.attach()
 
     def finish_step(self) -> None:  # noqa: B027  most methods have nothing to do here
         """Called after each update."""

@@ -1,129 +1,152 @@
-"""LoRA (arXiv 2106.09685): low-rank deltas beside the denoiser's projections; the base's weights stay as they are."""
+"""LoRA and its variants: tensors beside the denoiser's layers are trained, the base's weights stay as they are.
+
+The text encoders are adapted too where ``train_text_encoder`` says so, at a learning rate of their own.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from conceptry.composer.lora import LoraFactors, LoraPatch
-from conceptry.composer.tensors import from_torch
-from conceptry.errors import UsageError
-from conceptry.formats.lora import LoraContents, LoraModule, write_lora
-from conceptry.manifest import LoraMethod, Token
-from conceptry.trainer.conditioning import Conditioning, PromptCache
+from conceptry.bases import ComponentName
+from conceptry.composer.hooks import Patch
+from conceptry.composer.pipelines import list_components, list_text_encoders
+from conceptry.formats.lora import LoraContents, write_lora
+from conceptry.formats.lora_methods import describe_modules
+from conceptry.manifest import Token
+from conceptry.trainer.adapters import ADAPTERS, Adapter, Place
+from conceptry.trainer.conditioning import Conditioning, PromptCache, encode_prompts
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.learners import Draft, Learner
+from conceptry.trainer.denoisers import name_denoiser
+from conceptry.trainer.layers import Layers, find_layers, pick_by_pattern
+from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.preservation import Preservation
 from conceptry.trainer.randomness import seed_generator
+from conceptry.trainer.settings import Settings
+
+_TEXT_TARGETS = ("attention",)
 
 
 @dataclass(slots=True, eq=False)
 class Lora(Learner):
-    """Trains W + (alpha / rank) B A (eq. 3): A begins as Kaiming uniform noise, B at zero."""
+    """Minimises the denoising loss over the tensors of all adapters, plus the prior's where there is one."""
 
     context: TrainingContext
-    factors: dict[str, tuple[nn.Parameter, nn.Parameter]]
-    """Module path inside the UNet -> (down, up)."""
-
-    scale: float
+    adapters: tuple[Adapter, ...]
     started_from: Mapping[str, Tensor]
-    patch: LoraPatch
-    prompts: PromptCache
+    patches: tuple[Patch, ...]
+    prompts: PromptCache | None
+    """Encodings of frozen text encoders; None where they are trained."""
+
+    preservation: Preservation | None = None
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> Lora:
         """Returns the learner. Raises UsageError if no layer of the base matches ``targets``."""
-        settings = context.job.settings
-        layers = find_layers(context.pipeline.unet, settings.targets)
-        generator = seed_generator(context.job.job.seed, "init")
-        factors = {path: _make_factors(layer, settings.rank, generator) for path, layer in layers.items()}
-        scale = (settings.alpha or settings.rank) / settings.rank
-        wrapped = {path: LoraFactors(down, up, scale) for path, (down, up) in factors.items()}
+        settings, pipeline = context.job.settings, context.pipeline
+        row = ADAPTERS[settings.algorithm]
+        adapters = tuple(row.make(place) for place in _iter_places(context))
+        roots = list_components(pipeline)
+        grouped: dict[ComponentName, list[Adapter]] = {}
+        for adapter in adapters:
+            grouped.setdefault(adapter.component, []).append(adapter)
         return cls(
             context=context,
-            factors=factors,
-            scale=scale,
-            started_from={name: value.detach().clone() for name, value in _name_parameters(factors).items()},
-            patch=LoraPatch(context.pipeline.unet, wrapped),
-            prompts=PromptCache(context.pipeline),
+            adapters=adapters,
+            started_from={
+                name: value.detach().clone() for name, value in _name_parameters(adapters, pipeline).items()
+            },
+            patches=tuple(row.patch(roots[component], found) for component, found in grouped.items()),
+            prompts=None if settings.train_text_encoder else PromptCache(pipeline),
+            preservation=Preservation.prepare(context),
         )
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Both factors of every layer."""
-        return _name_parameters(self.factors)
+        """The tensors of every layer's adapter."""
+        return _name_parameters(self.adapters, self.context.pipeline)
 
     @property
     def initial(self) -> Mapping[str, Tensor]:
-        """The factors that training began with."""
+        """The values that training began with."""
         return self.started_from
 
     def attach(self) -> None:
-        """Adds the deltas to the layers' outputs."""
-        self.patch.attach()
+        """Lets the adapters change the layers' outputs."""
+        try:
+            for patch in self.patches:
+                patch.attach()
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Takes them out."""
-        self.patch.detach()
+        for patch in reversed(self.patches):
+            patch.detach()
 
     def condition(self, texts: Sequence[str]) -> Conditioning:
-        """Returns the encoding; the text encoder is frozen, so each text is encoded once."""
-        return self.prompts.encode(texts)
+        """Returns the encoding; a frozen text encoder reads each text once."""
+        return (
+            encode_prompts(self.context.pipeline, texts)
+            if self.prompts is None
+            else self.prompts.encode(texts)
+        )
 
     def draft(self) -> Draft:
         """Returns a ``lora`` part."""
-        job, rank = self.context.job.job, self.context.job.settings.rank
-        modules = {
-            f"unet.{path}": LoraModule.of_factors(
-                down=from_torch(down), up=from_torch(up), alpha=self.scale * rank
-            )
-            for path, (down, up) in self.factors.items()
-        }
+        job = self.context.job.job
+        modules = {f"{one.component}.{one.path}": one.to_module() for one in self.adapters}
 
         def write(path: Path, metadata: Mapping[str, str]) -> None:
             write_lora(path, LoraContents(modules=modules), metadata)
 
-        return Draft(
-            kind="lora",
-            method=LoraMethod(rank=rank, modules=len(modules), scale=self.scale),
-            tokens=(Token(placeholder=job.placeholder, superclass=job.superclass),),
-            files={"lora.safetensors": write},
-        )
+        part = DraftPart(kind="lora", method=describe_modules(modules), files={"lora.safetensors": write})
+        token = Token(placeholder=job.placeholder, superclass=job.superclass)
+        return Draft(parts=(part,), tokens=(token,))
 
 
-def find_layers(unet: Any, targets: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Returns the linear and convolution layers whose path matches one of ``targets``. Raises UsageError."""
-    found = {
-        path: layer
-        for path, layer in unet.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and any(fnmatchcase(path, target) for target in targets)
-    }
-    if not found:
-        raise UsageError(
-            f"no layer of the base matches {', '.join(targets) or 'nothing'}",
-            where="settings.targets",
-            hint='attention projections are "*.to_q" "*.to_k" "*.to_v" "*.to_out.0"',
-        )
-    return found
+def iter_layers(pipeline: Any, settings: Settings) -> Iterator[tuple[ComponentName, Layers]]:
+    """Returns for each component that is adapted its layers by published path. Raises UsageError if one has none."""
+    denoiser = name_denoiser(pipeline)
+    yield denoiser, find_layers(getattr(pipeline, denoiser), settings.targets)
+    if settings.train_text_encoder:
+        for encoder in list_text_encoders(pipeline):
+            yield encoder.component, find_layers(encoder.module, _TEXT_TARGETS)
 
 
-def _make_factors(
-    layer: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator
-) -> tuple[nn.Parameter, nn.Parameter]:
-    weight = layer.weight
-    inputs = math.prod(weight.shape[1:])
-    bound = 1 / math.sqrt(inputs)  # Kaiming uniform with a = sqrt(5), as linear layers begin
-    down = (torch.rand((rank, *weight.shape[1:]), generator=generator) * 2 - 1) * bound
-    up = torch.zeros((weight.shape[0], rank, *[1] * (weight.ndim - 2)))
-    return nn.Parameter(down.to(weight.device)), nn.Parameter(up.to(weight.device))
+def pick_size(path: str, settings: Settings) -> tuple[int, float]:
+    """Returns rank and alpha of the layer at ``path``: those of its pattern, else ``rank`` and ``alpha``."""
+    rank = pick_by_pattern(path, settings.rank_pattern, settings.rank)
+    return rank, float(pick_by_pattern(path, settings.alpha_pattern, settings.alpha or float(rank)))
 
 
-def _name_parameters(factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> dict[str, nn.Parameter]:
-    named = {f"lora/{path}/down": down for path, (down, _) in factors.items()}
-    return named | {f"lora/{path}/up": up for path, (_, up) in factors.items()}
+def _iter_places(context: TrainingContext) -> Iterator[Place]:
+    settings = context.job.settings
+    generator = seed_generator(context.job.job.seed, "init")
+    for component, layers in iter_layers(context.pipeline, settings):
+        for path, layer in layers.items():
+            rank, alpha = pick_size(path, settings)
+            yield Place(
+                component=component,
+                path=path,
+                layer=layer,
+                rank=rank,
+                alpha=alpha,
+                frozen_outputs=settings.frozen_outputs,
+                frozen_inputs=settings.frozen_inputs,
+                generator=generator,
+            )
+
+
+def _name_parameters(adapters: Sequence[Adapter], pipeline: Any) -> dict[str, nn.Parameter]:
+    denoiser = name_denoiser(pipeline)
+    named = {}
+    for one in adapters:
+        prefix = "lora/" if one.component == denoiser else f"text_encoder/{one.component}."
+        named |= {f"{prefix}{one.path}/{name}": value for name, value in one.parameters.items()}
+    return named

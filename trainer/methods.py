@@ -21,18 +21,24 @@ class TrainerRow:
     id: str
     title: str
     paper: str
-    kind_id: KindId
+    summary: str
+    """What it learns, in a line of the help page."""
+
+    kind_ids: tuple[KindId, ...]
+    names_superclass: bool
+    """Prompts say "placeholder superclass"; otherwise the placeholder stands alone."""
+
     prepare: Callable[[TrainingContext], Learner]
 
     @property
-    def kind(self) -> Kind:
-        """The kind that the method's result is stored as."""
-        return KIND_BY_ID[self.kind_id]
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that the method's result is stored as, one for each part."""
+        return tuple(KIND_BY_ID[id] for id in self.kind_ids)
 
     @property
     def expands_placeholder(self) -> bool:
-        """The placeholder becomes ids of its own; otherwise prompts say "placeholder superclass" in plain text."""
-        return self.kind.expands_placeholder
+        """The placeholder becomes ids of its own; otherwise it is plain text that the tokenizer splits."""
+        return any(kind.expands_placeholder for kind in self.kinds)
 
 
 def _prepare_textual_inversion(context: TrainingContext) -> Learner:
@@ -59,27 +65,109 @@ def _prepare_dreambooth(context: TrainingContext) -> Learner:
     return DreamBooth.prepare(context)
 
 
+def _prepare_words_and_lora(context: TrainingContext) -> Learner:
+    from conceptry.trainer.joint import Joint
+    from conceptry.trainer.lora import Lora
+
+    return Joint.prepare(context, Lora)
+
+
+def _prepare_words_and_weights(context: TrainingContext) -> Learner:
+    from conceptry.trainer.dreambooth import DreamBooth
+    from conceptry.trainer.joint import Joint
+
+    return Joint.prepare(context, DreamBooth)
+
+
 TRAINERS: Final[tuple[TrainerRow, ...]] = (
     TrainerRow(
         id="textual_inversion",
         title="Textual Inversion",
         paper="arXiv 2208.01618",
-        kind_id="embedding",
+        summary="rows of the text encoders' tables for the placeholder: a few KB",
+        kind_ids=("embedding",),
+        names_superclass=False,
         prepare=_prepare_textual_inversion,
     ),
     TrainerRow(
         id="perfusion",
         title="Perfusion",
         paper="arXiv 2305.01644",
-        kind_id="rank_one",
+        summary="gated values for cross-attention, keys locked to the superclass: under 100 KB on SD1.5",
+        kind_ids=("rank_one",),
+        names_superclass=False,
         prepare=_prepare_perfusion,
     ),
-    TrainerRow(id="lora", title="LoRA", paper="arXiv 2106.09685", kind_id="lora", prepare=_prepare_lora),
+    TrainerRow(
+        id="lora",
+        title="LoRA",
+        paper="arXiv 2106.09685; DoRA: arXiv 2402.09353",
+        summary="low-rank factors beside the denoiser's layers; --set algorithm=dora decomposes them",
+        kind_ids=("lora",),
+        names_superclass=True,
+        prepare=_prepare_lora,
+    ),
+    TrainerRow(
+        id="dreambooth_lora",
+        title="DreamBooth with LoRA",
+        paper="arXiv 2208.12242, arXiv 2106.09685",
+        summary="LoRA with a prior that keeps the superclass as it was",
+        kind_ids=("lora",),
+        names_superclass=True,
+        prepare=_prepare_lora,
+    ),
+    TrainerRow(
+        id="pivotal",
+        title="pivotal tuning",
+        paper="arXiv 2106.05744, with arXiv 2208.01618 and arXiv 2106.09685",
+        summary="the placeholder's rows first, then LoRA around them, in one package",
+        kind_ids=("embedding", "lora"),
+        names_superclass=False,
+        prepare=_prepare_words_and_lora,
+    ),
+    TrainerRow(
+        id="textual_inversion_dreambooth_lora",
+        title="Textual Inversion and DreamBooth with LoRA",
+        paper="arXiv 2208.01618, arXiv 2208.12242, arXiv 2106.09685",
+        summary="rows and LoRA at once, with a prior that keeps the superclass as it was",
+        kind_ids=("embedding", "lora"),
+        names_superclass=True,
+        prepare=_prepare_words_and_lora,
+    ),
+    TrainerRow(
+        id="lidb",
+        title="LiDB",
+        paper="HyperDreamBooth, arXiv 2307.06949",
+        summary="a rank-one LoRA between frozen orthonormal factors: a tenth of its numbers are trained",
+        kind_ids=("lora",),
+        names_superclass=True,
+        prepare=_prepare_lora,
+    ),
+    TrainerRow(
+        id="custom_diffusion",
+        title="Custom Diffusion",
+        paper="arXiv 2212.04488",
+        summary="keys and values of cross-attention and the placeholder's row, with a prior",
+        kind_ids=("embedding", "full"),
+        names_superclass=True,
+        prepare=_prepare_words_and_weights,
+    ),
+    TrainerRow(
+        id="textual_inversion_dreambooth",
+        title="Textual Inversion and DreamBooth",
+        paper="arXiv 2208.01618, arXiv 2208.12242",
+        summary="rows and the denoiser's own weights at once, with a prior",
+        kind_ids=("embedding", "full"),
+        names_superclass=True,
+        prepare=_prepare_words_and_weights,
+    ),
     TrainerRow(
         id="dreambooth",
         title="DreamBooth",
         paper="arXiv 2208.12242",
-        kind_id="full",
+        summary="the denoiser's own weights, with a prior that keeps the superclass as it was",
+        kind_ids=("full",),
+        names_superclass=True,
         prepare=_prepare_dreambooth,
     ),
 )

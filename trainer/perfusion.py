@@ -25,7 +25,7 @@ from conceptry.manifest import Gate, RankOneMethod, Token
 from conceptry.trainer.conditioning import Conditioning, encode_prompts
 from conceptry.trainer.context import TrainingContext
 from conceptry.trainer.covariance import Covariance, load_covariance
-from conceptry.trainer.learners import Draft, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner
 from conceptry.trainer.settings import GateSettings
 from conceptry.trainer.words import check_words, init_rows, to_token_rows
 
@@ -170,7 +170,7 @@ class Perfusion(Learner):
         def write(path: Path, metadata: Mapping[str, str]) -> None:
             write_rank_one(path, contents, metadata)
 
-        return Draft(
+        part = DraftPart(
             kind="rank_one",
             method=RankOneMethod(
                 layers=tuple(self.o_v),
@@ -179,10 +179,10 @@ class Perfusion(Learner):
                 gate=_to_gate(settings.gate),
                 covariance=self.covariance.id,
             ),
-            tokens=(Token(placeholder=job.placeholder, vectors=1, superclass=job.superclass),),
             files={"rank_one.safetensors": write},
-            facts=self.measure_leak(),
         )
+        token = Token(placeholder=job.placeholder, vectors=1, superclass=job.superclass)
+        return Draft(parts=(part,), tokens=(token,), facts=self.measure_leak())
 
 
 def _name_parameters(

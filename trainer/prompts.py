@@ -19,7 +19,7 @@ Subject = Literal["object", "style"]
 class Wording:
     """How the concept is written: what stands in the prompts, and what the base would say in its place.
 
-    ``word`` is the placeholder (embedding, rank_one) or "placeholder superclass" (lora, full).
+    ``word`` is the placeholder or "placeholder superclass", as the method's row says.
     """
 
     placeholder: str

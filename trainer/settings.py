@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from conceptry.bases import FamilyId
 from conceptry.errors import UsageError, suggest_nearest
@@ -16,6 +16,13 @@ from conceptry.errors import UsageError, suggest_nearest
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _split_words(value: Any) -> Any:
+    """``--set targets=attention,feed_forward`` says the same as a list."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class GateSettings(BaseModel):
@@ -27,11 +34,21 @@ class GateSettings(BaseModel):
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class EarlyStop(BaseModel):
+    """When the loss on a fixed batch counts as flat (DVAR, arXiv 2302.04841; its values for textual inversion)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window_steps: Positive = 310
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.15
+    samples: Annotated[int, Field(ge=1, le=256)] = 4
+
+
 class Settings(BaseModel):
     """All numbers of one run; each method reads the ones that it needs.
 
     ``learning_rates`` has one entry for each group of parameters that the method trains (``embedding``, ``value``,
-    ``lora``, ``weights``).
+    ``lora``, ``text_encoder``, ``weights``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,23 +60,57 @@ class Settings(BaseModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: Share = 0.0
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "prodigy", "adamw_8bit"] = "adamw"
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Share = 0.0
     """Decay of the running mean of the parameters that is saved; 0 saves the last ones."""
 
+    keep: Literal["best", "last"] = "best"
+    """Whether the values with the lowest loss on held-out noise are stored, or the last ones."""
+
+    evaluate_every_steps: Positive = 50
+    early_stop: EarlyStop | None = None
+    """Ends the run when the loss on a fixed batch is flat; None always makes all steps."""
+
+    gradient_checkpointing: bool = False
+    """Computes activations twice instead of keeping them: less memory, a third more time, the same numbers."""
+
     checkpoint_every_steps: Positive = 100
     resolution_pixels: Positive | None = None
     """Side of the square that pictures are cropped to; None takes the base's own."""
 
+    buckets: Annotated[int, Field(ge=1, le=3)] = 1
+    """How many shapes of that area pictures may have; 1 crops all to squares."""
+
+    flip: bool = False
+    """Trains on mirrored pictures too; off, since faces and letters have a left and a right."""
+
+    crops: Annotated[int, Field(ge=1, le=16)] = 1
+    """How many crops of each picture are trained on: the middle, and others of 80 to 100 % of its edge."""
+
     vectors: Annotated[int, Field(ge=1, le=64)] = 1
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    algorithm: Literal["lora", "dora", "lidb"] = "lora"
+    rank: Rank = 8
+    alpha: Alpha | None = None
     """None means alpha = rank, an effective scale of 1."""
 
-    targets: tuple[str, ...] = ()
-    """Patterns (fnmatch) of module paths (lora) or tensor names (dreambooth) to train."""
+    rank_pattern: dict[str, Rank] = {}
+    alpha_pattern: dict[str, Alpha] = {}
+    """Of the layers that a pattern or a group of ``targets.toml`` names; the first that fits counts."""
+
+    targets: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = ()
+    """What to train: patterns (fnmatch) of module paths (lora) or tensor names (dreambooth), or groups of layers."""
+
+    train_text_encoder: bool = False
+    words_until: Share = 1.0
+    weights_from: Share = 0.0
+    """Of methods that learn words and weights: the share of the steps after which the words stay as they are, and the
+    share before which no weight moves."""
+
+    frozen_outputs: Positive = 100
+    frozen_inputs: Positive = 50
+    """Columns of the frozen orthonormal factors of LiDB: a and b of its paper."""
 
     train_gate: GateSettings = GateSettings(bias=0.75, temperature=0.1)
     gate: GateSettings = GateSettings(bias=0.70, temperature=0.15)
@@ -74,18 +125,32 @@ def resolve_settings(method: str, family: FamilyId, overrides: Mapping[str, Json
     Raises:
         UsageError: for an unknown setting, with the nearest known name, or a value out of range.
     """
+    merged: dict[str, Any] = {}
+    for layer in _iter_layers(method, family):
+        _merge(merged, layer)
+    known_rates = tuple(merged["learning_rates"])
+    _merge(merged, overrides)
+    return _validate(method, merged, known_rates=known_rates)
+
+
+def _iter_layers(method: str, family: FamilyId) -> Iterator[Mapping[str, Any]]:
+    """Returns what counts, the weakest first: of the method that this one is ``like``, then its own."""
     rows = load_presets()[method]
-    merged: dict[str, Any] = {key: value for key, value in rows.items() if key != "families"}
-    for layer in (rows.get("families", {}).get(family, {}), overrides):
-        for key, value in layer.items():
-            if key == "learning_rates" and isinstance(value, Mapping):
-                merged[key] = {**merged.get(key, {}), **value}
-            else:
-                merged[key] = value
-    return _validate(method, merged, known_rates=rows["learning_rates"])
+    if "like" in rows:
+        yield from _iter_layers(rows["like"], family)
+    yield {key: value for key, value in rows.items() if key not in {"families", "like"}}
+    yield rows.get("families", {}).get(family, {})
 
 
-def _validate(method: str, merged: Mapping[str, Any], *, known_rates: Mapping[str, float]) -> Settings:
+def _merge(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if key == "learning_rates" and isinstance(value, Mapping):
+            merged[key] = {**merged.get(key, {}), **value}
+        else:
+            merged[key] = value
+
+
+def _validate(method: str, merged: Mapping[str, Any], *, known_rates: Sequence[str]) -> Settings:
     for key in merged:
         if key not in Settings.model_fields:
             hint = suggest_nearest(key, Settings.model_fields) or f"known: {', '.join(Settings.model_fields)}"

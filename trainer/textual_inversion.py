@@ -15,7 +15,7 @@ from conceptry.formats.embedding import EmbeddingContents, write_embedding
 from conceptry.manifest import EmbeddingMethod, Token
 from conceptry.trainer.conditioning import Conditioning, encode_prompts
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.learners import Draft, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner
 from conceptry.trainer.words import check_words, init_rows, to_token_rows
 
 
@@ -77,9 +77,10 @@ class TextualInversion(Learner):
         def write(path: Path, metadata: Mapping[str, str]) -> None:
             write_embedding(path, contents, metadata)
 
-        return Draft(
+        part = DraftPart(
             kind="embedding",
             method=EmbeddingMethod(components=tuple(self.rows)),
-            tokens=(Token(placeholder=job.placeholder, vectors=vectors, superclass=job.superclass),),
             files={"embedding.safetensors": write},
         )
+        token = Token(placeholder=job.placeholder, vectors=vectors, superclass=job.superclass)
+        return Draft(parts=(part,), tokens=(token,))

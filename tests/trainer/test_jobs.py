@@ -72,7 +72,11 @@ def test_the_recipe_changes_with_what_changes_the_result_and_with_nothing_else()
         ({"method": "dreambot"}, "method", "did you mean 'dreambooth'?"),
         ({"settings": {"rnak": 4}}, "settings.rnak", "did you mean 'rank'?"),
         ({"settings": {"rank": 0}}, "settings.rank", None),
-        ({"settings": {"learning_rates": {"value": 0.1}}}, "settings.learning_rates", "its groups: lora"),
+        (
+            {"settings": {"learning_rates": {"value": 0.1}}},
+            "settings.learning_rates",
+            "its groups: lora, text_encoder",
+        ),
         ({"steps": 0}, "steps", None),
         ({"seed": -1}, "seed", None),
         ({"name": "Not A Name"}, "name", None),

@@ -9,7 +9,7 @@ import torch
 from conceptry.bases import FamilyId
 from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
 from conceptry.formats.tensors import read_tensors
-from conceptry.trainer.lora import find_layers
+from conceptry.trainer.layers import find_layers
 from conceptry.trainer.memory import estimate_memory
 from conceptry.trainer.settings import resolve_settings
 from conceptry.trainer.training import TrainResult, train

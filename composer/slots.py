@@ -1,0 +1,123 @@
+"""The places of a composition in a pipeline, one for each concept: filled, emptied and exchanged one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conceptry.composer.hooks import Patch
+from conceptry.composer.parts import Gathered, gather_member
+from conceptry.composer.pipelines import Pipeline
+from conceptry.composer.placeholders import private_tokenizers
+from conceptry.composer.plan import PlannedMember
+from conceptry.composer.standins import together
+
+
+class Slot:
+    """One concept of a composition, and the patches that put it into the pipeline."""
+
+    def __init__(self, gathered: Gathered, patches: tuple[Patch, ...]) -> None:
+        self.gathered = gathered
+        self._patches = patches
+
+    @property
+    def member(self) -> PlannedMember:
+        """The concept as it was planned."""
+        return self.gathered.member
+
+    def fits(self, member: PlannedMember) -> bool:
+        """Returns whether ``member`` is the concept that is here, called by the same words; strength may differ."""
+        own = self.member
+        same = (own.concept.digest, own.build.id) == (member.concept.digest, member.build.id)
+        return same and own.words == member.words
+
+    def plan(self, member: PlannedMember) -> None:
+        """Lets the concept have the strength of ``member``."""
+        self.gathered.member = member
+        for patch in self._patches:
+            if patch.strength != member.strength:
+                patch.strength = member.strength
+
+    def put_in(self) -> None:
+        """Attaches the patches; after an error none of them is in."""
+        try:
+            for patch in self._patches:
+                patch.attach()
+        except BaseException:
+            self.take_out()
+            raise
+
+    def take_out(self) -> None:
+        """Detaches the patches, the last first; one that fails does not keep the others in."""
+        failure: BaseException | None = None
+        for patch in reversed(self._patches):
+            try:
+                patch.detach()
+            except BaseException as error:  # noqa: BLE001  # raised below, when the rest is out
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+def prepare_slots(
+    members: Sequence[PlannedMember], pipeline: Pipeline, *, fused: bool, kept: Sequence[Slot] = ()
+) -> tuple[Slot, ...]:
+    """Returns a slot for each member, read and checked; nothing is put in. Those of ``kept`` that fit are used again.
+
+    Raises:
+        IncompatibleError, InvalidFileError, NotFoundError: as ``gather_member``.
+    """
+    with private_tokenizers(pipeline):
+        return tuple(_find_slot(kept, member) or _prepare(member, pipeline, fused) for member in members)
+
+
+def _find_slot(slots: Sequence[Slot], member: PlannedMember) -> Slot | None:
+    return next((slot for slot in slots if slot.fits(member)), None)
+
+
+def _prepare(member: PlannedMember, pipeline: Pipeline, fused: bool) -> Slot:
+    gathered = gather_member(member, pipeline)
+    return Slot(gathered, gathered.build(pipeline, fused=fused))
+
+
+def exchange_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:
+    """Takes out what is in ``old`` only, puts in what is in ``new`` only, and gives all of ``new`` their strengths.
+
+    After an error the pipeline is as it was.
+    """
+    leaving = [slot for slot in old if slot not in new]
+    entering = [slot for slot in new if slot not in old]
+    with together():
+        take_all_out(leaving)
+        try:
+            put_all_in(entering)
+        except BaseException:
+            put_all_in(leaving)
+            raise
+        for slot, member in zip(new, members, strict=True):
+            slot.plan(member)
+
+
+def put_all_in(slots: Sequence[Slot]) -> None:
+    """Puts the slots in; after an error none of them is."""
+    done: list[Slot] = []
+    with together():
+        try:
+            for slot in slots:
+                slot.put_in()
+                done.append(slot)
+        except BaseException:
+            take_all_out(done)
+            raise
+
+
+def take_all_out(slots: Sequence[Slot]) -> None:
+    """Takes the slots out, the last first; one that fails does not keep the others in."""
+    failure: BaseException | None = None
+    with together():
+        for slot in reversed(slots):
+            try:
+                slot.take_out()
+            except BaseException as error:  # noqa: BLE001  # raised below, when the rest is out
+                failure = failure or error
+    if failure is not None:
+        raise failure
