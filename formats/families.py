@@ -14,6 +14,8 @@ from conceptry.formats.data_files import load_table
 CLAIM_CONFIDENCE: Final = 0.5
 CERTAIN_WEIGHT: Final = 0.9
 _DISPUTED: Final = 0.9
+# No name holds a line break, so that all paths of a file are searched at once, one a line.
+_BY_LINE: Final = re.ASCII | re.MULTILINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class Seen(NamedTuple):
     dims: int = 2
 
 
+_Groups = Mapping[tuple[int | None, int], str]
+"""Width and dimensions -> the paths of the modules that have them, one a line."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     weight: float
@@ -47,20 +53,22 @@ class _Rule:
     needs: re.Pattern[str] | None
     unless: re.Pattern[str] | None
 
-    def applies(self, seen: Sequence[Seen]) -> bool:
+    def applies(self, paths: str) -> bool:
         """Returns whether the modules of the file have what the rule needs, and nothing that rules it out."""
-        needed = self.needs is None or any(self.needs.search(module.path) for module in seen)
-        return needed and not (self.unless and any(self.unless.search(module.path) for module in seen))
+        needed = self.needs is None or self.needs.search(paths) is not None
+        return needed and not (self.unless and self.unless.search(paths))
 
-    def vote(self, seen: Iterable[Seen]) -> dict[str, str]:
+    def vote(self, groups: _Groups) -> dict[str, str]:
         """Returns family -> the module that speaks for it."""
         votes: dict[str, str] = {}
-        for module in seen:
-            family = self.family or self.sizes.get(module.width or 0)
-            if family is None or family in votes or (self.dims and module.dims != self.dims):
+        for (width, dims), paths in groups.items():
+            family = self.family or self.sizes.get(width or 0)
+            if family is None or family in votes or (self.dims and dims != self.dims):
                 continue
-            if self.pattern.search(module.path):
-                votes[family] = module.path if self.family else f"{module.width} in {module.path}"
+            found = self.pattern.search(paths)
+            if found:
+                path = paths[paths.rfind("\n", 0, found.end()) + 1 :].partition("\n")[0]
+                votes[family] = path if self.family else f"{width} in {path}"
         return votes
 
 
@@ -72,12 +80,12 @@ def _list_rules() -> tuple[_Rule, ...]:
 
 def _make_rule(row: Mapping[str, Any]) -> _Rule:
     def compile_(key: str) -> re.Pattern[str] | None:
-        return re.compile(row[key], re.ASCII) if key in row else None
+        return re.compile(row[key], _BY_LINE) if key in row else None
 
     return _Rule(
         weight=row["weight"],
         what=row["what"],
-        pattern=re.compile(row["pattern"], re.ASCII),
+        pattern=re.compile(row["pattern"], _BY_LINE),
         sizes={int(size): family for size, family in row.get("sizes", {}).items()},
         family=row.get("family"),
         also=tuple(row.get("also", ())),
@@ -89,13 +97,14 @@ def _make_rule(row: Mapping[str, Any]) -> _Rule:
 
 def judge_family(modules: Iterable[Seen], metadata: Mapping[str, str]) -> Verdict:
     """Returns the family that the modules of a file and its metadata speak for, with the reasons in words."""
-    seen = tuple(modules)
+    groups = _group(modules)
+    paths = "\n".join(groups.values())
     shaped: tuple[_Rule, str, str] | None = None
     for rule in _list_rules():
         if shaped is not None and rule.weight < shaped[0].weight:
             break
-        votes = rule.vote(seen)
-        if not votes or not rule.applies(seen):
+        votes = rule.vote(groups)
+        if not votes or not rule.applies(paths):
             continue
         if len(votes) > 1 or (shaped is not None and votes.keys() != {shaped[1]}):
             names = ", ".join(sorted(votes.keys() | ({shaped[1]} if shaped else set())))
@@ -108,6 +117,13 @@ def judge_family(modules: Iterable[Seen], metadata: Mapping[str, str]) -> Verdic
     claimed = judge_claims(metadata, FamilyId(family), rule.weight, rule.also)
     reasons = (f"{rule.what}: {example}, so {family}", *claimed.reasons, *_list_doubts(family, rule))
     return Verdict(claimed.family, claimed.confidence, reasons, certain=rule.weight >= CERTAIN_WEIGHT)
+
+
+def _group(modules: Iterable[Seen]) -> _Groups:
+    groups: dict[tuple[int | None, int], list[str]] = {}
+    for path, width, dims in modules:
+        groups.setdefault((width, dims), []).append(path)
+    return {key: "\n".join(paths) for key, paths in groups.items()}
 
 
 def _list_doubts(family: str, rule: _Rule) -> tuple[str, ...]:

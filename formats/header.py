@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from conceptry.errors import InvalidFileError, NotFoundError, StoreError
 from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
+from conceptry.formats.header_columns import Columns, cut_listing
 
 MAX_HEADER_BYTES: Final = 8 << 20
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -26,6 +29,10 @@ METADATA_KEY: Final = "__metadata__"
 LENGTH_BYTES: Final = 8
 _ENTRY: Final = frozenset({"dtype", "shape", "data_offsets"})
 _TOO_LARGE: Final = 1 << 63
+_METADATA_START: Final = re.compile(rf'\{{"{METADATA_KEY}": ?')
+_MAX_UTF8_BYTES: Final = 4
+# A longer listing is read object by object, which takes longer and a third of the memory.
+_MAX_LISTING_CHARS: Final = 2 << 20
 
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -149,12 +156,58 @@ class _Refusal(ValueError):
 
 def _parse_json(data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_collect,
-            parse_constant=_refuse_number,
-            parse_float=_refuse_number,
-        )
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Refusal(f"its header is not JSON ({error})") from error
+    found = _parse_listing(text) if len(text) <= _MAX_LISTING_CHARS else None
+    return found or _parse_thoroughly(text)
+
+
+def _parse_listing(text: str) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
+    """Returns what a regular header says, or None where it is not regular, or where anything is wrong with it."""
+    try:
+        opening, metadata = "{", {}
+        start = _METADATA_START.match(text)
+        if start:
+            metadata, end = _DECODER.raw_decode(text, start.end())
+            _check_metadata(metadata)
+            opening, text = ",", text[end:]
+        columns = cut_listing(text, opening)
+        tensors = _join_columns(columns) if columns else None
+    except (ValueError, RecursionError):
+        return None
+    return (tensors, metadata) if tensors else None
+
+
+def _join_columns(columns: Columns) -> dict[str, TensorInfo] | None:
+    """Returns the tensors, or None where a rule is broken or could be: rules are checked for all, or once a shape."""
+    names, dtypes, shapes, starts, ends = columns
+    text = "".join(names)
+    longest = max(map(len, names)) * (1 if text.isascii() else _MAX_UTF8_BYTES)
+    if longest > MAX_NAME_BYTES or len(names) > MAX_TENSORS or not text.isprintable() or ".." in text:
+        return None
+    sizes = {pair: _measure(*pair) for pair in set(zip(dtypes, shapes, strict=True))}
+    measured = [sizes[pair] for pair in zip(dtypes, shapes, strict=True)]
+    if list(map(operator.sub, ends, starts)) != [size_bytes for _, size_bytes in measured]:
+        return None
+    infos = map(TensorInfo, dtypes, [shape for shape, _ in measured], starts, ends)
+    tensors = dict(zip(names, infos, strict=True))
+    return None if len(tensors) < len(names) or METADATA_KEY in tensors else tensors
+
+
+def _measure(dtype: str, shape: str) -> tuple[tuple[int, ...], int]:
+    """Returns the sizes that stand between the brackets, and the bytes that they take."""
+    info = _make_info(dtype, json.loads(f"[{shape}]"), [0, 0])
+    if not isinstance(info, TensorInfo):
+        raise _Refusal("no entry")
+    size_bytes = DTYPE_BYTES[dtype] * math.prod(info.shape)
+    _check_span("", info._replace(end=size_bytes))
+    return info.shape, size_bytes
+
+
+def _parse_thoroughly(text: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    try:
+        document = _DECODER.decode(text)
     except _Refusal:
         raise
     except (ValueError, RecursionError) as error:
@@ -207,8 +260,21 @@ def _are_sizes(value: Any) -> bool:
     return True
 
 
-def _refuse_number(text: str) -> Any:
+def _refuse_number(text: str) -> NoReturn:
     raise _Refusal(f"{text[:40]} is no whole number")
+
+
+def _read_number(text: str) -> int:
+    # Zero with a sign is a fraction to the library.
+    return int(text) if text != "-0" else _refuse_number(text)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_collect,
+    parse_constant=_refuse_number,
+    parse_float=_refuse_number,
+    parse_int=_read_number,
+)
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -269,16 +335,17 @@ def _check_span(name: str, info: TensorInfo) -> None:
 
 
 def _check_layout(tensors: dict[str, TensorInfo], data_bytes: int) -> dict[str, TensorInfo]:
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end, item[0])))
+    places = [(info.start, info.end, name) for name, info in tensors.items()]
+    ordered = sorted(places)
     position = 0
-    for name, info in ordered.items():
-        if info.start != position:
-            raise _Refusal(f"it starts at {info.start}, not at {position} where the one before ends", name)
-        position = info.end
+    for start, end, name in ordered:
+        if start != position:
+            raise _Refusal(f"it starts at {start}, not at {position} where the one before ends", name)
+        position = end
     if position > data_bytes:
         raise _Refusal(
             f"it is cut off: the tensors take {position} bytes, the file has {data_bytes} for them"
         )
     if position < data_bytes:
         raise _Refusal(f"{data_bytes - position} bytes follow the last tensor")
-    return ordered
+    return tensors if ordered == places else {name: tensors[name] for _, _, name in ordered}

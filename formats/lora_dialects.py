@@ -65,11 +65,13 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
         if not fault
         for key in found.modules[name].values()
     } | dict(companions.describe(header))
-    algorithms = {
-        algorithm or key.algorithm
+    algorithms = {algorithm for algorithm, _, _ in matched.values() if algorithm}
+    algorithms |= {
+        key.algorithm
         for name, (algorithm, _, _) in matched.items()
+        if not algorithm
         for key in found.modules[name].values()
-        if algorithm or key.part != "alpha"
+        if key.part != "alpha"
     }
     ranks = Counter(rank for _, rank, fault in matched.values() if rank and not fault)
     faults = [f"{name}: {fault}" for name, (_, _, fault) in sorted(matched.items()) if fault]
@@ -93,15 +95,14 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
 
 def _match_module(header: Header, parts: Mapping[str, Key]) -> tuple[str | None, int, str]:
     """Returns the algorithm of a module, its rank, and what is wrong with its tensors, if anything is."""
-    return _match_shapes(
-        tuple((part, header.tensors[key.tensor].shape) for part, key in sorted(parts.items()))
-    )
+    tensors = header.tensors
+    return _match_shapes(tuple([(part, tensors[key.tensor].shape) for part, key in parts.items()]))
 
 
 @lru_cache(maxsize=4096)
 def _match_shapes(shapes: _Shapes) -> tuple[str | None, int, str]:
     try:
-        match, _ = match_parts(dict(shapes))
+        match, _ = match_parts(dict(sorted(shapes)))
     except InvalidFileError as error:
         return None, 0, f"{error.message} ({error.where})" if error.where else error.message
     return match.algorithm.id, match.rank, ""

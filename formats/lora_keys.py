@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,8 +30,11 @@ _OLD_PROCESSOR: Final = "processor."
 _PLAIN: Final = ".weight"
 _SIDE: Final = ".on_input"
 _IA3: Final = ".ia3_weight"
+# No name holds a line break, so that all names of a file are searched at once, one a line.
+_BY_LINE: Final = re.ASCII | re.MULTILINE
 _JOINED: Final = "_lora"
-_SUFFIX_PARTS: Final = 4
+_NO_SUFFIX: Final = ("", "")
+_Node = dict[str, "_Node | str"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +51,16 @@ class Dialect:
     alpha: str | None = None
     """Where the scale is told when no tensor does: ``metadata``, ``config`` or nowhere."""
 
-    def applies(self, header: Header) -> bool:
-        """Returns whether the file shows what sets this dialect apart from others with the same names."""
+    def applies(self, names: str, metadata: Iterable[str]) -> bool:
+        """Returns whether a file with these names, one a line, shows what sets this dialect apart from others."""
         marks = self.marks
-        return marks is None or any(map(marks.search, (*header.tensors, *header.metadata)))
+        return marks is None or bool(marks.search(names) or any(map(marks.search, metadata)))
 
-    def rewrite(self, name: str) -> str:
-        """Returns a tensor name in the spelling that the rest of the reader knows."""
+    def rewrite(self, names: str) -> str:
+        """Returns tensor names, one a line, in the spelling that the rest of the reader knows."""
         for pattern, replacement in self.rewrites:
-            name = pattern.sub(replacement, name, count=1)
-        return name
+            names = pattern.sub(replacement, names)
+        return names
 
 
 class Key(NamedTuple):
@@ -82,7 +85,7 @@ def list_dialects() -> Mapping[str, Dialect]:
 
 def _make_dialect(id: str, row: Mapping[str, Any]) -> Dialect:
     def join(key: str, end: str) -> re.Pattern[str] | None:
-        return re.compile("|".join(f"(?:{one}){end}" for one in row[key]), re.ASCII) if key in row else None
+        return re.compile("|".join(f"(?:{one}){end}" for one in row[key]), _BY_LINE) if key in row else None
 
     return Dialect(
         id=id,
@@ -91,52 +94,72 @@ def _make_dialect(id: str, row: Mapping[str, Any]) -> Dialect:
         prefixes=tuple((prefix, component) for prefix, component in row["prefixes"]),
         ends=join("ends", "$"),
         marks=join("marks", ""),
-        rewrites=tuple((re.compile(one, re.ASCII), other) for one, other in row.get("rewrites", ())),
+        rewrites=tuple((re.compile(one, _BY_LINE), other) for one, other in row.get("rewrites", ())),
         alpha=row.get("alpha"),
     )
 
 
 @functools.cache
-def _map_suffixes() -> Mapping[str, tuple[str, str]]:
-    return {suffix: (algorithm, part) for suffix, algorithm, part in load_table("suffixes")["suffixes"]}
+def _map_suffixes(ends: re.Pattern[str] | None = None) -> Mapping[str, tuple[str, str]]:
+    """Returns suffix -> algorithm and part, of those that match ``ends``."""
+    rows = load_table("suffixes")["suffixes"]
+    return {suffix: (algorithm, part) for suffix, algorithm, part in rows if not ends or ends.search(suffix)}
 
 
-@functools.lru_cache(maxsize=65_536)
+@functools.cache
+def _root_suffixes() -> _Node:
+    """Returns the suffixes as a tree of their parts, from the last: the leaves are the suffixes themselves."""
+    root: _Node = {}
+    for suffix in _map_suffixes():
+        first, *rest = suffix.removeprefix(".").split(".")
+        node: Any = root
+        for part in reversed(rest):
+            node = node.setdefault(part, {})
+        node[first] = suffix
+    return root
+
+
+def cut_suffix(name: str) -> tuple[str, str]:
+    """Returns what stands before the known suffix of a name, and the suffix; two empty texts where none is known.
+
+    No known suffix ends in another one, so that there is one answer.
+    """
+    found: _Node | str | None = _root_suffixes()
+    stem = name
+    while isinstance(found, dict):
+        stem, _, part = stem.rpartition(".")
+        node, found = found, found.get(part)
+        if found is None and part.endswith(_JOINED) and part != _JOINED:
+            # Attention processors of early diffusers: the suffix begins before its dot.
+            stem, found = f"{stem}.{part.removesuffix(_JOINED)}".lstrip("."), node.get(_JOINED)
+    return (stem, found) if stem and isinstance(found, str) else _NO_SUFFIX
+
+
 def split_suffix(name: str) -> tuple[str, str, str] | None:
-    """Returns what stands before the longest known suffix, the algorithm and the part; None where none is known."""
-    suffixes = _map_suffixes()
-    found = None
-    start = len(name)
-    for _ in range(_SUFFIX_PARTS):
-        start = name.rfind(".", 0, start)
-        if start <= 0:
-            break
-        # Attention processors of early diffusers: the suffix begins before its dot.
-        at = start - len(_JOINED) if name.endswith(_JOINED, 0, start) else start
-        row = suffixes.get(name[at:])
-        if row is not None and at:
-            found = (name[:at], *row)
-    return found
+    """Returns what ``cut_suffix`` does, with the algorithm and the part of the suffix; None where none is known."""
+    stem, suffix = cut_suffix(name)
+    return (stem, *_map_suffixes()[suffix]) if suffix else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class _Module:
-    """What stands before the suffix: the component and the path of a module, as written; one object for each stem."""
+    """What stands before the suffix: the component and the path of a module, as written."""
 
     component: ComponentName
     path: str
     layout: Layout
 
 
-@functools.lru_cache(maxsize=65_536)
-def _parse_stem(stem: str, dialect_id: str) -> _Module | None:
+def _parse_stem(stem: str, dialect: Dialect) -> _Module | None:
     """Returns the module that a stem names, or None where it is not of the dialect or of no known network."""
-    dialect = list_dialects()[dialect_id]
     row = next((row for row in dialect.prefixes if stem.startswith(row[0])), None)
-    if row is None:
-        return None
-    path, component = stem[len(row[0]) :], row[1]
-    path = unflatten_path(path) if dialect.flat else _drop_processor(path)
+    return _parse_path(stem[len(row[0]) :], row[1], dialect.flat) if row else None
+
+
+# The same modules occur in file after file, under the prefixes of several dialects.
+@functools.lru_cache(maxsize=65_536)
+def _parse_path(path: str, component: str, flat: bool) -> _Module | None:
+    path = unflatten_path(path) if flat else _drop_processor(path)
     layout = find_layout(path)
     if layout is None or not _belongs(component, layout):
         return None
@@ -168,25 +191,28 @@ class KeySet:
     verdict: Verdict
 
 
-_Parsed = dict[_Module, dict[str, tuple[str, str]]]
-"""Module -> part -> (tensor, algorithm)."""
+_Parts = dict[str, tuple[str, str]]
+"""Part -> tensor and algorithm."""
+
+_Parsed = list[tuple[_Module, _Parts]]
+"""What stands before each different stem, and its parts; two stems may name one module."""
 
 _NOTHING: Final = KeySet({}, {}, Verdict(None, 0.0, ()))
 
 
 def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None) -> KeySet:
     """Returns what ``dialect`` explains of a header; ``family``, where the caller knows it, settles block names."""
-    parsed = _collect(header, dialect) if dialect.applies(header) else {}
+    parsed = _collect(header, dialect)
     if not parsed:
         return _NOTHING
     second = _reads_second_encoder(parsed, header, dialect)
     verdict = judge_family(_list_seen(parsed, header, second), header.metadata)
     settled = family or verdict.family
-    paths = [module.path for module in parsed if module.layout.names == "ldm"]
+    paths = [module.path for module, _ in parsed if module.layout.names == "ldm"]
     blocks = choose_ldm_blocks(paths, settled) if paths else None
     keys: dict[str, Key] = {}
     modules: dict[str, dict[str, Key]] = {}
-    for module, parts in parsed.items():
+    for module, parts in parsed:
         canonical = spell_canonical(module.path, module.layout, blocks)
         if not canonical and module.layout.names == "ldm" and blocks:
             continue
@@ -202,24 +228,28 @@ def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None)
 
 
 def _collect(header: Header, dialect: Dialect) -> _Parsed:
-    prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
-    parsed: _Parsed = {}
     tensors = header.tensors
-    names: Iterable[str] = tensors
-    if not dialect.rewrites:
-        names = [name for name in tensors if name.startswith(prefixes)]
-    has_sides = any(name.endswith(_SIDE) for name in names)
-    for name in names:
-        spelled = dialect.rewrite(name) if dialect.rewrites else name
-        if has_sides and spelled.endswith(_PLAIN) and spelled.removesuffix(_PLAIN) + _SIDE in tensors:
-            spelled = spelled.removesuffix(_PLAIN) + _IA3
-        if not spelled.startswith(prefixes) or (dialect.ends and not dialect.ends.search(name)):
-            continue
-        parts = split_suffix(spelled)
-        module = _parse_stem(parts[0], dialect.id) if parts else None
-        if parts is not None and module is not None:
-            parsed.setdefault(module, {}).setdefault(parts[2], (name, parts[1]))
-    return parsed
+    names = "\n".join(tensors)
+    prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
+    if not any(map(names.__contains__, prefixes)) or not dialect.applies(names, header.metadata):
+        return []
+    suffixes = _map_suffixes(dialect.ends)
+    stems: dict[str, _Parts] = {}
+    spelled = _spell_sides(dialect.rewrite(names).split("\n"), tensors) if tensors else []
+    for name, spelling in zip(tensors, spelled, strict=True):
+        stem, suffix = cut_suffix(spelling) if spelling.startswith(prefixes) else _NO_SUFFIX
+        if suffix in suffixes:
+            algorithm, part = suffixes[suffix]
+            stems.setdefault(stem, {}).setdefault(part, (name, algorithm))
+    modules = ((_parse_stem(stem, dialect), parts) for stem, parts in stems.items())
+    return [(module, parts) for module, parts in modules if module is not None]
+
+
+def _spell_sides(names: list[str], tensors: Container[str]) -> list[str]:
+    if not any(name.endswith(_SIDE) for name in names):
+        return names
+    stems = ((name, name.removesuffix(_PLAIN)) for name in names)
+    return [stem + _IA3 if stem != name and stem + _SIDE in tensors else name for name, stem in stems]
 
 
 def _list_seen(parsed: _Parsed, header: Header, second: bool) -> list[Seen]:
@@ -227,9 +257,9 @@ def _list_seen(parsed: _Parsed, header: Header, second: bool) -> list[Seen]:
     return [
         Seen(
             f"{_SECOND if second and module.component == 'text_encoder' else module.component}.{module.path}",
-            *measure_module({part: tensors[name].shape for part, (name, _) in parts.items()}),
+            *measure_module(tuple([(part, tensors[name].shape) for part, (name, _) in parts.items()])),
         )
-        for module, parts in parsed.items()
+        for module, parts in parsed
     ]
 
 
@@ -239,7 +269,7 @@ def _reads_second_encoder(parsed: _Parsed, header: Header, dialect: Dialect) -> 
         return False
     shapes = (
         header.tensors[parts["down"][0]].shape
-        for module, parts in parsed.items()
+        for module, parts in parsed
         if module.component == "text_encoder" and "down" in parts
     )
     return any(shape[-1:] == (_CLIP_G_WIDTH,) for shape in shapes)

@@ -77,6 +77,7 @@ def choose_ldm_blocks(paths: Iterable[str], family: str | None) -> str | None:
     return "sd" if any(number and int(number.group(1)) > _LAST_SDXL_BLOCK for number in numbers) else None
 
 
+@functools.lru_cache(maxsize=65_536)
 def translate_ldm(path: str, blocks: str) -> str | None:
     """Returns the diffusers path of a module of an original U-Net, or None where that network has no such block."""
     table = load_table("ldm_blocks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Final
 
 from conceptry.errors import InvalidFileError
@@ -14,8 +14,11 @@ _LINEAR: Final = 2
 _LIKE_WEIGHT: Final = ("down", "diff")
 
 
-def measure_module(shapes: Mapping[str, Shape]) -> tuple[int | None, int]:
+# The modules of one adapter have a few dozen different shapes between them.
+@functools.lru_cache(maxsize=4096)
+def measure_module(parts: tuple[tuple[str, Shape], ...]) -> tuple[int | None, int]:
     """Returns the width of what a module reads, None where its tensors do not tell, and its weight's dimensions."""
+    shapes = dict(parts)
     for part in _LIKE_WEIGHT:
         shape = shapes.get(part, ())
         if len(shape) >= _LINEAR:
