@@ -6,6 +6,7 @@ with attach(Composition(imp, ukiyo * 0.7), pipeline) as report:
 
 from conceptry.composer.attach import Attachment, attach, detach, fuse
 from conceptry.composer.compositions import Composition
+from conceptry.composer.exports import Destination, export
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.loading import load_pipeline
 from conceptry.composer.plan import Plan, make_plan
@@ -14,10 +15,12 @@ from conceptry.composer.report import Report
 __all__ = [
     "Attachment",
     "Composition",
+    "Destination",
     "Plan",
     "Report",
     "attach",
     "detach",
+    "export",
     "fuse",
     "identify_pipeline",
     "load_pipeline",

@@ -8,7 +8,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
-from conceptry.bases import Fit
+from torch import Tensor
+
+from conceptry.bases import ComponentName, Fit
 from conceptry.composer.compositions import Composition, Member
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.hooks import Generation
@@ -18,6 +20,7 @@ from conceptry.composer.report import Report
 from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, put_all_in, take_all_out
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
+from conceptry.names import Placeholder
 
 _ATTACHMENTS: Final = "_conceptry_attachments"
 
@@ -88,6 +91,16 @@ class Attachment:
         self.report = _make_report(plan, slots)
         Generation.value += 1
         return self.report
+
+    def list_words(self) -> dict[ComponentName, dict[Placeholder, Tensor]]:
+        """Returns the rows that words have at their strengths, by text encoder and word."""
+        found: dict[ComponentName, dict[Placeholder, Tensor]] = {}
+        for slot in self._slots:
+            for token in slot.gathered.tokens:
+                for component in token.rows:
+                    rows = token.blend(component, slot.member.strength)
+                    found.setdefault(component, {})[token.placeholder] = rows
+        return found
 
     def detach(self) -> None:
         """Takes the composition out; every parameter, buffer and tokenizer is then as before. Twice does nothing."""

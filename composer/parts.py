@@ -29,6 +29,7 @@ from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
 from conceptry.composer.report import Applied
 from conceptry.composer.tensors import to_torch
 from conceptry.composer.tokens import TokenPatch, TokenRows
+from conceptry.concepts import Concept
 from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.embedding import read_embedding
@@ -156,7 +157,7 @@ def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool
         word = found.member.words.get(Placeholder(placeholder), Placeholder(placeholder))
         values = to_torch(raw, dtype=torch.float32, device=encoder.table.weight.device)
         by_word.setdefault(word, {})[encoder.component] = values
-        anchor = _find_anchor(found, placeholder, encoder, pipeline)
+        anchor = find_anchor(found.member.concept, placeholder, encoder, pipeline)
         anchors.setdefault(word, {})[encoder.component] = anchor
         found.applied += 1
     for word, values_by_encoder in by_word.items():
@@ -165,11 +166,11 @@ def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool
             found.warnings.append(f"{found.member.concept.label}: {word} has no row for {component}")
 
 
-def _find_anchor(
-    found: Gathered, placeholder: str, encoder: TextEncoder, pipeline: Pipeline
+def find_anchor(
+    concept: Concept, placeholder: str, encoder: TextEncoder, pipeline: Pipeline
 ) -> Tensor | None:
     """Returns the row of the superclass's last token, in fp32; None where no superclass is known."""
-    tokens = found.member.concept.manifest.tokens
+    tokens = concept.manifest.tokens
     superclass = next((token.superclass for token in tokens if token.placeholder == placeholder), None)
     ids = split_word(pipeline, superclass, encoder.tokenizer_name) if superclass else []
     return encoder.table.weight[ids[-1]].detach().float() if ids else None

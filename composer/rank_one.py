@@ -84,7 +84,7 @@ class RankOnePatch(Patch):
             _check_edit(edit, layers)
         stack = vars(self._denoiser).get(_STACK)
         if stack is None:
-            stack = vars(self._denoiser)[_STACK] = _Stack(layers)
+            stack = vars(self._denoiser)[_STACK] = _Stack(self._denoiser, layers)
         stack.add(self)
 
     def _take_out(self) -> None:
@@ -99,9 +99,9 @@ class RankOnePatch(Patch):
 class _Stack:
     """All rank-one patches on one denoiser, and the hooks that serve them together."""
 
-    def __init__(self, layers: Mapping[str, Any]) -> None:
+    def __init__(self, denoiser: nn.Module, layers: Mapping[str, Any]) -> None:
         self._patches: list[RankOnePatch] = []
-        self._handles = []
+        self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
         self._probing = False
         self._context: weakref.ref[Tensor] | None = None
         self._key: tuple[Any, ...] = ()
@@ -133,6 +133,12 @@ class _Stack:
     def _forget(self) -> None:
         self._context, self._key, self._coefficients = None, (), None
         self._supers = (-1, [])
+
+    def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        # Once for all layers, and outside of them: a layer whose activations are computed twice must do the same twice.
+        context = options.get("encoder_hidden_states")
+        if isinstance(context, Tensor) and not self._probing:
+            self._find_coefficients(context)
 
     def _make_hook(
         self, path: str, *, is_key: bool

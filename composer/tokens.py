@@ -35,6 +35,13 @@ class TokenRows:
     anchors: Mapping[ComponentName, Float[Tensor, " _"] | None] | None = None
     """What strength 0 reads as, None for zero; without anchors, strength does not count."""
 
+    def blend(self, component: ComponentName, strength: float) -> Tensor:
+        """Returns the vectors for one text encoder as they are at ``strength``."""
+        rows = self.rows[component]
+        if self.anchors is None or strength == 1.0:
+            return rows
+        return blend_rows(rows, self.anchors.get(component), strength)
+
 
 class TokenPatch(Patch):
     """Gives each placeholder ids of its own and puts its rows where the token embedding is read, while attached.
@@ -89,17 +96,11 @@ class TokenPatch(Patch):
         def put_rows(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if table.pending is None or output.shape[:-1] != table.pending.shape:
                 return None
-            return table.put_rows(output, [self._blend(token, encoder) for token in mine])
+            return table.put_rows(output, [token.blend(encoder.component, self.strength) for token in mine])
 
         self._handles.append(encoder.inner.register_forward_pre_hook(hide_ids, with_kwargs=True))
         self._handles.append(encoder.inner.register_forward_hook(record))
         self._handles.append(encoder.table.register_forward_hook(put_rows))
-
-    def _blend(self, token: TokenRows, encoder: TextEncoder) -> Tensor:
-        rows = token.rows[encoder.component]
-        if token.anchors is None or self.strength == 1.0:
-            return rows
-        return blend_rows(rows, token.anchors.get(encoder.component), self.strength)
 
     def _take_out(self) -> None:
         for name, tokenizer in self._held.items():
