@@ -67,10 +67,24 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("view", "view:view", "Put concepts into the folders that another program reads.", _USE),
     CommandRow("export", "export:export", "Write a concept as the files that another program reads.", _USE),
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
+    CommandRow("reproduce", "reproduce:reproduce", "Draw pictures again from what they carry.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),
     CommandRow("compose", "compose:compose", "Write or check a composition file.", _USE),
     CommandRow("merge", "merge:merge", "Make one new concept of several.", _USE),
     CommandRow("eval", "evaluate:evaluate", "Measure how well a concept does what it should.", _USE),
+    CommandRow(
+        "report",
+        "report:report",
+        "Write one HTML page: pictures, scores, curves and tables, with nothing from elsewhere in it.",
+        _USE,
+    ),
+    CommandRow("advise", "advise:advise", "Say which training method the benchmark's numbers favour.", _MAKE),
+    CommandRow(
+        "benchmark-methods",
+        "benchmark:benchmark_methods",
+        "Compare every training method on the same subjects with the same budget.",
+        _MAKE,
+    ),
     CommandRow("base", "base:base", "Add, list, show and remove base models.", _SET_UP),
     CommandRow(
         "toybox", "toybox:toybox", "Render the bundled world; find and measure its base model.", _SET_UP

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
@@ -20,10 +22,15 @@ from conceptry.composer.fingerprints import fingerprint_component, identify_pipe
 from conceptry.composer.generate import BLANK, Canvas, generate
 from conceptry.composer.pipelines import Pipeline, get_device
 from conceptry.digests import Digest
-from conceptry.errors import UsageError
+from conceptry.errors import InvalidFileError, UsageError
 from conceptry.formats.picture_notes import format_parameters
 from conceptry.formats.picture_records import TEXT_KEY, BaseRecord, Machine, PictureRecord, Sampler
 
+CLOSE_MAX_LEVELS: Final = 24
+CLOSE_MEAN_LEVELS: Final = 0.5
+"""How far rounding alone takes a picture, of 255 levels; benchmarks/reproducing.py measures it."""
+
+_THREADS_PER_CORE: Final = 4  # more than that is no honest number
 _LIBRARIES: Final = ("conceptry", "diffusers", "numpy", "pillow", "torch", "transformers")
 
 
@@ -139,7 +146,7 @@ def same_rounding(threads: int | None = None) -> Iterator[None]:
     )
     try:
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, _THREADS_PER_CORE * (os.cpu_count() or 1)))
         cudnn.deterministic, cudnn.benchmark = True, False
         cudnn.allow_tf32 = matmul.allow_tf32 = False
         yield
@@ -172,3 +179,47 @@ def encode_picture(picture: Image.Image, record: PictureRecord) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """How far a picture is from another, in levels of 255."""
+
+    outcome: Literal["same_bytes", "same_pixels", "close", "different"]
+    max_levels: int
+    mean_levels: float
+
+
+def compare_pictures(before: bytes, after: bytes, *, elsewhere: bool) -> Compared:
+    """Returns how a picture that was drawn again compares with the file that it was drawn from.
+
+    Args:
+        before: the file that there was.
+        after: the one drawn from it.
+        elsewhere: whether versions or the machine are others, so that sums may be rounded otherwise.
+
+    Raises:
+        InvalidFileError: if the pixels of ``before`` cannot be read.
+    """
+    if before == after:
+        return Compared(outcome="same_bytes", max_levels=0, mean_levels=0.0)
+    old, new = _read_pixels(before), _read_pixels(after)
+    if old.shape != new.shape:
+        return Compared(outcome="different", max_levels=255, mean_levels=255.0)
+    apart = np.abs(old - new)
+    worst, mean = int(apart.max()), float(apart.mean())
+    if not worst:
+        return Compared(outcome="same_pixels", max_levels=0, mean_levels=0.0)
+    close = elsewhere and worst <= CLOSE_MAX_LEVELS and mean <= CLOSE_MEAN_LEVELS
+    return Compared(outcome="close" if close else "different", max_levels=worst, mean_levels=mean)
+
+
+def _read_pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            return np.asarray(picture.convert("RGB"), np.int16)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidFileError("the picture's pixels cannot be read", hint="download it again") from error

@@ -18,6 +18,8 @@ MAX_BATCH: Final = 64
 MAX_STEPS: Final = 1000
 MAX_SIDE_PIXELS: Final = 16_384
 MAX_THREADS: Final = 1024
+MAX_PIXELS: Final = 1 << 26
+"""Of one batch: what a stranger's picture may ask a machine to draw at once."""
 
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE_PIXELS)]
 
@@ -155,4 +157,6 @@ def parse_record(text: str) -> PictureRecord:
         ) from error
     if record.batch.index >= record.batch.size or record.first_seed < 0:
         raise InvalidFileError("the picture is not of the batch that it names", where="batch.index")
+    if record.width * record.height * record.batch.size > MAX_PIXELS:
+        raise InvalidFileError(f"its batch has more than {MAX_PIXELS} pixels", where="batch.size")
     return record

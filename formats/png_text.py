@@ -12,7 +12,7 @@ from conceptry.errors import InvalidFileError, NotFoundError, UsageError
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS: Final = 100_000
-MAX_TEXT_BYTES: Final = 8 << 20
+MAX_TEXT_BYTES: Final = 4 << 20
 """Of all texts together, when they are inflated; workflows of ComfyUI take up to a few hundred kilobytes."""
 
 _MAX_KEYS: Final = 256
