@@ -166,7 +166,8 @@ def _parse_json(data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def _parse_listing(text: str) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
     """Returns what a regular header says, or None where it is not regular, or where anything is wrong with it."""
     try:
-        opening, metadata = "{", {}
+        opening = "{"
+        metadata: dict[str, str] = {}
         start = _METADATA_START.match(text)
         if start:
             metadata, end = _DECODER.raw_decode(text, start.end())
