@@ -152,6 +152,15 @@ def _read_width(config: Mapping[str, Any]) -> int | None:
     return width if isinstance(width, int) else None
 
 
+_FAMILY_BY_TRANSFORMER: Final = {
+    "SD3Transformer2DModel": FamilyId("sd3"),
+    "FluxTransformer2DModel": FamilyId("flux"),
+    "QwenImageTransformer2DModel": FamilyId("qwen_image"),
+    "ZImageTransformer2DModel": FamilyId("z_image"),
+}
+"""For pipelines of other widths, or without one of their text encoders."""
+
+
 def detect_family(denoiser: Mapping[str, Any], encoder_widths: Mapping[str, int]) -> FamilyId | None:
     """Returns the family whose text encoders and cross-attention have these widths.
 
@@ -165,7 +174,7 @@ def detect_family(denoiser: Mapping[str, Any], encoder_widths: Mapping[str, int]
         if same and (family.denoiser == "unet") == is_unet and context == family.context_width:
             return family.id
     if not is_unet:
-        return None
+        return _FAMILY_BY_TRANSFORMER.get(str(denoiser.get("_class_name")))
     if "text_encoder_2" in encoder_widths or denoiser.get("addition_embed_type") == "text_time":
         return FamilyId("sdxl")
     return FamilyId("sd2" if denoiser.get("use_linear_projection") else "sd1")

@@ -90,7 +90,7 @@ class TrainingContext:
         self, noisy: Latents, timesteps: Int64[Tensor, " batch"], conditioning: Conditioning
     ) -> Latents:
         """Returns the denoiser's prediction in its own precision, or that of ``autocast`` around it."""
-        return denoise(self.pipeline, noisy, timesteps, conditioning)
+        return denoise(self.pipeline, noisy, self.schedule.tell(timesteps), conditioning)
 
     def announce(self, message: str) -> None:
         """Tells the caller that a phase begins."""

@@ -169,7 +169,12 @@ def test_pivotal_tuning_moves_the_rows_first_and_the_weights_after_them(tmp_path
 def test_rows_stay_as_they_are_once_their_share_of_the_steps_is_over(tmp_path: Path) -> None:
     rows = []
     for steps in (4, 8):
-        job = write_job("pivotal", tmp_path, steps=steps, settings={"words_until": 2 / steps, "keep": "last"})
+        job = write_job(
+            "pivotal",
+            tmp_path,
+            steps=steps,
+            settings={"words_until": 2 / steps, "weights_from": 2 / steps, "keep": "last"},
+        )
         work = tmp_path / str(steps)
         result = train(job, base=make_pipeline(), workdir=work, cache_folder=tmp_path / "cache")
         rows.append(read_files(result)["embedding.safetensors"]["text_encoder/<imp>"].data)
