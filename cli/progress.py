@@ -114,11 +114,12 @@ def follow_training(meter: Meter, out: Output) -> Callable[[TrainEvent], None]:
 
     def show(event: TrainEvent) -> None:
         if event.kind == "warning":
-            out.warn(event.message)
+            out.warn(f"{event.job}: {event.message}" if event.job else event.message)
         elif event.kind == "phase":
             meter.phase(event.message)
         else:
             loss = "" if event.loss is None else f", loss {event.loss:.4f}"
-            meter.update(event.step, event.total, f"step {event.step} of {event.total}{loss}")
+            name = f"{event.job}: " if event.job else ""
+            meter.update(event.step, event.total, f"{name}step {event.step} of {event.total}{loss}")
 
     return show

@@ -16,7 +16,8 @@ from conceptry.cli.progress import follow_training, track
 from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes, format_seconds
-from conceptry.errors import ConflictError, InterruptedByUserError, NotFoundError, UsageError
+from conceptry.cli.train_many import TOGETHER, train_jobs
+from conceptry.errors import ConflictError, NotFoundError, UsageError
 from conceptry.names import ConceptName, Reference, parse_placeholder, parse_version
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from conceptry.trainer.training import TrainResult
 
 # Options of this run, which say nothing of the concept.
-_NOT_OF_THE_JOB: Final = frozenset({"job", "resume", "workdir"})
+_NOT_OF_THE_JOB: Final = frozenset({"job", "jobs", "shard", "together", "recipe", "like"})
 _NEEDED: Final = ("images", "name", "placeholder", "superclass")
 
 # Parsed here, so that a fault is explained as everywhere else.
@@ -44,6 +45,8 @@ _PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
         "concepts train perfusion --images imp --name me/imp --version 0.2.0 --placeholder '<imp>' "
         "--superclass creature --base toybox --seed 1 --steps 200",
         "concepts train --job imp.toml --resume",
+        "concepts train --jobs jobs.toml --shard 2/4",
+        "concepts train --from kohya.toml --name me/imp --base toybox",
     ),
 )
 @click.argument("method", required=False)
@@ -77,6 +80,31 @@ _PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "--job", type=PATH, metavar="FILE", help="A TOML file with these options; what is given here wins."
 )
 @click.option(
+    "--jobs",
+    type=PATH,
+    metavar="FILE",
+    help="Train every job of a TOML file: [defaults] and [[jobs]] tables.",
+)
+@click.option("--shard", metavar="I/N", help="Train every N-th job of the file, from the I-th on.")
+@click.option(
+    "--together",
+    type=click.IntRange(1, 1024),
+    help=f"How many jobs of the file share a batch at most.  [default: {TOGETHER}]",
+)
+@click.option(
+    "--from",
+    "recipe",
+    type=PATH,
+    metavar="FILE",
+    help="Take over the configuration of sd-scripts, OneTrainer or ai-toolkit, or a folder such as '10_sks dog'.",
+)
+@click.option(
+    "--like",
+    type=PATH,
+    metavar="FILE",
+    help="Train as this .safetensors file was, by its metadata or train.json.",
+)
+@click.option(
     "--workdir", type=PATH, metavar="DIR", help="For checkpoints.  [default: a folder of the store]"
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the same job.")
@@ -87,15 +115,21 @@ def train(session: Session, /, *, resume: bool, workdir: Path | None, **given: A
     METHOD is textual_inversion, perfusion, lora or dreambooth. Four to six pictures of one thing are a good start.
     The result is published into the store. Ctrl-C saves the state, and --resume goes on bit for bit.
     """
-    job = make_job(given)
+    if given["jobs"] is not None:
+        train_jobs(session, given, workdir=workdir, resume=resume)
+        return
+    for name in ("shard", "together"):
+        if given[name] is not None:
+            raise UsageError(f"--{name} is of several jobs", hint="give them with --jobs FILE")
+    job = make_job(given, say=session.out.note)
     refuse_existing(session, job)
     result = run_job(session, job, workdir=workdir, resume=resume)
     published = publish_folder(session, result.folder)
     _report(session, job, result, published)
 
 
-def make_job(given: Mapping[str, Any]) -> TrainJob:
-    """Returns the job that options describe, over those of ``--job FILE``. Raises UsageError."""
+def make_job(given: Mapping[str, Any], *, say: Callable[[str], None] = lambda text: None) -> TrainJob:
+    """Returns the job that options describe, over those of ``--job``, ``--from`` or ``--like``. Raises UsageError."""
     from conceptry.trainer import jobs
     from conceptry.trainer.methods import TRAINER_BY_ID, find_trainer
 
@@ -103,6 +137,8 @@ def make_job(given: Mapping[str, Any]) -> TrainJob:
     if given.get("job") is not None:
         job = jobs.read_job(given["job"])
         written = {name: getattr(job, name) for name in job.model_fields_set}
+    elif given.get("recipe") is not None or given.get("like") is not None:
+        written = _take_over(given, say)
     said = {key: value for key, value in given.items() if value is not None and key not in _NOT_OF_THE_JOB}
     settings = {**written.get("settings", {}), **_nest(said.pop("settings", ()))}
     values = {**written, **{key: _PARSE.get(key, _keep)(value) for key, value in said.items()}}
@@ -117,6 +153,20 @@ def make_job(given: Mapping[str, Any]) -> TrainJob:
             f"concepts train needs {' and '.join(missing)}", hint="concepts train --help has examples"
         )
     return jobs.make_job({**values, **({"settings": settings} if settings else {})})
+
+
+def _take_over(given: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns what another program's configuration asks for; says what is taken over and what is not."""
+    from conceptry.trainer.recipes import read_metadata, read_recipe
+
+    like = given.get("like")
+    recipe = read_recipe(given["recipe"]) if like is None else read_metadata(like)
+    say(f"from {recipe.title}:")
+    for theirs, ours in recipe.mapped:
+        say(f"  {theirs} -> {ours}")
+    for theirs, why in recipe.unmapped:
+        say(f"  {theirs}: not used, {why}")
+    return recipe.values
 
 
 def _keep(value: Any) -> Any:
@@ -158,18 +208,13 @@ def run_job(
     with track(session.out, "loading the base") as meter:
         from conceptry.trainer.training import train as train_job
 
-        try:
-            return train_job(
-                job,
-                on_event=follow_training(meter, session.out),
-                workdir=workdir,
-                resume=resume,
-                base=location,
-            )
-        except InterruptedByUserError as error:
-            if workdir is not None and error.hint is not None:
-                error.hint = f"{error.hint} --workdir {shlex.quote(str(workdir))}"
-            raise
+        return train_job(
+            job,
+            on_event=follow_training(meter, session.out),
+            workdir=workdir,
+            resume=resume,
+            base=location,
+        )
 
 
 def _report(session: Session, job: TrainJob, result: TrainResult, published: Published) -> None:

@@ -17,7 +17,7 @@ from conceptry.bases import BaseIdentity
 from conceptry.trainer.conditioning import Conditioning, denoise
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.jobs import ResolvedJob
-from conceptry.trainer.latents import LatentCache
+from conceptry.trainer.latents import LatentCache, iter_places
 from conceptry.trainer.objectives import NoiseSchedule
 from conceptry.trainer.prompts import PromptPair, Wording
 from conceptry.trainer.randomness import draw_step, seed_generator
@@ -36,6 +36,8 @@ class Batch:
     timesteps: Int64[Tensor, " batch"]
     weights: Float[Tensor, " batch"]
     prompts: tuple[PromptPair, ...]
+    mask: Float[Tensor, "batch 1 height width"] | None = None
+    """How much each place counts in the loss; None where no picture has a mask."""
 
     def split(self, parts: int) -> list[Batch]:
         """Returns the batch in ``parts`` pieces of nearly equal size, for gradient accumulation."""
@@ -51,6 +53,7 @@ class Batch:
             timesteps=self.timesteps[start:stop],
             weights=self.weights[start:stop],
             prompts=self.prompts[start:stop],
+            mask=None if self.mask is None else self.mask[start:stop],
         )
 
 
@@ -62,7 +65,9 @@ class TrainingContext:
     pipeline: Any
     identity: BaseIdentity
     schedule: NoiseSchedule
-    latents: LatentCache
+    buckets: tuple[LatentCache, ...]
+    """The encoded pictures, one cache for each shape, the one with most pictures first."""
+
     prompts: tuple[tuple[PromptPair, ...], ...]
     wording: Wording
     cache_folder: Path
@@ -74,6 +79,11 @@ class TrainingContext:
     """The dtype that the denoiser computes in; None means its own."""
 
     on_event: OnEvent
+
+    @property
+    def latents(self) -> LatentCache:
+        """The encoded pictures of the most frequent shape; of all pictures unless there are buckets."""
+        return self.buckets[0]
 
     @property
     def device(self) -> torch.device:
@@ -101,35 +111,47 @@ class TrainingContext:
         self.on_event(TrainEvent(kind="warning", message=message))
 
     def draw_batch(self, step: int) -> Batch:
-        """Returns the samples of ``step``, a function of the seed and the step alone."""
-        job, count = self.job, len(self.prompts)
+        """Returns the samples of ``step``, all of one shape: a function of the seed and the step alone."""
+        settings = self.job.settings
+        cycle = tuple(iter_places(self.buckets))
+        which, inside = cycle[step % len(cycle)]
+        bucket = self.buckets[which]
         draw = draw_step(
-            seed=job.job.seed,
+            seed=self.job.job.seed,
             step=step,
-            pictures=count,
-            batch_size=job.settings.batch_size,
+            pictures=len(bucket.members),
+            batch_size=settings.batch_size,
             train_timesteps=self.schedule.timesteps,
+            turn=step // len(cycle) * len(bucket.members) + inside,
         )
-        rows = [self.prompts[int(picture)] for picture in draw.pictures]
+        rows = [self.prompts[bucket.members[int(picture)]] for picture in draw.pictures]
         chosen = [row[int(share * len(row))] for row, share in zip(rows, draw.prompts.tolist(), strict=True)]
-        return self._make_batch(draw.pictures, draw.timesteps, chosen, step)
+        return self._make_batch(bucket, draw.pictures, draw.timesteps, chosen, step)
 
-    def draw_fixed_batch(self, samples: int) -> Batch:
-        """Returns samples that never change during a run: the ruler that progress is measured with."""
-        pictures = torch.arange(samples) % len(self.prompts)
+    def draw_fixed_batch(self, samples: int, *, noise: int = -1) -> Batch:
+        """Returns samples that never change during a run: the ruler that progress is measured with.
+
+        They are of the most frequent shape. ``noise`` is negative, so that no step of training draws the same noise;
+        each number is another set.
+        """
+        bucket = self.latents
+        pictures = torch.arange(samples) % len(bucket.members)
         timesteps = ((torch.arange(samples) + 0.5) / samples * self.schedule.timesteps).long()
-        chosen = [self.prompts[int(picture)][0] for picture in pictures]
-        return self._make_batch(pictures, timesteps, chosen, step=-1)
+        chosen = [self.prompts[bucket.members[int(picture)]][0] for picture in pictures]
+        return self._make_batch(bucket, pictures, timesteps, chosen, step=noise)
 
     def _make_batch(
         self,
+        bucket: LatentCache,
         pictures: Int64[Tensor, " batch"],
         timesteps: Int64[Tensor, " batch"],
         prompts: Sequence[PromptPair],
         step: int,
     ) -> Batch:
         seed = self.job.job.seed
-        clean = self.latents.sample(pictures, seed_generator(seed, "latents", step))
+        generator = seed_generator(seed, "latents", step)
+        rows = bucket.pick(pictures, generator)
+        clean = bucket.sample(rows, generator)
         noise = torch.randn(clean.shape, generator=seed_generator(seed, "noise", step)).to(self.device)
         timesteps = timesteps.to(self.device)
         return Batch(
@@ -140,4 +162,5 @@ class TrainingContext:
             timesteps=timesteps,
             weights=self.schedule.weigh(timesteps, self.job.settings.min_snr_gamma),
             prompts=tuple(prompts),
+            mask=None if bucket.masks is None else bucket.masks[rows.to(self.device)],
         )

@@ -15,6 +15,9 @@ class TrainEvent:
     """
 
     kind: Literal["step", "phase", "warning"]
+    job: str = ""
+    """The name of the concept, where several are trained together."""
+
     message: str = ""
     step: int = 0
     total: int = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from conceptry.digests import Digest, canonical_json
 from conceptry.documents import MAX_DOCUMENT_BYTES, MAX_STRING_CHARS, load_strict_json
 from conceptry.errors import ConceptryError, InvalidImagesError
+from conceptry.trainer.masks import find_mask, is_mask, list_lone_masks
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -31,6 +34,17 @@ class Picture:
     name: str
     image: Image.Image
     caption: str | None
+    mask: Image.Image | None = None
+    """Gray, of the picture's size: where it is white the loss counts; None counts everywhere."""
+
+    notes: tuple[str, ...] = ()
+    """What was done to it that its owner may not expect."""
+
+    @property
+    def pixels(self) -> Digest:
+        """The digest of size and pixels; copies in another format of file are the same picture."""
+        header = f"{self.image.width}x{self.image.height}:".encode()
+        return Digest.of_bytes(header + self.image.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +70,19 @@ class PictureFolder:
             [picture.name, picture.image.size, str(Digest.of_bytes(picture.image.tobytes())), picture.caption]
             for picture in self.pictures
         ]
+        rows += [
+            [picture.name, "mask", str(Digest.of_bytes(picture.mask.tobytes()))]
+            for picture in self.pictures
+            if picture.mask is not None
+        ]
         return Digest.of_bytes(canonical_json(rows))
 
 
 def scan_pictures(folder: Path) -> PictureFolder:
     """Returns the pictures of ``folder``: EXIF orientation applied, transparency put over white, captions beside.
 
-    ``captions.jsonl`` (lines of ``{"file_name", "text"}``) goes before ``NAME.txt``.
+    ``captions.jsonl`` (lines of ``{"file_name", "text"}``) goes before ``NAME.txt``. The mask of ``NAME.png`` is
+    ``masks/NAME.png`` or ``NAME-masklabel.png``. Of an animation the first picture is taken; equal pictures are said.
 
     Raises:
         InvalidImagesError: if there is no folder, no picture that can be read, or a malformed caption file.
@@ -75,13 +95,26 @@ def scan_pictures(folder: Path) -> PictureFolder:
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name in {CAPTIONS_NAME, INSTANCE_NAME} or _is_caption(path):
+        if path.name in {CAPTIONS_NAME, INSTANCE_NAME} or _is_caption(path) or is_mask(path):
             continue
         found = _read_picture(path, captions)
         (pictures if isinstance(found, Picture) else skipped).append(found)  # type: ignore[arg-type]
     _check_any(folder, pictures, skipped)
     skipped += _name_orphans(folder, pictures, captions)
-    return PictureFolder(tuple(pictures), tuple(skipped), _read_instance(folder / INSTANCE_NAME))
+    skipped += [Skipped(name, "is a mask without a picture") for name in list_lone_masks(folder, pictures)]
+    return PictureFolder(
+        tuple(_note_copies(pictures)), tuple(skipped), _read_instance(folder / INSTANCE_NAME)
+    )
+
+
+def _note_copies(pictures: list[Picture]) -> Iterator[Picture]:
+    first: dict[Digest, str] = {}
+    for picture in pictures:
+        original = first.setdefault(picture.pixels, picture.name)
+        if original == picture.name:
+            yield picture
+        else:
+            yield replace(picture, notes=(*picture.notes, f"is the same picture as {original}"))
 
 
 def _check_any(folder: Path, pictures: list[Picture], skipped: list[Skipped]) -> None:
@@ -116,24 +149,34 @@ def _read_picture(path: Path, captions: dict[str, str]) -> Picture | Skipped:
     if path.suffix.lower() not in SUFFIXES:
         return Skipped(path.name, f"has no picture suffix ({', '.join(sorted(SUFFIXES))})")
     try:
-        image = _load_upright(path)
+        image, notes = _load_upright(path)
     except UnidentifiedImageError:
         return Skipped(path.name, "is no picture, whatever its suffix says")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Skipped(path.name, f"cannot be decoded ({reason[:120]})")
-    return Picture(path.name, image, captions.get(path.name) or _read_caption(path.with_suffix(".txt")))
+    mask, more = find_mask(path, image.size)
+    return Picture(
+        path.name,
+        image,
+        captions.get(path.name) or _read_caption(path.with_suffix(".txt")),
+        mask,
+        notes=(*notes, *more),
+    )
 
 
-def _load_upright(path: Path) -> Image.Image:
+def _load_upright(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a broken EXIF block of a good picture is no news to anybody
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
+            frames = int(getattr(opened, "n_frames", 1))
+            opened.seek(0)
             opened.load()
             upright = ImageOps.exif_transpose(opened)
-    return _flatten(upright)
+    notes = (f"is an animation: the first of its {frames} pictures is used",) if frames > 1 else ()
+    return _flatten(upright), notes
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -199,10 +242,15 @@ def _read_text(path: Path) -> str:
     if path.stat().st_size > MAX_DOCUMENT_BYTES:
         raise InvalidImagesError(f"{path.name} has more than {MAX_DOCUMENT_BYTES} bytes", where=path.name)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        # What editors of Windows call Unicode says so in its first two bytes.
+        encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        return data.decode(encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidImagesError(
-            f"{path.name} is not UTF-8 text", where=path.name, hint="save it as UTF-8"
+            f"{path.name} is not UTF-8 text",
+            where=path.name,
+            hint=f"save it as UTF-8: iconv -f latin1 -t utf-8 {path.name} -o {path.name}.new",
         ) from error
 
 

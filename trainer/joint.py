@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from conceptry.errors import UsageError
 from conceptry.trainer.conditioning import Conditioning, PromptCache, encode_prompts
 from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.dreambooth import DreamBooth
@@ -42,8 +43,15 @@ class Joint(Learner):
 
         Raises:
             InvalidPlaceholderError: if the placeholder is a word of the base's vocabulary.
-            UsageError: if nothing of the base matches ``targets``.
+            UsageError: if nothing of the base matches ``targets``, or nothing is trained for some of the steps.
         """
+        settings = context.job.settings
+        if settings.words_until < settings.weights_from:
+            raise UsageError(
+                f"nothing is trained between {settings.words_until:g} and {settings.weights_from:g} of the steps",
+                where="settings.words_until",
+                hint=f"--set words_until={settings.weights_from:g}",
+            )
         words = TextualInversion.prepare(context)
         changing = weights.prepare(context)
         return cls(context=context, words=words, weights=changing, preservation=changing.preservation)
@@ -104,7 +112,7 @@ class Joint(Learner):
         return Learner.compute_loss(self, batch, step) if weights else self._compute_plain(batch)
 
     def _compute_plain(self, batch: Batch) -> Float[Tensor, ""]:
-        return weighted_error(self.predict(batch), batch.target, batch.weights)
+        return weighted_error(self.predict(batch), batch.target, batch.weights, batch.mask)
 
     def draft(self) -> Draft:
         """Returns the parts of both, called by the words of the first."""

@@ -93,7 +93,7 @@ class Learner(ABC):
 
     def compute_loss(self, batch: Batch, step: int) -> Float[Tensor, ""]:
         """Returns what is minimised; ``step`` is for methods that draw samples of their own."""
-        loss = weighted_error(self.predict(batch), batch.target, batch.weights)
+        loss = weighted_error(self.predict(batch), batch.target, batch.weights, batch.mask)
         return loss if self.preservation is None else loss + self.preservation.compute_loss(self, batch, step)
 
     @contextmanager

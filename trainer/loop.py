@@ -1,28 +1,37 @@
-"""The one loop: draw, predict, update, save now and then. A run that is stopped goes on where it was."""
+"""The one loop: draw, predict, update, measure, save now and then, for one run or for several in one batch.
+
+A run that is stopped goes on where it was. Runs in one batch share the denoiser's work and nothing else: each has its
+own noise, clipping, optimiser, schedule and end, so none depends on its neighbours.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from conceptry.errors import InterruptedByUserError, TrainingError, UsageError
-from conceptry.trainer.checkpoints import Checkpoint, CheckpointFolder
-from conceptry.trainer.context import TrainingContext
+from conceptry.errors import ConceptryError, InterruptedByUserError, TrainingError
+from conceptry.trainer.checkpoints import CheckpointFolder
+from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.events import TrainEvent
-from conceptry.trainer.interrupts import catch_interrupt
+from conceptry.trainer.exhaustion import explain_exhaustion, is_exhaustion
+from conceptry.trainer.interrupts import StopRequest, catch_interrupt
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.objectives import weighted_error
-from conceptry.trainer.preparation import plain_attention
-from conceptry.trainer.settings import Settings
+from conceptry.trainer.optimizers import set_rates
+from conceptry.trainer.preparation import checkpointed_gradients, plain_attention
+from conceptry.trainer.states import TrainingState
 
-REPORT_EVERY_STEPS = 20
-FIXED_SAMPLES = 16
+REPORT_EVERY_STEPS: Final = 20
+FIXED_SAMPLES: Final = 16
+_STOP_SET: Final = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,89 +40,289 @@ class LoopResult:
 
     fixed_loss_before: float
     fixed_loss_after: float
+    """Of the values that are kept."""
+
     steps: int
+    """Made now, without those before a resumption."""
+
     seconds: float
+    last_step: int = 0
+    kept_step: int = 0
+    """After how many steps the kept values were the parameters."""
+
+
+class Group(ABC):
+    """How several runs use one pipeline."""
+
+    @abstractmethod
+    def only(self, run: Run) -> AbstractContextManager[None]:
+        """Has the pipeline answer as this run's concept alone would have it, while the block runs."""
+
+    @abstractmethod
+    def compute_losses(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> list[Tensor]:
+        """Returns the loss of each run on its piece."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One job on its way through the loop."""
+
+    context: TrainingContext
+    learner: Learner
+    checkpoints: CheckpointFolder
+    resume: bool = False
+    state: TrainingState = field(init=False)
+    first_step: int = 0
+    seconds: float = 0.0
+    flat_losses: list[Tensor] = field(default_factory=list)
+    reporter: _LossReporter = field(init=False)
+
+    def start(self) -> None:
+        """Makes the state, or reads it from the newest checkpoint; the learner is attached."""
+        settings = self.context.job.settings
+        self.state = TrainingState.start(self.learner, settings)
+        if self.resume:
+            self.state.load(self.checkpoints.read_newest())
+        else:
+            self.state.fixed_loss_before = measure_fixed_loss(self.context, self.learner)
+        self.first_step = self.state.step
+        self.reporter = _LossReporter(self.context, settings.steps)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further step is to be made."""
+        return self.state.ended
 
 
 @dataclass(slots=True)
-class TrainingState:
-    """All that changes during a run; a checkpoint holds exactly this."""
+class Alone(Group):
+    """A single run has the pipeline to itself."""
 
-    learner: Learner
-    optimizer: torch.optim.Optimizer
-    averages: dict[str, Tensor] = field(default_factory=dict)
-    """Running means of the parameters; empty unless ``ema_decay`` is set."""
+    def only(self, run: Run) -> AbstractContextManager[None]:
+        """Changes nothing."""
+        return nullcontext()
 
-    step: int = 0
-    fixed_loss_before: float = math.nan
+    def compute_losses(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> list[Tensor]:
+        """Returns what the learner itself computes."""
+        pairs = zip(runs, pieces, strict=True)
+        return [run.learner.compute_loss(piece, run.state.step) for run, piece in pairs]
 
 
 def run_loop(
     context: TrainingContext, learner: Learner, checkpoints: CheckpointFolder, *, resume: bool
 ) -> LoopResult:
-    """Returns when all steps are done, with the trained values in the learner's parameters.
+    """Returns when all steps are done or the loss is flat, with the kept values in the learner's parameters.
 
     Raises:
         InterruptedByUserError: after Ctrl-C, once the state is saved; its hint is the command that goes on.
-        TrainingError: when the loss is no longer finite.
+        TrainingError: when the loss is no longer finite and no state was better than the first; out of memory.
         UsageError: when there is a checkpoint of another job, or none to resume from.
     """
-    settings = context.job.settings
-    state = TrainingState(learner, make_optimizer(learner, settings))
-    positions = context.latents.mean.shape[-1] * context.latents.mean.shape[-2]
-    with learner.attached(), plain_attention(context.pipeline, positions=positions):
-        if resume:
-            _load_checkpoint(state, checkpoints.read_newest())
-        else:
-            state.averages = _start_averages(learner, settings)
-            state.fixed_loss_before = measure_fixed_loss(context, learner)
+    run = Run(context, learner, checkpoints, resume=resume)
+    with learner.attached():
+        (result,) = run_together([run], Alone())
+    if isinstance(result, ConceptryError):
+        raise result
+    return result
+
+
+def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | ConceptryError]:
+    """Returns for each run how it went or why it failed; a run that fails does not stop the others.
+
+    Raises:
+        InterruptedByUserError: after Ctrl-C, once the state of every run is saved.
+    """
+    first = runs[0].context
+    positions = first.latents.mean.shape[-1] * first.latents.mean.shape[-2]
+    results: dict[int, LoopResult | ConceptryError] = {}
+    with plain_attention(first.pipeline, positions=positions), checkpointed_gradients(first):
+        for place, run in enumerate(runs):
+            with _catch_failure(results, place), group.only(run):
+                run.start()
         started = time.perf_counter()
-        first = state.step
-        _run_steps(context, state, checkpoints)
+        _run_steps(runs, group, results)
         seconds = time.perf_counter() - started
-        _use_averages(state)
-        after = measure_fixed_loss(context, learner)
-    return LoopResult(state.fixed_loss_before, after, settings.steps - first, seconds)
+        for place, run in enumerate(runs):
+            if place not in results:
+                run.seconds = run.seconds or seconds
+                with _catch_failure(results, place), group.only(run):
+                    results[place] = _settle(run)
+    return [results[place] for place in range(len(runs))]
 
 
-def _run_steps(context: TrainingContext, state: TrainingState, checkpoints: CheckpointFolder) -> None:
-    settings = context.job.settings
-    reporter = _LossReporter(context, settings.steps)
+@contextmanager
+def _catch_failure(results: dict[int, LoopResult | ConceptryError], place: int) -> Iterator[None]:
+    try:
+        yield
+    except InterruptedByUserError:
+        raise
+    except ConceptryError as error:
+        results[place] = error
+
+
+def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult | ConceptryError]) -> None:
+    started = time.perf_counter()
     with catch_interrupt() as stop:
-        while state.step < settings.steps:
-            loss = _run_step(context, state)
-            state.step += 1
-            try:
-                reporter.add(loss, state.step)
-            except KeyboardInterrupt:  # raised by the caller's own callback, between two steps
-                stop.requested = True
-            due = state.step % settings.checkpoint_every_steps == 0 and state.step < settings.steps
-            if due or stop.requested:
-                checkpoints.write(_make_checkpoint(state))
+        while going := [
+            place for place in range(len(runs)) if place not in results and not runs[place].ended
+        ]:
+            active = [runs[place] for place in going]
+            losses = _try_step(active, group)
+            for place, run, loss in zip(going, active, losses, strict=True):
+                with _catch_failure(results, place):
+                    _conclude_step(run, loss, group, stop)
+                if place in results or run.ended:
+                    run.seconds = time.perf_counter() - started
             if stop.requested:
-                raise InterruptedByUserError(
-                    f"training was stopped after step {state.step} of {settings.steps}; its state is saved",
-                    hint=f"{context.job.job.to_command()} --resume",
-                )
+                _interrupt(runs, results)
 
 
-def _run_step(context: TrainingContext, state: TrainingState) -> Tensor:
-    settings, learner = context.job.settings, state.learner
-    _set_rates(state.optimizer, settings, state.step)
-    pieces = context.draw_batch(state.step).split(settings.accumulation_steps)
-    total = torch.zeros((), device=context.device)
-    size = sum(len(piece.prompts) for piece in pieces)
-    for piece in pieces:
-        loss = learner.compute_loss(piece, state.step) * (len(piece.prompts) / size)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+def _try_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
+    try:
+        return _run_step(runs, group)
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhaustion(error):
+            raise
+        for run in runs:
+            if run.state.step:
+                run.checkpoints.write(run.state.to_checkpoint())
+        raise explain_exhaustion(error, runs[0].context.job, together=len(runs)) from error
+
+
+def _run_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
+    batches = [run.context.draw_batch(run.state.step) for run in runs]
+    sizes = [len(batch.prompts) for batch in batches]
+    split = [
+        batch.split(run.context.job.settings.accumulation_steps)
+        for run, batch in zip(runs, batches, strict=True)
+    ]
+    totals = [torch.zeros((), device=runs[0].context.device) for _ in runs]
+    for number in range(max(len(pieces) for pieces in split)):
+        having = [place for place, pieces in enumerate(split) if number < len(pieces)]
+        pieces = [split[place][number] for place in having]
+        losses = group.compute_losses([runs[place] for place in having], pieces)
+        shares = [
+            loss * (len(piece.prompts) / sizes[place])
+            for place, piece, loss in zip(having, pieces, losses, strict=True)
+        ]
+        torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
+        for place, share in zip(having, shares, strict=True):
+            totals[place] += share.detach()
+    for run in runs:
+        _update(run)
+    return totals
+
+
+def _update(run: Run) -> None:
+    state, settings = run.state, run.context.job.settings
+    set_rates(state.optimizer, settings, state.step)
     if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(list(learner.parameters.values()), settings.clip_norm, foreach=False)
+        nn.utils.clip_grad_norm_(list(run.learner.parameters.values()), settings.clip_norm, foreach=False)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    learner.finish_step()
-    _move_averages(state, settings.ema_decay)
-    return total
+    run.learner.finish_step()
+    state.move_averages()
+
+
+def _conclude_step(run: Run, loss: Tensor, group: Group, stop: StopRequest) -> None:
+    state, settings = run.state, run.context.job.settings
+    state.step += 1
+    try:
+        finite = run.reporter.add(loss, state.step)
+    except KeyboardInterrupt:  # raised by the caller's own callback, between two steps
+        finite, stop.requested = True, True
+    with group.only(run):
+        if finite and state.stop is not None:
+            _measure_flatness(run)
+        if finite and settings.keep == "best" and state.step % settings.evaluate_every_steps == 0:
+            _offer_best(run)
+    due = state.step % settings.checkpoint_every_steps == 0 and not state.ended
+    broken = state.find_broken() if due and finite else None
+    if not finite or broken is not None:
+        _end_diverged(run, "the loss" if broken is None else broken)
+    elif due:
+        run.checkpoints.write(state.to_checkpoint())
+
+
+def _end_diverged(run: Run, what: str) -> None:
+    """Ends a run whose numbers are lost: with the best values, where any were better than the first."""
+    state, job = run.state, run.context.job
+    message = f"{what} is not finite at step {state.step}"
+    hint = "lower the learning rate, or train with --precision float32"
+    if not (state.best.tensors and state.best.loss < state.fixed_loss_before):
+        raise TrainingError(message, hint=hint)
+    run.context.warn(f"{message}: the values of step {state.best.step} are kept; {hint}")
+    state.settings = job.settings.model_copy(update={"steps": state.step})  # so that it counts as ended
+    state.averages = {}
+
+
+def _interrupt(runs: Sequence[Run], results: dict[int, LoopResult | ConceptryError]) -> None:
+    for place, run in enumerate(runs):
+        if place not in results:
+            run.checkpoints.write(run.state.to_checkpoint())
+    last = max(runs, key=lambda run: run.state.step)
+    message = f"training was stopped after step {last.state.step} of {last.context.job.settings.steps}"
+    raise InterruptedByUserError(
+        f"{message}; its state is saved", hint=f"{last.context.job.job.to_command()} --resume"
+    )
+
+
+def _settle(run: Run) -> LoopResult:
+    """Puts the values that are kept into the parameters, and measures them."""
+    state, settings = run.state, run.context.job.settings
+    state.use_averages()
+    kept, after = state.step, math.nan
+    if state.find_broken() is None:
+        after = measure_fixed_loss(run.context, run.learner)
+    if settings.keep == "best" and state.best.tensors and not after <= state.best.loss:
+        state.use_best()
+        kept, after = state.best.step, state.best.loss
+    return LoopResult(
+        state.fixed_loss_before,
+        after,
+        steps=state.step - run.first_step,
+        seconds=run.seconds,
+        last_step=state.step,
+        kept_step=kept,
+    )
+
+
+# --- measures ------------------------------------------------------------------------------------------------------
+
+
+def _offer_best(run: Run) -> None:
+    with run.state.averaged():
+        loss = measure_fixed_loss(run.context, run.learner)
+        run.state.best.offer(loss, run.state.step, run.state.values)
+
+
+@torch.no_grad()
+def _measure_flatness(run: Run) -> None:
+    """Adds the loss on the batch that never changes; read back from an accelerator now and then only."""
+    stop = run.state.stop
+    if stop is None:
+        return
+    batch = run.context.draw_fixed_batch(stop.settings.samples, noise=_STOP_SET)
+    run.flat_losses.append(
+        weighted_error(run.learner.predict(batch), batch.target, batch.weights, batch.mask)
+    )
+    on_processor = run.context.device.type == "cpu"
+    if on_processor or len(run.flat_losses) >= REPORT_EVERY_STEPS:
+        stop.add(torch.stack(run.flat_losses).double().tolist())
+        run.flat_losses.clear()
+
+
+@torch.no_grad()
+def measure_fixed_loss(context: TrainingContext, learner: Learner) -> float:
+    """Returns the loss on samples that are the same in every call, of noise that training never draws."""
+    losses = []
+    size = max(1, math.ceil(FIXED_SAMPLES / max(1, min(context.job.settings.batch_size, FIXED_SAMPLES))))
+    for piece in context.draw_fixed_batch(FIXED_SAMPLES).split(size):
+        losses.append(
+            weighted_error(learner.predict(piece), piece.target, piece.weights, piece.mask)
+            * len(piece.prompts)
+        )
+    return float(torch.stack(losses).sum() / FIXED_SAMPLES)
 
 
 class _LossReporter:
@@ -126,145 +335,17 @@ class _LossReporter:
         self._shown: float | None = None
         self._started = time.perf_counter()
 
-    def add(self, loss: Tensor, step: int) -> None:
+    def add(self, loss: Tensor, step: int) -> bool:
+        """Returns whether the losses known so far are finite."""
         self._pending.append(loss)
         if loss.device.type == "cpu" or len(self._pending) >= REPORT_EVERY_STEPS or step == self._total:
             value = float(torch.stack(self._pending).mean())
             self._pending.clear()
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {step}",
-                    hint="lower the learning rate, or train with --precision float32",
-                )
+                return False
             self._shown = value if self._shown is None else 0.9 * self._shown + 0.1 * value
         seconds = time.perf_counter() - self._started
         self._context.on_event(
             TrainEvent(kind="step", step=step, total=self._total, loss=self._shown, seconds=seconds)
         )
-
-
-# --- the optimiser -------------------------------------------------------------------------------------------------
-
-
-def make_optimizer(learner: Learner, settings: Settings) -> torch.optim.Optimizer:
-    """Returns the optimiser over the learner's parameters, one group for each, in order of name."""
-    groups = [
-        {"params": [parameter], "lr": _find_rate(name, settings)}
-        for name, parameter in sorted(learner.parameters.items())
-    ]
-    if settings.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True)
-
-
-def _find_rate(name: str, settings: Settings) -> float:
-    group = name.partition("/")[0]
-    if group not in settings.learning_rates:
-        raise UsageError(f"no learning rate is given for {group!r}", where="settings.learning_rates")
-    return settings.learning_rates[group]
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
-    factor = scale_rate(settings, step)
-    for group in optimizer.param_groups:
-        group.setdefault("base_lr", group["lr"])
-        group["lr"] = group["base_lr"] * factor
-
-
-def scale_rate(settings: Settings, step: int) -> float:
-    """Returns what the learning rates are multiplied by at ``step``: a linear warm-up, then constant or a cosine."""
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    span = max(settings.steps - settings.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((step - settings.warmup_steps) / span, 1.0)))
-
-
-def _start_averages(learner: Learner, settings: Settings) -> dict[str, Tensor]:
-    if not settings.ema_decay:
-        return {}
-    return {name: value.detach().clone() for name, value in learner.parameters.items()}
-
-
-@torch.no_grad()
-def _move_averages(state: TrainingState, decay: float) -> None:
-    warm = min(decay, (1 + state.step) / (10 + state.step))
-    for name, average in state.averages.items():
-        average.lerp_(state.learner.parameters[name], 1 - warm)
-
-
-@torch.no_grad()
-def _use_averages(state: TrainingState) -> None:
-    for name, average in state.averages.items():
-        state.learner.parameters[name].copy_(average)
-
-
-@torch.no_grad()
-def measure_fixed_loss(context: TrainingContext, learner: Learner) -> float:
-    """Returns the loss on samples that are the same in every call: fixed pictures, noise and timesteps."""
-    losses = []
-    size = max(1, math.ceil(FIXED_SAMPLES / max(1, min(context.job.settings.batch_size, FIXED_SAMPLES))))
-    for piece in context.draw_fixed_batch(FIXED_SAMPLES).split(size):
-        losses.append(
-            weighted_error(learner.predict(piece), piece.target, piece.weights) * len(piece.prompts)
-        )
-    return float(torch.stack(losses).sum() / FIXED_SAMPLES)
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-def _make_checkpoint(state: TrainingState) -> Checkpoint:
-    tensors: dict[str, Tensor] = {}
-    tensors |= _prefix("parameters", state.learner.parameters)
-    tensors |= _prefix("state", state.learner.state)
-    tensors |= _prefix("averages", state.averages)
-    numbers: dict[str, float] = {}
-    for index, values in state.optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            place = f"optimizer/{index}/{key}"
-            if isinstance(value, Tensor):
-                tensors[place] = value
-            else:
-                numbers[place] = value
-    return Checkpoint(
-        step=state.step, fixed_loss_before=state.fixed_loss_before, tensors=tensors, numbers=numbers
-    )
-
-
-@torch.no_grad()
-def _load_checkpoint(state: TrainingState, found: Checkpoint) -> None:
-    parts = {prefix: _pick(found.tensors, prefix) for prefix in ("parameters", "state", "averages")}
-    _copy_all(parts["parameters"], state.learner.parameters, "parameters")
-    _copy_all(parts["state"], state.learner.state, "state")
-    device = state.learner.context.device
-    state.averages = {name: value.to(device) for name, value in parts["averages"].items()}
-    saved: dict[int, dict[str, Any]] = {}
-    everything: Iterable[tuple[str, Any]] = [*found.tensors.items(), *found.numbers.items()]
-    for place, value in everything:
-        if place.startswith("optimizer/"):
-            _, index, key = place.split("/")
-            saved.setdefault(int(index), {})[key] = value
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": saved, "param_groups": groups})
-    state.step, state.fixed_loss_before = found.step, found.fixed_loss_before
-    state.learner.reload_state()
-
-
-def _prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": value.detach() for name, value in tensors.items()}
-
-
-def _pick(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}/"
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _copy_all(saved: Mapping[str, Tensor], current: Mapping[str, Tensor], what: str) -> None:
-    if saved.keys() != current.keys():
-        raise TrainingError(
-            f"the checkpoint's {what} are not those of this job", hint="train again without --resume"
-        )
-    for name, value in saved.items():
-        current[name].copy_(value)
+        return True

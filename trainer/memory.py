@@ -11,12 +11,11 @@ from torch import nn
 from conceptry.composer.pipelines import iter_cross_attention, list_components, list_text_encoders
 from conceptry.errors import UsageError
 from conceptry.trainer.dreambooth import find_weights
-from conceptry.trainer.lora import find_layers
+from conceptry.trainer.lora import iter_layers, pick_size
+from conceptry.trainer.optimizers import OPTIMIZER_BY_ID
 from conceptry.trainer.settings import Settings
 
 FLOAT_BYTES: Final = 4
-_MOMENTS: Final = {"adamw": 2, "adafactor": 0}
-"""Values that the optimiser keeps for each trained one; Adafactor's row and column sums are too few to count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ def estimate_memory(pipeline: Any, method: str, settings: Settings) -> MemoryEst
         base_bytes=base,
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
-        optimizer_bytes=trained * FLOAT_BYTES * (_MOMENTS[settings.optimizer] + averages),
+        optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * averages),
     )
 
 
@@ -66,17 +65,37 @@ def _count_perfusion(pipeline: Any, settings: Settings) -> int:
 
 
 def _count_lora(pipeline: Any, settings: Settings) -> int:
-    shapes = [layer.weight.shape for layer in find_layers(pipeline.unet, settings.targets).values()]
-    return sum(settings.rank * (shape.numel() // shape[0] + shape[0]) for shape in shapes)
+    total = 0
+    for _, layers in iter_layers(pipeline, settings):
+        for path, layer in layers.items():
+            rank, _ = pick_size(path, settings)
+            outputs, inputs = layer.weight.shape[0], layer.weight.numel() // layer.weight.shape[0]
+            if settings.algorithm == "lidb":
+                outputs, inputs = min(outputs, settings.frozen_outputs), min(inputs, settings.frozen_inputs)
+            total += rank * (inputs + outputs) + (outputs if settings.algorithm == "dora" else 0)
+    return total
 
 
 def _count_weights(pipeline: Any, settings: Settings) -> int:
     return sum(weight.numel() for weight in find_weights(pipeline.unet, settings.targets).values())
 
 
-_COUNTERS: Final[Mapping[str, Callable[[Any, Settings], int]]] = {
+_Counter = Callable[[Any, Settings], int]
+
+
+def _count_all(*counters: _Counter) -> _Counter:
+    return lambda pipeline, settings: sum(count(pipeline, settings) for count in counters)
+
+
+_COUNTERS: Final[Mapping[str, _Counter]] = {
     "textual_inversion": _count_rows,
     "perfusion": _count_perfusion,
     "lora": _count_lora,
+    "dreambooth_lora": _count_lora,
+    "pivotal": _count_all(_count_rows, _count_lora),
+    "textual_inversion_dreambooth_lora": _count_all(_count_rows, _count_lora),
+    "lidb": _count_lora,
+    "custom_diffusion": _count_all(_count_rows, _count_weights),
+    "textual_inversion_dreambooth": _count_all(_count_rows, _count_weights),
     "dreambooth": _count_weights,
 }

@@ -116,8 +116,19 @@ def _read_flow(config: Mapping[str, Any], device: torch.device) -> NoiseSchedule
 
 
 def weighted_error(
-    prediction: Latents, target: Latents, weights: Float[Tensor, " batch"]
+    prediction: Latents,
+    target: Latents,
+    weights: Float[Tensor, " batch"],
+    mask: Float[Tensor, "batch 1 height width"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Returns the mean over the batch of each sample's weighted mean squared error, in float32."""
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    """Returns the mean over the batch of each sample's weighted mean squared error, at least in float32.
+
+    With a mask, the mean of a sample is over what its mask shows.
+    """
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    squares = (prediction.to(wide) - target.to(wide)).square()
+    if mask is None:
+        errors = squares.mean(dim=(1, 2, 3))
+    else:
+        errors = (squares.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
     return (errors * weights).mean()

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from conceptry.composer.placeholders import private_tokenizers
+from conceptry.errors import IncompatibleError
+from conceptry.trainer.context import TrainingContext
+from conceptry.trainer.denoisers import get_denoiser
 
 # Up to this many positions plain attention is several times faster on a processor, forward and backward, than the fused
 # kernel; beyond it the matrix of scores costs more memory than it is worth.
@@ -52,10 +55,10 @@ def plain_attention(pipeline: Any, *, positions: int) -> Iterator[None]:
     """
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-    unet = pipeline.unet
-    before = dict(unet.attn_processors)
+    unet = get_denoiser(pipeline)
+    before = dict(getattr(unet, "attn_processors", {}))
     on_processor = next(iter(unet.parameters())).device == torch.device("cpu")
-    usual = all(type(processor) is AttnProcessor2_0 for processor in before.values())
+    usual = bool(before) and all(type(processor) is AttnProcessor2_0 for processor in before.values())
     if not (on_processor and usual and positions <= PLAIN_ATTENTION_POSITIONS):
         yield
         return
@@ -64,3 +67,29 @@ def plain_attention(pipeline: Any, *, positions: int) -> Iterator[None]:
         yield
     finally:
         unet.set_attn_processor(before)
+
+
+@contextmanager
+def checkpointed_gradients(context: TrainingContext) -> Iterator[None]:
+    """Has the denoiser compute its activations anew in the backward pass while the block runs, if the job says so.
+
+    Raises:
+        IncompatibleError: if the denoiser cannot.
+    """
+    denoiser = get_denoiser(context.pipeline)
+    if not context.job.settings.gradient_checkpointing or getattr(
+        denoiser, "is_gradient_checkpointing", False
+    ):
+        yield
+        return
+    if not getattr(denoiser, "_supports_gradient_checkpointing", False):
+        raise IncompatibleError(
+            f"{type(denoiser).__name__} cannot compute its activations twice",
+            where="settings.gradient_checkpointing",
+            hint="train with a smaller --set batch_size, or with more --set accumulation_steps",
+        )
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-Purpose = Literal["init", "order", "latents", "noise", "timesteps", "prompts", "check", "prior"]
+Purpose = Literal["init", "order", "latents", "noise", "timesteps", "prompts", "check", "prior", "crops"]
 
 
 def seed_generator(seed: int, purpose: Purpose, step: int = 0) -> torch.Generator:
@@ -30,18 +30,21 @@ class Draw:
     timesteps: Int64[Tensor, " batch"]
 
 
-def draw_step(*, seed: int, step: int, pictures: int, batch_size: int, train_timesteps: int) -> Draw:
+def draw_step(
+    *, seed: int, step: int, pictures: int, batch_size: int, train_timesteps: int, turn: int | None = None
+) -> Draw:
     """Returns the pictures, prompts and timesteps of a step.
 
     Pictures come in shuffled passes: each is seen once before any is seen again. Timesteps are stratified over the
-    batch, which has the same mean as independent ones and less variance.
+    batch, which has the same mean as independent ones and less variance. ``turn`` is the how many-th step on these
+    pictures it is, where others have steps in between.
     """
     offsets = torch.rand(batch_size, generator=seed_generator(seed, "timesteps", step))
     strata = (torch.arange(batch_size) + offsets) / batch_size
     timesteps = (strata * train_timesteps).long().clamp_(max=train_timesteps - 1)
     order = torch.randperm(batch_size, generator=seed_generator(seed, "order", step))
     return Draw(
-        pictures=_pick_pictures(seed, step, pictures, batch_size),
+        pictures=_pick_pictures(seed, step if turn is None else turn, pictures, batch_size),
         prompts=torch.rand(batch_size, generator=seed_generator(seed, "prompts", step)),
         timesteps=timesteps[order],
     )

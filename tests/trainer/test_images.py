@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from conceptry.errors import InvalidImagesError
+from conceptry.trainer.framing import Frame, crop_centre
 from conceptry.trainer.images import scan_pictures
-from conceptry.trainer.latents import crop_square
+from conceptry.trainer.latents import to_pixels
 
 RED = (200, 30, 30)
 
@@ -163,6 +164,6 @@ def test_odd_sizes_become_the_centred_square_of_the_base() -> None:
     for x in range(10, 21):
         for y in range(11):
             image.putpixel((x, y), (0, 0, 0))
-    square = crop_square(image, 16)
+    square = to_pixels(Frame(crop_centre(image.size, (16, 16)), (16, 16)).apply(image))
     assert square.shape == (3, 16, 16)
     assert float(square.max()) == -1.0

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conceptry.errors import IncompatibleError
-from conceptry.trainer.loop import scale_rate
 from conceptry.trainer.objectives import read_schedule, weighted_error
+from conceptry.trainer.optimizers import scale_rate
 from conceptry.trainer.randomness import draw_step, seed_generator
 from conceptry.trainer.settings import Settings
 from tests.fakes.pipelines import make_pipeline

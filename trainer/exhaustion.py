@@ -1,0 +1,85 @@
+"""What helps when a device has no memory left: one table for the run that fails and for the check before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from conceptry.errors import TrainingError
+from conceptry.trainer.jobs import ResolvedJob
+from conceptry.trainer.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One change of a job that lowers its peak of memory."""
+
+    option: Callable[[Settings], str]
+    """What to add to the command."""
+
+    helps: Callable[[Settings], bool]
+    effect: str
+
+
+def _share_batch(settings: Settings) -> str:
+    return f"--set accumulation_steps={min(settings.batch_size, 2 * settings.accumulation_steps)}"
+
+
+REMEDIES: Final[tuple[Remedy, ...]] = (
+    Remedy(
+        _share_batch,
+        lambda settings: settings.accumulation_steps < settings.batch_size,
+        "fewer pictures at once, the same result",
+    ),
+    Remedy(
+        lambda _: "--set gradient_checkpointing=true",
+        lambda settings: not settings.gradient_checkpointing,
+        "activations are computed twice",
+    ),
+    Remedy(
+        lambda _: "--set optimizer=adamw_8bit",
+        lambda settings: settings.optimizer == "adamw",
+        "a quarter of the optimizer's memory",
+    ),
+    Remedy(
+        lambda settings: f"--set batch_size={max(1, settings.batch_size // 2)}",
+        lambda settings: settings.batch_size > 1,
+        "fewer pictures in each update",
+    ),
+    Remedy(
+        lambda settings: f"--set resolution_pixels={(settings.resolution_pixels or 1024) // 2}",
+        lambda settings: True,
+        "smaller pictures",
+    ),
+)
+
+
+def iter_remedies(settings: Settings) -> Iterator[Remedy]:
+    """Returns what would lower the peak of memory, what costs least first."""
+    return (remedy for remedy in REMEDIES if remedy.helps(settings))
+
+
+def suggest_remedies(settings: Settings, *, limit: int = 2) -> str:
+    """Returns the options to try, in words."""
+    options = [f"{remedy.option(settings)} ({remedy.effect})" for remedy in iter_remedies(settings)]
+    return ", or ".join(options[:limit])
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Returns whether a device or the machine had no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+
+
+def explain_exhaustion(error: BaseException, job: ResolvedJob, *, together: int = 1) -> TrainingError:
+    """Returns the error to raise in the place of the allocator's: what to lower, and that the state is kept."""
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    hint = suggest_remedies(job.settings)
+    if together > 1:
+        hint = f"--together {together // 2}, or {hint}"
+    return TrainingError(f"the device has no memory left for this job: {reason}", hint=hint)

@@ -1,0 +1,313 @@
+"""``train_many(jobs)``: many concepts from one process; those that fit together share every batch.
+
+A job that fails stops no other, and what a job ends with does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from conceptry.errors import ConceptryError, UsageError
+from conceptry.trainer.context import Batch
+from conceptry.trainer.doctor import check_fit, count_samples
+from conceptry.trainer.events import OnEvent, TrainEvent, ignore
+from conceptry.trainer.exhaustion import is_exhaustion
+from conceptry.trainer.folders import claimed, locate_home
+from conceptry.trainer.jobs import TrainJob
+from conceptry.trainer.learners import Learner
+from conceptry.trainer.loop import Alone, Group, LoopResult, Run, run_together
+from conceptry.trainer.objectives import weighted_error
+from conceptry.trainer.precision import deterministic
+from conceptry.trainer.preparation import prepared
+from conceptry.trainer.sharing import SharedPipeline, join_conditionings
+from conceptry.trainer.staging import (
+    OpenBase,
+    Stage,
+    TrainResult,
+    begin,
+    choose_folder,
+    finish_run,
+    open_base,
+    prepare_run,
+    read_pictures,
+)
+
+TOGETHER: Final = 16
+# On two cores the toybox does 32 pictures a second in batches of 16, and 38 in batches of 64.
+SAMPLES_AT_ONCE: Final[Mapping[str, int]] = {"cpu": 64, "cuda": 256, "mps": 64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOutcome:
+    """What became of one job: a finished concept, or the reason why there is none."""
+
+    job: TrainJob
+    result: TrainResult | None = None
+    error: ConceptryError | None = None
+
+
+OnOutcome = Callable[[JobOutcome], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManyOptions:
+    """How several jobs are carried out.
+
+    ``workdir`` holds a folder for each job; None takes folders of the user's store. ``together`` is how many jobs share
+    a batch at most. ``base`` is an open pipeline for all jobs, or None to open what each names, once for each.
+    """
+
+    workdir: Path | None = None
+    cache_folder: Path | None = None
+    resume: bool = False
+    together: int = TOGETHER
+    base: Any = None
+    named_bases: Mapping[str, Path] = field(default_factory=dict)
+    """The user's own names for bases."""
+
+    on_event: OnEvent = ignore
+    on_outcome: OnOutcome = lambda outcome: None
+
+
+def train_many(jobs: Sequence[TrainJob], options: ManyOptions | None = None) -> list[JobOutcome]:
+    """Returns for each job, in the order of ``jobs``, its concept or its error.
+
+    Raises:
+        InterruptedByUserError: after Ctrl-C; the state of every job that was begun is saved.
+    """
+    options = options or ManyOptions()
+    outcomes: dict[int, JobOutcome] = {}
+
+    def conclude(place: int, outcome: JobOutcome) -> None:
+        outcomes[place] = outcome
+        options.on_outcome(outcome)
+
+    fresh = []
+    seen: dict[str, int] = {}
+    for place, job in enumerate(jobs):
+        reference = f"{job.name}@{job.version}"
+        if reference in seen:
+            message = f"two jobs make {reference}"
+            conclude(
+                place, JobOutcome(job=job, error=UsageError(message, hint="give one another name or version"))
+            )
+            continue
+        seen[reference] = place
+        fresh.append(place)
+    for places in _group_by_base([(place, jobs[place]) for place in fresh]):
+        _train_on_base([(place, jobs[place]) for place in places], options, conclude)
+    return [outcomes[place] for place in range(len(jobs))]
+
+
+Numbered = tuple[int, TrainJob]
+Conclude = Callable[[int, JobOutcome], None]
+
+
+def _group_by_base(jobs: Sequence[Numbered]) -> list[list[int]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, job in jobs:
+        groups.setdefault((job.base, job.device), []).append(place)
+    return list(groups.values())
+
+
+def _train_on_base(jobs: Sequence[Numbered], options: ManyOptions, conclude: Conclude) -> None:
+    try:
+        opened = open_base(jobs[0][1], options.base, named=options.named_bases)
+    except ConceptryError as error:
+        for place, job in jobs:
+            conclude(place, JobOutcome(job=job, error=error))
+        return
+    with prepared(opened.pipeline), deterministic(opened.device):
+        for start in range(0, len(jobs), max(1, options.together)):
+            chunk = jobs[start : start + max(1, options.together)]
+            stages = dict(_iter_stages(chunk, opened, options, conclude))
+            for places in _bundle(stages):
+                _train_bundle({place: stages[place] for place in places}, options, conclude)
+
+
+def _iter_stages(
+    jobs: Sequence[Numbered], opened: OpenBase, options: ManyOptions, conclude: Conclude
+) -> Iterator[tuple[int, Stage]]:
+    home = locate_home()
+    for place, job in jobs:
+        folder = choose_folder(job, options.workdir or home)
+        try:
+            stage = prepare_run(
+                job,
+                read_pictures(job, _name_events(job, options.on_event)),
+                opened,
+                folder=folder,
+                cache_folder=options.cache_folder or home / "cache",
+                on_event=_name_events(job, options.on_event),
+            )
+            with stage.learner.attached():  # what cannot be attached must not stop its neighbours later
+                pass
+            check_fit(stage.context, stage.learner)
+        except ConceptryError as error:
+            conclude(place, JobOutcome(job=job, error=error))
+        else:
+            yield place, stage
+
+
+def _name_events(job: TrainJob, on_event: OnEvent) -> OnEvent:
+    def tell(event: TrainEvent) -> None:
+        on_event(replace(event, job=str(job.name)))
+
+    return tell
+
+
+def can_share(learner: Learner) -> bool:
+    """Returns whether the learner's loss is of its own rows of a batch alone, and the base's weights stay."""
+    kind = type(learner)
+    usual = kind.compute_loss is Learner.compute_loss and kind.predict is Learner.predict
+    return usual and learner.preservation is None and not kind.trains_base_weights
+
+
+def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
+    """Returns which jobs share their batches: those that can, with equal precision, up to a size; others alone."""
+    shared: dict[Any, list[int]] = {}
+    for place, stage in stages.items():
+        context = stage.context
+        key: Any = ("alone", place)
+        if can_share(stage.learner):
+            twice = context.job.settings.gradient_checkpointing
+            shapes = {bucket.mean.shape[1:] for bucket in context.buckets} if twice else None
+            key = (context.autocast_dtype, twice, str(shapes))
+        shared.setdefault(key, []).append(place)
+    return [part for places in shared.values() for part in _divide(places, stages)]
+
+
+def _divide(places: Sequence[int], stages: Mapping[int, Stage]) -> Iterator[list[int]]:
+    """Returns ``places`` in parts whose samples the device computes at once: larger batches gain nothing more."""
+    first = stages[places[0]]
+    limit = SAMPLES_AT_ONCE.get(first.context.device.type, SAMPLES_AT_ONCE["cpu"])
+    if len(places) > 1:
+        limit = min(limit, count_samples(first.context, first.learner) or limit)
+    part: list[int] = []
+    samples = 0
+    for place in places:
+        settings = stages[place].context.job.settings
+        own = -(-settings.batch_size // settings.accumulation_steps)
+        if part and samples + own > limit:
+            yield part
+            part, samples = [], 0
+        part.append(place)
+        samples += own
+    yield part
+
+
+def _train_bundle(stages: Mapping[int, Stage], options: ManyOptions, conclude: Conclude) -> None:
+    loops: dict[int, LoopResult | ConceptryError] = {}
+    for place, stage in stages.items():
+        try:
+            with claimed(stage.folder):
+                begin(stage, resume=options.resume)
+        except ConceptryError as error:
+            loops[place] = error
+    going = {place: stage for place, stage in stages.items() if place not in loops}
+    loops |= _run_bundle(going, resume=options.resume)
+    for place, stage in stages.items():
+        conclude(place, _finish(stage, loops[place]))
+
+
+def _finish(stage: Stage, loop: LoopResult | ConceptryError) -> JobOutcome:
+    job = stage.context.job.job
+    try:
+        if isinstance(loop, ConceptryError):
+            raise loop
+        return JobOutcome(job=job, result=finish_run(stage, loop))
+    except ConceptryError as error:
+        return JobOutcome(job=job, error=error)
+
+
+def _run_bundle(stages: Mapping[int, Stage], *, resume: bool) -> dict[int, LoopResult | ConceptryError]:
+    """Returns how each run went; where memory is short, half of them share a batch, and so on."""
+    if not stages:
+        return {}
+    try:
+        return _run_at_once(stages, resume=resume)
+    except ConceptryError as error:
+        if len(stages) == 1 or error.__cause__ is None or not is_exhaustion(error.__cause__):
+            return dict.fromkeys(stages, error)
+    places = list(stages)
+    half = len(places) // 2
+    found: dict[int, LoopResult | ConceptryError] = {}
+    for part in (places[:half], places[half:]):
+        found |= _run_bundle({place: stages[place] for place in part}, resume=True)
+    return found
+
+
+def _run_at_once(stages: Mapping[int, Stage], *, resume: bool) -> dict[int, LoopResult | ConceptryError]:
+    runs = {
+        place: Run(
+            stage.context,
+            stage.learner,
+            stage.checkpoints,
+            resume=resume and bool(stage.checkpoints.find_complete()),
+        )
+        for place, stage in stages.items()
+    }
+    if len(runs) == 1:
+        ((place, run),) = runs.items()
+        with run.learner.attached():
+            return {place: run_together([run], Alone())[0]}
+    group = Sharing.of_runs(runs)
+    with group.shared.attached({place: run.learner for place, run in runs.items()}):
+        return dict(zip(runs, run_together(list(runs.values()), group), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing(Group):
+    """Runs whose samples make one batch."""
+
+    shared: SharedPipeline
+    numbers: Mapping[Run, int]
+
+    @classmethod
+    def of_runs(cls, runs: Mapping[int, Run]) -> Sharing:
+        """Returns the group of runs on one pipeline."""
+        pipeline = next(iter(runs.values())).context.pipeline
+        return cls(SharedPipeline(pipeline), {run: number for number, run in runs.items()})
+
+    def only(self, run: Run) -> AbstractContextManager[None]:
+        """Has the pipeline answer as this run's concept alone would have it, while the block runs."""
+        return self.shared.only(self.numbers[run])
+
+    def compute_losses(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> list[Tensor]:
+        """Returns the loss of each run on its piece; the denoiser works once for all pieces of one shape."""
+        losses: dict[Run, Tensor] = {}
+        shapes: dict[torch.Size, list[int]] = {}
+        for place, piece in enumerate(pieces):
+            shapes.setdefault(piece.noisy.shape[1:], []).append(place)
+        for places in shapes.values():
+            losses |= self._compute_equal(
+                [runs[place] for place in places], [pieces[place] for place in places]
+            )
+        return [losses[run] for run in runs]
+
+    def _compute_equal(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> dict[Run, Tensor]:
+        conditionings = []
+        for run, piece in zip(runs, pieces, strict=True):
+            with self.only(run):
+                conditionings.append(run.learner.condition([pair.concept for pair in piece.prompts]))
+        sizes = [len(piece.prompts) for piece in pieces]
+        self.shared.share({self.numbers[run]: size for run, size in zip(runs, sizes, strict=True)})
+        context = runs[0].context
+        with context.autocast():
+            answer = context.denoise(
+                torch.cat([piece.noisy for piece in pieces]),
+                torch.cat([piece.timesteps for piece in pieces]),
+                join_conditionings(conditionings),
+            )
+        answers = answer.split(sizes)
+        return {
+            run: weighted_error(one, piece.target, piece.weights, piece.mask)
+            for run, piece, one in zip(runs, pieces, answers, strict=True)
+        }

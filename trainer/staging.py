@@ -1,0 +1,254 @@
+"""The stages of a run around the loop: pictures read and encoded, a learner made; afterwards judged and written."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from conceptry.base_locations import BaseLocation, resolve_base
+from conceptry.bases import BaseIdentity
+from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
+from conceptry.composer.loading import load_pipeline
+from conceptry.concepts import Concept
+from conceptry.digests import Digest, canonical_json
+from conceptry.trainer.checkpoints import CheckpointFolder
+from conceptry.trainer.conditioning import find_long_prompts
+from conceptry.trainer.context import TrainingContext
+from conceptry.trainer.denoisers import get_denoiser
+from conceptry.trainer.events import OnEvent, TrainEvent
+from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
+from conceptry.trainer.images import PictureFolder, scan_pictures
+from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
+from conceptry.trainer.latents import encode_pictures, read_resolution
+from conceptry.trainer.learners import Learner
+from conceptry.trainer.loop import LoopResult
+from conceptry.trainer.objectives import read_schedule
+from conceptry.trainer.precision import choose_autocast, choose_device
+from conceptry.trainer.prompts import Wording, write_prompts
+
+FEW_PICTURES: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """A finished concept, where it lies, and how long it took. ``registry.publish(result.folder)`` keeps it."""
+
+    concept: Concept
+    folder: Path
+    record: Path
+    steps: int
+    seconds: float
+    fixed_loss_before: float
+    fixed_loss_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenBase:
+    """A base that is loaded, and how it was named."""
+
+    pipeline: Any
+    location: BaseLocation | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its denoiser is."""
+        return torch.device(next(iter(get_denoiser(self.pipeline).parameters())).device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A job with all that its run needs, before the first step."""
+
+    context: TrainingContext
+    learner: Learner
+    checkpoints: CheckpointFolder
+    pictures: PictureFolder
+    folder: Path
+    """Where checkpoints and the result go."""
+
+    started: float
+
+
+def open_base(job: TrainJob, base: Any, *, named: Mapping[str, Path] | None = None) -> OpenBase:
+    """Returns the base: an open pipeline as it is, or loaded from a BaseLocation or what the job names."""
+    if base is not None and not isinstance(base, BaseLocation):
+        base.set_progress_bar_config(disable=True)
+        return OpenBase(pipeline=base)
+    location = base or resolve_base(job.base, named or {})
+    pipeline = load_pipeline(location, device=choose_device(job.device), dtype=torch.float32)
+    return OpenBase(pipeline=pipeline, location=location)
+
+
+def choose_folder(job: TrainJob, home: Path) -> Path:
+    """Returns the folder of the user's store in which the job works, when nobody names another."""
+    name = f"{job.name.namespace}-{job.name.name}-{job.version}"
+    return home / "training" / re.sub(r"[^a-z0-9._-]", "-", name)
+
+
+def prepare_run(
+    job: TrainJob,
+    pictures: PictureFolder,
+    base: OpenBase,
+    *,
+    folder: Path,
+    cache_folder: Path,
+    on_event: OnEvent,
+) -> Stage:
+    """Returns the job ready for the loop; nothing is written yet. Raises what ``train`` raises."""
+    started = time.perf_counter()
+    resolved = resolve(job, find_pipeline_family(base.pipeline))
+    context = _make_context(resolved, base, pictures, cache_folder, on_event)
+    return Stage(
+        context=context,
+        learner=resolved.row.prepare(context),
+        checkpoints=CheckpointFolder(
+            folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
+        ),
+        pictures=pictures,
+        folder=folder,
+        started=started,
+    )
+
+
+def begin(stage: Stage, *, resume: bool) -> None:
+    """Says what begins, and discards the checkpoints of a run that nobody wants to go on with."""
+    context, checkpoints = stage.context, stage.checkpoints
+    found = checkpoints.find_complete()
+    if found and not resume:
+        context.warn(f"an unfinished run ({found[-1].name}) is discarded; --resume would go on with it")
+        checkpoints.clear()
+    context.announce(f"{context.job.row.title}, {context.job.settings.steps} steps")
+
+
+def finish_run(stage: Stage, loop: LoopResult) -> TrainResult:
+    """Returns the concept, judged, written, reloaded and compared; the checkpoints are gone. Raises TrainingError."""
+    context, folder = stage.context, stage.folder / "concept"
+    before, after = loop.fixed_loss_before, loop.fixed_loss_after
+    if not after < before:
+        context.warn(f"the loss on fixed samples did not fall ({before:.4g} to {after:.4g})")
+    context.announce("checking the result")
+    outcome = judge_learner(
+        context, stage.learner, loop, data=stage.pictures.digest, instance=stage.pictures.instance
+    )
+    record = _make_record(context, stage.pictures, loop, time.perf_counter() - stage.started)
+    record["facts"] = dict(outcome.draft.facts)
+    concept = write_concept(context, outcome, folder, record=record)
+    stage.checkpoints.clear()
+    return TrainResult(
+        concept=concept,
+        folder=folder,
+        record=folder / RECORD_NAME,
+        steps=loop.last_step,
+        seconds=time.perf_counter() - stage.started,
+        fixed_loss_before=before,
+        fixed_loss_after=after,
+    )
+
+
+def read_pictures(job: TrainJob, on_event: OnEvent) -> PictureFolder:
+    """Returns the pictures of the job; what is skipped is said. Raises InvalidImagesError."""
+    found = scan_pictures(job.images)
+    for skipped in found.skipped:
+        on_event(TrainEvent(kind="warning", message=f"{skipped.name} {skipped.reason}: skipped"))
+    for picture in found.pictures:
+        for note in picture.notes:
+            on_event(TrainEvent(kind="warning", message=f"{picture.name} {note}"))
+    if len(found.pictures) <= FEW_PICTURES:
+        message = (
+            f"only one picture ({found.pictures[0].name}): the concept will copy its pose and background too"
+        )
+        on_event(TrainEvent(kind="warning", message=message))
+    return found
+
+
+def _make_context(
+    resolved: ResolvedJob, base: OpenBase, pictures: PictureFolder, cache_folder: Path, on_event: OnEvent
+) -> TrainingContext:
+    job, pipeline, device = resolved.job, base.pipeline, base.device
+    wording = Wording(
+        placeholder=job.placeholder,
+        superclass=job.superclass,
+        word=resolved.word,
+        subject=job.subject,
+        family=resolved.family,
+    )
+    prompts = write_prompts([picture.caption for picture in pictures.pictures], wording)
+    on_event(TrainEvent(kind="phase", message=f"encoding {len(pictures.pictures)} pictures"))
+    side = resolved.settings.resolution_pixels or read_resolution(pipeline)
+    context = TrainingContext(
+        job=resolved,
+        pipeline=pipeline,
+        identity=identify_pipeline(pipeline),
+        schedule=read_schedule(pipeline, device),
+        buckets=encode_pictures(
+            pipeline,
+            pictures.pictures,
+            resolved.settings,
+            resolution_pixels=side,
+            seed=job.seed,
+            cache_folder=cache_folder,
+        ),
+        prompts=prompts,
+        wording=wording,
+        cache_folder=cache_folder,
+        repo=None if base.location is None else base.location.repo,
+        revision=None if base.location is None else base.location.revision,
+        autocast_dtype=choose_autocast(job.precision, device),
+        on_event=on_event,
+    )
+    _warn_of_long_prompts(context)
+    return context
+
+
+def _warn_of_long_prompts(context: TrainingContext) -> None:
+    limit = context.pipeline.tokenizer.model_max_length
+    texts = [pair.concept for row in context.prompts for pair in row]
+    for text, count in find_long_prompts(context.pipeline, texts).items():
+        context.warn(f"{text[:60]!r} has {count} tokens, the base reads {limit}: its end is cut off")
+
+
+def _digest_job(resolved: ResolvedJob, pictures: PictureFolder, identity: BaseIdentity) -> Digest:
+    prints = {name: [str(found.layout), list(found.weights)] for name, found in identity.fingerprints.items()}
+    parts = {
+        "recipe": str(resolved.recipe),
+        "data": str(pictures.digest),
+        "base": prints,
+        "seed": resolved.job.seed,
+    }
+    return Digest.of_bytes(canonical_json(parts))
+
+
+def _make_record(
+    context: TrainingContext, pictures: PictureFolder, loop: LoopResult, seconds: float
+) -> dict[str, Any]:
+    """Returns the facts of ``train.json``: clock, machine, duration, paths; no manifest names them."""
+    return {
+        "schema": 1,
+        "job": context.job.job.model_dump(mode="json"),
+        "settings": context.job.settings.model_dump(mode="json"),
+        "pictures": [picture.name for picture in pictures.pictures],
+        "skipped": {skipped.name: skipped.reason for skipped in pictures.skipped},
+        "prompts": [[pair.concept for pair in row] for row in context.prompts],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 3),
+        "loop_seconds": round(loop.seconds, 3),
+        "fixed_loss_before": loop.fixed_loss_before,
+        "fixed_loss_after": loop.fixed_loss_after,
+        "last_step": loop.last_step,
+        "kept_step": loop.kept_step,
+        "machine": {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": str(context.device),
+            "threads": torch.get_num_threads(),
+            "autocast": str(context.autocast_dtype),
+        },
+    }
