@@ -85,10 +85,11 @@ def _sum_dense(name: str, shares: Sequence[Share], find_weight: Callable[[str], 
     own_bias = None if bias is None else _widen(bias)
     deltas = [_scale(one, dense_delta(one.module, own.shape, own, "float32")) for one in shares]
     biases = [_scale(one, dense_bias_delta(one.module, own_bias, "float32")) for one in shares]
-    total = sum((one for one in deltas if one is not None), start=np.zeros_like(own))
+    total = np.sum([np.zeros_like(own), *(one for one in deltas if one is not None)], axis=0)
     parts = {"diff": RawTensor.from_numpy(total)}
-    if any(one is not None for one in biases):
-        parts["diff_b"] = RawTensor.from_numpy(sum(one for one in biases if one is not None))
+    given = [one for one in biases if one is not None]
+    if given:
+        parts["diff_b"] = RawTensor.from_numpy(np.sum(given, axis=0))
     return LoraModule(algorithm="full", parts=parts, rule="none")
 
 

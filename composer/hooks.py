@@ -18,6 +18,12 @@ class Generation:
     value: int = 0
 
 
+class Probing:
+    """Whether a layer is being asked what it makes of vectors that are no prompt's; readers of prompts look away."""
+
+    active: bool = False
+
+
 class Patch(ABC):
     """One change to a pipeline. ``attach`` and ``detach`` may be called twice; the second call does nothing."""
 

@@ -14,6 +14,7 @@ from conceptry.bases import ComponentName
 from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors, require_place
 from conceptry.composer.full import FullPatch, WeightPatch, require_tensor
 from conceptry.composer.hooks import Patch
+from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
 from conceptry.composer.pipelines import (
     Pipeline,
@@ -80,6 +81,8 @@ class Gathered:
         """
         if fused and self.edits:
             raise _refuse_fusing(self.member, "its gates open anew for each token (arXiv 2305.01644)")
+        if fused and any(token.layers is not None for token in self.tokens):
+            raise _refuse_fusing(self.member, "each layer reads its words in another way (arXiv 2303.09522)")
         parts, strength = list_components(pipeline), self.member.strength
         tokens = TokenPatch(pipeline, self.tokens, strength=strength)
         patches: list[Patch] = [tokens] if self.tokens else []
@@ -92,6 +95,9 @@ class Gathered:
         patches += [
             DeltaPatch(parts[name], modules, strength=strength) for name, modules in self.deltas.items()
         ]
+        layers = [layer for token in self.tokens for layer in token.layers or ()]
+        if layers:
+            patches.append(LayeredPatch(pipeline, tokens, layers))
         if self.edits:
             patches.append(RankOnePatch(pipeline, self.edits, presence=tokens.log))
         return tuple(patches)
@@ -140,12 +146,12 @@ def _iter_files(found: Gathered, part: Part) -> Iterator[Path]:
 def _gather_embedding(found: Gathered, part: Part, pipeline: Pipeline) -> None:
     for path in _iter_files(found, part):
         contents = read_embedding(path)
-        if contents.layers is not None:
-            raise IncompatibleError("rows for each cross-attention layer cannot be attached by this version")
-        _add_rows(found, contents.rows, pipeline, anchored=True)
+        _add_rows(found, contents.rows, pipeline, anchored=True, layers=contents.layers)
 
 
-def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool) -> None:
+def _add_rows(
+    found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool, layers: tuple[str, ...] | None = None
+) -> None:
     encoders = {encoder.component: encoder for encoder in list_text_encoders(pipeline)}
     by_word: dict[Placeholder, dict[ComponentName, Tensor]] = {}
     anchors: dict[Placeholder, dict[ComponentName, Tensor | None]] = {}
@@ -161,7 +167,8 @@ def _add_rows(found: Gathered, rows: Rows, pipeline: Pipeline, *, anchored: bool
         anchors.setdefault(word, {})[encoder.component] = anchor
         found.applied += 1
     for word, values_by_encoder in by_word.items():
-        found.tokens.append(TokenRows(word, values_by_encoder, anchors[word] if anchored else None))
+        anchor_by_encoder = anchors[word] if anchored else None
+        found.tokens.append(TokenRows(word, values_by_encoder, anchor_by_encoder, layers))
         for component in encoders.keys() - values_by_encoder.keys():
             found.warnings.append(f"{found.member.concept.label}: {word} has no row for {component}")
 

@@ -18,6 +18,8 @@ RECENT_SEQUENCES: Final = 512
 RECENT_STATES: Final = 4
 """SDXL reads the last hidden state but one; ``clip_skip`` goes a little further back."""
 
+_SOURCE: Final = "_conceptry_source"
+
 Present = frozenset[Placeholder]
 
 
@@ -43,9 +45,7 @@ class EncodingLog:
 
     def record(self, component: ComponentName, output: Any, present: Sequence[Present]) -> None:
         """Remembers the outputs of one call of a text encoder, one set of placeholders for each sequence."""
-        hidden = getattr(output, "last_hidden_state", None)
-        states = [hidden, *(getattr(output, "hidden_states", None) or ())[-RECENT_STATES:]]
-        tensors = [state.detach() for state in states if isinstance(state, Tensor)]
+        tensors = [state.detach() for state in list_states(output)]
         if not tensors:
             return
         last = torch.stack([state[:, -1] for state in tensors], dim=1)
@@ -73,6 +73,24 @@ class EncodingLog:
             names |= present
             start += width
         return frozenset(names) if start == row.shape[1] else None
+
+
+def list_states(output: Any) -> list[Tensor]:
+    """Returns the hidden states of a text encoder's output that pipelines read: the last, and the last few before."""
+    hidden = getattr(output, "last_hidden_state", None)
+    states = [hidden, *(getattr(output, "hidden_states", None) or ())[-RECENT_STATES:]]
+    return [state for state in states if isinstance(state, Tensor)]
+
+
+def mark_source(context: Tensor, source: Tensor) -> None:
+    """Lets ``find_source`` say that ``context`` was made of the encodings of ``source``."""
+    setattr(context, _SOURCE, source)
+
+
+def find_source(context: Tensor) -> Tensor:
+    """Returns the encodings that a layer's own ones stand for; ``context`` itself where it is nobody's."""
+    source: Tensor = getattr(context, _SOURCE, context)
+    return source
 
 
 def _match(entries: Iterable[_Entry], row: Tensor, start: int) -> tuple[int, Present] | None:

@@ -22,7 +22,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
-from conceptry.composer.hooks import Generation, Patch
+from conceptry.composer.hooks import Generation, Patch, Probing
 from conceptry.composer.locks import encode_superclass, find_superclass
 from conceptry.composer.pipelines import (
     UNET,
@@ -32,7 +32,7 @@ from conceptry.composer.pipelines import (
     list_text_encoders,
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
-from conceptry.composer.presence import EncodingLog
+from conceptry.composer.presence import EncodingLog, find_source
 from conceptry.errors import IncompatibleError
 
 __all__ = ["RankOneEdit", "RankOnePatch", "encode_superclass"]
@@ -102,7 +102,6 @@ class _Stack:
     def __init__(self, denoiser: nn.Module, layers: Mapping[str, Any]) -> None:
         self._patches: list[RankOnePatch] = []
         self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
-        self._probing = False
         self._context: weakref.ref[Tensor] | None = None
         self._key: tuple[Any, ...] = ()
         self._coefficients: Coefficients | None = None
@@ -137,14 +136,14 @@ class _Stack:
     def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         # Once for all layers, and outside of them: a layer whose activations are computed twice must do the same twice.
         context = options.get("encoder_hidden_states")
-        if isinstance(context, Tensor) and not self._probing:
+        if isinstance(context, Tensor) and not Probing.active:
             self._find_coefficients(context)
 
     def _make_hook(
         self, path: str, *, is_key: bool
     ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def edit_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self._probing:
+            if Probing.active:
                 return None
             found = self._find_coefficients(args[0])
             if found is None:
@@ -173,9 +172,9 @@ class _Stack:
         return self._coefficients
 
     def _find_active(self, context: Tensor) -> Bool[Tensor, "batch concepts"]:
-        columns = []
+        columns, source = [], find_source(context)
         for patch in self._patches:
-            known = patch.presence.find(context) if patch.presence is not None else [None] * len(context)
+            known = patch.presence.find(source) if patch.presence is not None else [None] * len(context)
             for edit in patch.edits:
                 always = edit.placeholder is None
                 rows = [always or names is None or edit.placeholder in names for names in known]
@@ -199,13 +198,13 @@ class _Stack:
         return torch.stack(targets), outputs[: len(edits)]
 
     def _probe(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        self._probing = True
+        Probing.active = True
         try:
             with torch.no_grad():
                 outputs: Tensor = layer(inputs[None])[0]
                 return outputs
         finally:
-            self._probing = False
+            Probing.active = False
 
     def _encode_superclasses(self) -> list[Tensor | None]:
         """Returns e_super of each edit (None where its keys are given), anew after any patch came or went."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
@@ -26,14 +26,45 @@ from conceptry.names import Placeholder
 _NEXT_ID: Final = itertools.count(1 << 24)
 
 
+_PLAIN: Final = (None,)
+
+
+class Reading:
+    """The cross-attention layers that prompts are encoded for, the batch once for each; None is no layer's own."""
+
+    paths: tuple[str | None, ...] = _PLAIN
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRows:
-    """The vectors of one placeholder, [n_vectors, width] for each text encoder that has some."""
+    """The vectors of one placeholder, [n_vectors, width] for each text encoder that has some.
+
+    With ``layers`` they are [layers, n_vectors, width]: each cross-attention layer reads the prompt with vectors of its
+    own (P+, arXiv 2303.09522), and whatever else reads it gets their mean.
+    """
 
     placeholder: Placeholder
-    rows: Mapping[ComponentName, Float[Tensor, "vectors _"]]
+    rows: Mapping[ComponentName, Float[Tensor, "*layers vectors _"]]
     anchors: Mapping[ComponentName, Float[Tensor, " _"] | None] | None = None
     """What strength 0 reads as, None for zero; without anchors, strength does not count."""
+
+    layers: tuple[str, ...] | None = None
+    """Paths of the cross-attention layers, in the order of the vectors."""
+
+    def count(self, component: ComponentName) -> int:
+        """Returns how many vectors the placeholder has, each an id of its own."""
+        return int(self.rows[component].shape[-2])
+
+    def choose(self, component: ComponentName, strength: float, paths: tuple[str | None, ...]) -> Tensor:
+        """Returns the vectors that each of ``paths`` reads, [paths, vectors, width]; None is no layer's own."""
+        rows = self.blend(component, strength)
+        if self.layers is None:
+            return rows.expand(len(paths), *rows.shape)
+        places = {path: number for number, path in enumerate(self.layers)}
+        if not any(path in places for path in paths):
+            return rows.mean(dim=0).expand(len(paths), *rows.shape[1:])
+        found = [rows[places[path]] if path in places else rows.mean(dim=0) for path in paths]
+        return torch.stack(found)
 
     def blend(self, component: ComponentName, strength: float) -> Tensor:
         """Returns the vectors for one text encoder as they are at ``strength``."""
@@ -74,11 +105,13 @@ class TokenPatch(Patch):
             tokenizer = hold_tokenizer(self._pipeline, encoder.tokenizer_name)
             self._held[encoder.tokenizer_name] = tokenizer
             mine = [token for token in self._tokens if encoder.component in token.rows]
-            rows = {token.placeholder: token.rows[encoder.component] for token in mine}
-            for placeholder, values in rows.items():
-                check_placeholder(self._pipeline, placeholder, encoder)
-                _check_width(encoder, placeholder, values)
-            ids = {name: [next(_NEXT_ID) for _ in range(len(values))] for name, values in rows.items()}
+            for token in mine:
+                check_placeholder(self._pipeline, token.placeholder, encoder)
+                _check_width(encoder, token)
+            ids = {
+                token.placeholder: [next(_NEXT_ID) for _ in range(token.count(encoder.component))]
+                for token in mine
+            }
             self._ids[encoder.tokenizer_name] = ids
             tokenizer.placeholder_ids.update(ids)
             self._watch(encoder, _RowTable(ids, _choose_safe_id(tokenizer)), mine)
@@ -90,17 +123,26 @@ class TokenPatch(Patch):
             return (table.hide(args[0]), *args[1:]), options
 
         def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            self.log.record(encoder.component, output, table.present)
+            if Reading.paths == _PLAIN:
+                self.log.record(encoder.component, output, table.present)
             table.pending = None
 
         def put_rows(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if table.pending is None or output.shape[:-1] != table.pending.shape:
                 return None
-            return table.put_rows(output, [token.blend(encoder.component, self.strength) for token in mine])
+            chosen = [token.choose(encoder.component, self.strength, Reading.paths) for token in mine]
+            return table.put_rows(output, torch.cat([one.to(output) for one in chosen], dim=1))
 
         self._handles.append(encoder.inner.register_forward_pre_hook(hide_ids, with_kwargs=True))
         self._handles.append(encoder.inner.register_forward_hook(record))
         self._handles.append(encoder.table.register_forward_hook(put_rows))
+
+    def find_layered(self, encoder: TextEncoder, ids: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+        """Returns which of ``ids`` are of placeholders with vectors for each layer."""
+        layered = [token.placeholder for token in self._tokens if token.layers is not None]
+        known = self._ids.get(encoder.tokenizer_name, {})
+        numbers = [number for name in layered for number in known.get(name, ())]
+        return torch.isin(ids, torch.tensor(numbers, dtype=ids.dtype, device=ids.device))
 
     def _take_out(self) -> None:
         for name, tokenizer in self._held.items():
@@ -134,14 +176,17 @@ class _RowTable:
         self.pending = flat if bool(mine.any()) else None
         return ids if self.pending is None else torch.where(self._find(ids), self._safe_id, ids)
 
-    def put_rows(self, embedded: Tensor, rows: Sequence[Tensor]) -> Tensor | None:
-        """Returns the embedded tokens [batch, positions, width] with our rows put in; None where there are none."""
+    def put_rows(self, embedded: Tensor, values: Float[Tensor, "paths ids width"]) -> Tensor | None:
+        """Returns the embedded tokens [batch, positions, width] with our rows put in; None where there are none.
+
+        The samples are those of the first path, then as many of the second, and so on.
+        """
         if self.pending is None:
             return None
         mine = self._find(self.pending)
-        values = torch.cat([one.to(embedded) for one in rows])
+        path = torch.arange(len(embedded), device=mine.device) // (len(embedded) // len(values))
         result = embedded.clone()
-        result[mine] = values[self.pending[mine] - self._first]
+        result[mine] = values[path[:, None].expand_as(mine)[mine], self.pending[mine] - self._first]
         return result
 
     def _find(self, ids: Tensor) -> Tensor:
@@ -164,11 +209,14 @@ def check_placeholder(pipeline: Pipeline, placeholder: Placeholder, encoder: Tex
         )
 
 
-def _check_width(encoder: TextEncoder, placeholder: Placeholder, rows: Tensor) -> None:
-    width = encoder.table.embedding_dim
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+def _check_width(encoder: TextEncoder, token: TokenRows) -> None:
+    rows, width = token.rows[encoder.component], encoder.table.embedding_dim
+    expected = "n" if token.layers is None else f"{len(token.layers)}, n"
+    sizes = () if token.layers is None else (len(token.layers),)
+    if rows.ndim != len(sizes) + 2 or rows.shape != (*sizes, rows.shape[-2], width) or not rows.shape[-2]:
         raise IncompatibleError(
-            f"the rows of {placeholder!r} are {list(rows.shape)}, {encoder.component} takes [n, {width}]",
+            f"the rows of {token.placeholder!r} are {list(rows.shape)}, "
+            f"{encoder.component} takes [{expected}, {width}]",
             hint="concepts show tells which base the concept was made for",
         )
 
@@ -179,11 +227,11 @@ def _choose_safe_id(tokenizer: Any) -> int:
 
 
 def blend_rows(
-    rows: Float[Tensor, "vectors width"], anchor: Float[Tensor, " width"] | None, strength: float
-) -> Float[Tensor, "vectors width"]:
+    rows: Float[Tensor, "*layers vectors width"], anchor: Float[Tensor, " width"] | None, strength: float
+) -> Float[Tensor, "*layers vectors width"]:
     """Returns ``anchor + strength * (rows - anchor)``; the anchor is the superclass's row, or zero where unknown.
 
     At strength 0 the placeholder reads as its superclass, at 1 as trained.
     """
-    base = torch.zeros_like(rows[0]) if anchor is None else anchor.to(rows)
+    base = torch.zeros_like(rows[..., 0, :]).unsqueeze(-2) if anchor is None else anchor.to(rows)
     return rows.clone() if strength == 1.0 else base + strength * (rows - base)

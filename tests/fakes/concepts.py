@@ -90,6 +90,33 @@ def make_embedding(
     )
 
 
+def make_layered(
+    folder: Path, pipeline: Any, placeholder: str = "<p>", *, vectors: int = 1, seed: int = 15, **fields: Any
+) -> Concept:
+    """Returns an embedding with rows of its own for each cross-attention layer."""
+    layers = fields.pop("layers", None) or tuple(path for path, _ in iter_cross_attention(pipeline.unet))
+    per_layer = [
+        make_rows(pipeline, placeholder, vectors=vectors, seed=seed + at) for at in range(len(layers))
+    ]
+    rows = {
+        (component, per_layer[0].placeholder): from_torch(
+            torch.stack([one.rows[component] for one in per_layer])
+        )
+        for component in per_layer[0].rows
+    }
+    folder.mkdir(parents=True)
+    write_embedding(folder / EMBEDDING_NAME, EmbeddingContents(rows=rows, layers=layers))
+    return write_concept(
+        folder,
+        fields.pop("name", "test/layered"),
+        fields.pop("base", None) or describe_base(identify_pipeline(pipeline)),
+        {"kind": "embedding", "components": sorted(per_layer[0].rows), "layers": list(layers)},
+        files=[EMBEDDING_NAME],
+        tokens=[{"placeholder": placeholder, "vectors": vectors, "superclass": "cat"}],
+        **fields,
+    )
+
+
 def make_rank_one(
     folder: Path, pipeline: Any, placeholder: str = "<r>", *, seed: int = 12, **fields: Any
 ) -> Concept:
@@ -166,7 +193,7 @@ def make_full(folder: Path, pipeline: Any, *, seed: int = 14, **fields: Any) -> 
         fields.pop("base", None) or describe_base(identify_pipeline(pipeline)),
         {"kind": "full", "components": ["unet"], "changed_tensors": len(names), "total_tensors": 100},
         files=[file],
-        tokens=[{"placeholder": "zork", "vectors": 0, "superclass": "cat"}],
+        tokens=fields.pop("tokens", [{"placeholder": "zork", "vectors": 0, "superclass": "cat"}]),
         **fields,
     )
 
