@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from conceptry.cli.bases import identify_base
+from conceptry.cli.bases import choose_base, open_base
+from conceptry.cli.check import find_identity
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document
 from conceptry.cli.options import MEMBER, SEED, base_option
@@ -19,13 +20,24 @@ from conceptry.errors import UsageError
 from conceptry.names import ConceptName, parse_version
 
 if TYPE_CHECKING:
-    from conceptry.bases import BaseIdentity
     from conceptry.composer.compositions import Composition
     from conceptry.composer.merging import Merged, MergeRequest
     from conceptry.composition import Member
 
-METHODS: Final = ("sum", "ties", "dare", "dare_ties", "knots", "orthogonal", "slots")
+# The rows of composer/merge_methods.py, named here too so that help needs no torch.
+METHODS: Final = (
+    "sum",
+    "ties",
+    "dare",
+    "dare_ties",
+    "knots",
+    "orthogonal",
+    "slots",
+    "custom_diffusion",
+    "ridge",
+)
 _WORST_ROWS: Final = 5
+_CAPTIONS: Final = 200
 
 
 @click.command(
@@ -35,6 +47,7 @@ _WORST_ROWS: Final = 5
         "concepts merge me/imp me/look*0.7 --name me/imp-look",
         "concepts merge me/imp me/look --name me/both --method ties --density 0.3 --rank 32",
         "concepts merge me/imp me/look --name me/both --method dare --seed 7 --json",
+        "concepts merge me/imp me/look --name me/both --method ridge --base toybox",
     ),
 )
 @click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
@@ -51,7 +64,20 @@ _WORST_ROWS: Final = 5
     type=click.FloatRange(0, 1, min_open=True),
     help="The share of entries that ties, dare and knots keep.  [default: as their papers have it]",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of what dare drops.")
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Of what dare drops, and of the noise in ridge.",
+)
+@click.option(
+    "--ridge",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="How much staying at the base counts for ridge.",
+)
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "fp16", "bf16")),
@@ -76,7 +102,9 @@ def merge(
 
     All deltas are taken at their strengths and merged by layer; what a rank cuts off is said. The new concept names
     what it was made of, credits all authors, and has the strictest terms of all licences; one that allows no
-    derivatives is refused. Strengths are written as in me/look*0.7.
+    derivatives is refused. Strengths are written as in me/look*0.7. Methods: sum (exact), ties, dare, dare_ties and
+    knots (by entries), orthogonal (later ones give way), slots (checked to be disjoint), custom_diffusion (every word
+    keeps its keys and values) and ridge (each keeps its own activations); the last two open the --base.
     """
     from conceptry.composer.merge_layers import MergeSettings
     from conceptry.composer.merge_methods import find_merge_method
@@ -91,14 +119,13 @@ def merge(
         name=ConceptName.parse(name),
         version=parse_version(given["version"]),
         method=row,
-        settings=MergeSettings(rank=given["rank"], density=given["density"], seed=given["seed"]),
+        settings=MergeSettings(**{name: given[name] for name in ("rank", "density", "seed", "ridge")}),
         precision=given["precision"],
         title=given["title"],
     )
     composition = fetch_composition(session, read_document(members, None))
-    identity = _find_identity(session, base, composition)
     with tempfile.TemporaryDirectory(prefix="conceptry-merge-") as folder:
-        merged = _merge(session, composition, identity, request, Path(folder) / "merged")
+        merged = _merge(session, composition, request, base, Path(folder) / "merged")
         published = publish_folder(session, Path(folder) / "merged")
     for warning in merged.warnings:
         session.out.warn(warning)
@@ -109,27 +136,29 @@ def merge(
     )
 
 
-def _find_identity(session: Session, base: str | None, composition: Composition) -> BaseIdentity:
-    if base is None:
-        return composition.members[0].concept.manifest.builds[0].base.identity
-    from conceptry.base_locations import resolve_base
-
-    return identify_base(session, resolve_base(base, session.registry.bases()))
-
-
 def _merge(
-    session: Session, composition: Composition, identity: BaseIdentity, request: MergeRequest, folder: Path
+    session: Session, composition: Composition, request: MergeRequest, base: str | None, folder: Path
 ) -> Merged:
+    """Returns the merge; the base is opened only for a method that reads it, after everything else was checked."""
     from conceptry.cli.progress import track
-    from conceptry.composer.merge_inputs import gather_inputs
-    from conceptry.composer.merging import check_licenses, merge_layers, write_merge
+    from conceptry.composer.merge_bases import merge_concepts
+    from conceptry.composer.merging import check_licenses
     from conceptry.composer.plan import make_plan
 
-    plan = make_plan(composition, identity)
-    check_licenses(plan)
-    with track(session.out, "merging"):
-        inputs = gather_inputs(plan)
-        return write_merge(plan, inputs, merge_layers(inputs, request), request, folder)
+    check_licenses(make_plan(composition, find_identity(session, None, composition)))
+    if request.method.reads == "nothing":
+        plan = make_plan(composition, find_identity(session, base, composition))
+        with track(session.out, "merging"):
+            return merge_concepts(plan, request, folder)
+    from conceptry.composer.fingerprints import identify_pipeline
+    from conceptry.trainer.covariance import read_captions
+
+    concepts = [member.concept for member in composition.members]
+    pipeline = open_base(session, choose_base(session, base, concepts))
+    plan = make_plan(composition, identify_pipeline(pipeline))
+    captions = read_captions(plan.identity.family, None)[:_CAPTIONS]
+    with track(session.out, "measuring and merging"):
+        return merge_concepts(plan, request, folder, pipeline=pipeline, captions=captions)
 
 
 def _to_json(merged: Merged, request: MergeRequest) -> dict[str, Any]:

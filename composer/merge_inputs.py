@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from conceptry.composer.low_rank import LowRank
 from conceptry.composer.low_rank_modules import needs_base, to_low_rank
 from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.deltas import dense_bias_delta, dense_delta
 from conceptry.formats.embedding import read_embedding
+from conceptry.formats.full import read_full
 from conceptry.formats.lora import read_lora
 from conceptry.formats.lora_modules import LoraModule
 from conceptry.formats.tensors import RawTensor
@@ -23,6 +27,9 @@ from conceptry.manifest import Part
 from conceptry.names import Placeholder
 
 _ATTACH: Final = "attach them together instead: concepts generate --with takes every kind"
+
+
+Weights = Callable[[str], Tensor | None]
 
 
 @dataclass(slots=True)
@@ -37,17 +44,23 @@ class MergeInputs:
 
     rows: dict[tuple[str, Placeholder], RawTensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    weights: Weights | None = None
 
 
-def gather_inputs(plan: Plan) -> MergeInputs:
+def gather_inputs(plan: Plan, weights: Weights | None = None) -> MergeInputs:
     """Returns what the concepts of a plan bring to a merge, each delta at the strength that is asked for.
+
+    Args:
+        plan: the concepts and their strengths.
+        weights: what returns a weight of the base by its name, None where it has none; with it new weights (kind full)
+            are taken as differences from the base's.
 
     Raises:
         IncompatibleError: if a part cannot be merged, with the concept and the layer.
         InvalidFileError: if a file is malformed.
         NotFoundError: if a file is not on this machine.
     """
-    found = MergeInputs()
+    found = MergeInputs(weights=weights)
     dense: dict[str, list[tuple[float, LoraModule]]] = {}
     for place, member in enumerate(plan.members):
         for part in member.build.parts:
@@ -79,10 +92,25 @@ def _sort_module(
             f"{name} is a {module.algorithm}, whose delta depends on the base's weight", hint=_ATTACH
         )
     delta = to_low_rank(module)
+    if delta is None and found.weights is not None and "diff" in module.parts:
+        delta = _spread(module)
     if delta is None:
         dense.setdefault(name, []).append((strength, module))
     else:
         found.factored.setdefault(name, []).append((place, delta.scaled(strength)))
+
+
+def _spread(module: LoraModule) -> LowRank:
+    """Returns a whole difference as a product with ones on the diagonal."""
+    whole = to_torch(module.parts["diff"], dtype=torch.float32)
+    flat = whole.flatten(1)
+    bias = dense_bias_delta(module)
+    return LowRank(
+        flat,
+        torch.eye(flat.shape[1]),
+        tuple(whole.shape[2:]),
+        None if bias is None else torch.from_numpy(bias).float(),
+    )
 
 
 def _check_shapes(plan: Plan, found: MergeInputs) -> None:
@@ -143,9 +171,9 @@ _Modules = Iterator[tuple[str, LoraModule]]
 
 
 def _read_part(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
-    read = _READERS.get(part.kind)
+    read = None if part.kind == "full" and found.weights is None else _READERS.get(part.kind)
     if read is None:
-        hint = "--method custom_diffusion takes it" if part.kind == "full" else _ATTACH
+        hint = "--method custom_diffusion or ridge takes it" if part.kind == "full" else _ATTACH
         raise IncompatibleError(f"a part of kind {part.kind} cannot be merged with others", hint=hint)
     return read(found, member, part)
 
@@ -176,7 +204,34 @@ def _read_rows(found: MergeInputs, member: PlannedMember, part: Part) -> _Module
     return iter(())
 
 
+def _read_differences(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
+    """Returns new weights as whole differences from the base's."""
+    for path in _iter_files(member, part):
+        contents = read_full(path)
+        for tensor, raw in contents.tensors.items():
+            name = f"{contents.component}.{tensor}"
+            own = None if found.weights is None else found.weights(name)
+            if own is None or tuple(own.shape) != raw.shape:
+                raise IncompatibleError(f"the base has no weight {name} of {list(raw.shape)}")
+            module, _, leaf = name.rpartition(".")
+            value = to_torch(raw, dtype=torch.float32)
+            difference = from_torch(value - own.detach().to("cpu", torch.float32))
+            if leaf not in ("weight", "bias") or (leaf == "weight" and difference.shape[1:] == ()):
+                raise IncompatibleError(
+                    f"{name} is no weight of a linear layer or a convolution", hint=_ATTACH
+                )
+            yield (
+                module,
+                LoraModule(
+                    algorithm="full",
+                    parts={"diff" if leaf == "weight" else "diff_b": difference},
+                    rule="none",
+                ),
+            )
+
+
 _READERS: Final[Mapping[str, Callable[[MergeInputs, PlannedMember, Part], _Modules]]] = {
     "lora": _read_modules,
     "embedding": _read_rows,
+    "full": _read_differences,
 }

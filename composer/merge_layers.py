@@ -53,8 +53,11 @@ class Layer:
 
     settings: MergeSettings = field(default_factory=MergeSettings)
     density: float = 1.0
-    inputs: tuple[Float[Tensor, "columns columns"], ...] = ()
-    """Of each delta's concept, the second moment of what the layer reads; only for what asks for it."""
+    inputs: tuple[Float[Tensor, "_ columns"], ...] = ()
+    """Of each delta's concept, what the method asks for: the rows that the layer reads, or their second moment."""
+
+    regular: Float[Tensor, "columns columns"] | None = None
+    """The second moment of what the layer reads of ordinary captions."""
 
     def make_generator(self, owner: int) -> np.random.Generator:
         """Returns the generator of one concept's draws here: of seed, layer and place, equal on every machine."""
@@ -62,11 +65,9 @@ class Layer:
         return np.random.default_rng(int(digest.hex[:32], 16))
 
     def cut(self, delta: LowRank) -> MergedLayer:
-        """Returns ``delta`` at the rank that was asked for."""
-        rank = self.settings.rank
-        if rank is None or delta.rank <= rank:
-            return MergedLayer(delta, 1.0)
-        return MergedLayer(*truncate(delta, rank))
+        """Returns ``delta`` at the rank that was asked for, and at no more than its layer can have."""
+        rank = min(self.settings.rank or delta.rank, *delta.shape)
+        return MergedLayer(delta, 1.0) if delta.rank <= rank else MergedLayer(*truncate(delta, rank))
 
     def cut_dense(self, dense: Float[Tensor, "out columns"]) -> MergedLayer:
         """Returns a dense delta at the rank that was asked for, else at the sum of the ranks that went in."""

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from conceptry.composer.merge_closed import merge_closed_form, merge_ridge
 from conceptry.composer.merge_layers import Layer, MergedLayer
 from conceptry.composer.merge_signs import merge_dare, merge_dare_ties, merge_knots, merge_ties
 from conceptry.composer.merge_sums import merge_orthogonal, merge_slots, merge_sum
 from conceptry.errors import UsageError, suggest_nearest
 
-MergeMethodId = Literal["sum", "ties", "dare", "dare_ties", "knots", "orthogonal", "slots"]
+MergeMethodId = Literal[
+    "sum", "ties", "dare", "dare_ties", "knots", "orthogonal", "slots", "custom_diffusion", "ridge"
+]
+Reading = Literal["nothing", "encodings", "moments"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +35,11 @@ class MergeMethod:
     ordered: bool = False
     """Another order of the concepts gives another result."""
 
-    reads_inputs: bool = False
-    """It asks what each layer reads while its concept is drawn, so that it needs the base."""
+    reads: Reading = "nothing"
+    """What it asks of the base: the encodings of the concepts' words, or second moments of what layers read."""
+
+    takes_full: bool = False
+    """It takes new weights (kind full) of the layers that it merges, as differences from the base."""
 
     ridged: bool = False
     """It stays at the base as much as the ridge says."""
@@ -82,6 +89,23 @@ METHODS: Final[tuple[MergeMethod, ...]] = (
         title="sum of concepts that were trained in disjoint slots, checked",
         paper="arXiv 2312.02432",
         merge=merge_slots,
+    ),
+    MergeMethod(
+        id="custom_diffusion",
+        title="keys and values by constrained least squares on text encodings",
+        paper="arXiv 2212.04488, section 3.3",
+        merge=merge_closed_form,
+        reads="encodings",
+        takes_full=True,
+    ),
+    MergeMethod(
+        id="ridge",
+        title="gradient fusion of Mix-of-Show as ridge regression on activations",
+        paper="arXiv 2305.18292, eq. 3",
+        merge=merge_ridge,
+        reads="moments",
+        ridged=True,
+        takes_full=True,
     ),
 )
 METHOD_BY_ID: Final[dict[str, MergeMethod]] = {row.id: row for row in METHODS}

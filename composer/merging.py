@@ -15,6 +15,7 @@ from conceptry.composer.low_rank import one_thread
 from conceptry.composer.low_rank_modules import from_low_rank
 from conceptry.composer.merge_inputs import MergeInputs
 from conceptry.composer.merge_layers import Layer, MergedLayer, MergeSettings
+from conceptry.composer.merge_measures import Measured
 from conceptry.composer.merge_methods import MergeMethod
 from conceptry.composer.plan import Plan, PlannedMember
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
@@ -103,14 +104,16 @@ def check_licenses(plan: Plan) -> None:
 def merge_layers(
     inputs: MergeInputs,
     request: MergeRequest,
-    moments: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+    measured: Measured | None = None,
+    regular: torch.Tensor | None = None,
 ) -> dict[str, MergedLayer]:
     """Returns the merged layers by ``component.module``.
 
     Args:
         inputs: as ``gather_inputs`` returns them.
         request: the way and its numbers.
-        moments: by layer and place of the concept, the second moments of what the layer reads, where the way asks.
+        measured: by layer and place of the concept, what the method reads of the base.
+        regular: the second moment of the encodings of ordinary captions, where the method reads encodings.
 
     Raises:
         IncompatibleError: if the method cannot take these deltas.
@@ -119,7 +122,7 @@ def merge_layers(
     with one_thread(), torch.no_grad():
         for name, rows in inputs.factored.items():
             owners = tuple(owner for owner, _ in rows)
-            seen = (moments or {}).get(name, {})
+            seen = (measured or {}).get(name, {})
             layer = Layer(
                 name=name,
                 deltas=tuple(delta for _, delta in rows),
@@ -127,6 +130,7 @@ def merge_layers(
                 settings=request.settings,
                 density=request.density,
                 inputs=tuple(seen[owner] for owner in owners if owner in seen),
+                regular=regular if seen else None,
             )
             found[name] = request.method.merge(layer)
     return found

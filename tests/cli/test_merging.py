@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.cli.merge import METHODS
+from conceptry.composer.merge_methods import METHOD_BY_ID
 from tests.cli.conftest import Run
 from tests.cli.packages import TO_Q, write_package
 
@@ -48,6 +50,15 @@ def test_merge_asks_for_two_concepts_and_for_what_its_method_knows(run: Run, imp
     assert "two concepts or more" in run("merge", "me/imp", "--name", "me/both", code=2).err
     refused = run("merge", "me/imp", "me/look", "--name", "me/both", "--density", "0.3", code=2)
     assert "sum drops no entries" in refused.err
+
+
+def test_the_command_names_every_way_of_merging() -> None:
+    assert tuple(METHOD_BY_ID) == METHODS
+
+
+def test_a_way_that_reads_the_base_opens_no_base_of_another_family(run: Run, imp: str, look: str) -> None:
+    refused = run("merge", "me/imp", "me/look", "--name", "me/both", "--method", "ridge", code=2)
+    assert "me/imp@1.0.0 was made for sd1, and no base is named" in refused.err
 
 
 def test_nothing_is_published_when_a_licence_forbids_it(run: Run, imp: str, tmp_path: Path) -> None:
