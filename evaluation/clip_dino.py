@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ class Models:
     dino: Any
 
 
+@cache
 def load_models(clip: Path, dino: Path) -> Models:
     """Returns the models in two folders, or in the snapshots of ``hf://ns/repo`` in the local cache.
 
@@ -61,8 +63,9 @@ def load_models(clip: Path, dino: Path) -> Models:
     with _explained(clip_folder):
         model = CLIPModel.from_pretrained(clip_folder, **options)
         tokenizer = CLIPTokenizer.from_pretrained(clip_folder, local_files_only=True)
+    bare = {"add_pooling_layer": False} if _read_type(dino_folder) == "vit" else {}
     with _explained(dino_folder):
-        features = AutoModel.from_pretrained(dino_folder, trust_remote_code=False, **options)
+        features = AutoModel.from_pretrained(dino_folder, trust_remote_code=False, **options, **bare)
     return Models(clip=model.eval(), tokenizer=tokenizer, dino=features.eval())
 
 
@@ -75,12 +78,16 @@ def locate_model(path: Path, name: str, kinds: Sequence[str]) -> Path:
             f"no model for --{name} at {text[:200]!r}",
             hint="name a folder as save_pretrained writes it, or hf://namespace/repo in the local cache",
         )
-    found = str(read_config(folder / "config.json").get("model_type"))
+    found = _read_type(folder)
     if found not in kinds:
         raise UsageError(
             f"{text[:200]!r} is a model of type {found[:40]!r}, --{name} takes {' or '.join(kinds)}"
         )
     return folder
+
+
+def _read_type(folder: Path) -> str:
+    return str(read_config(folder / "config.json").get("model_type"))
 
 
 def _find_snapshot(text: str) -> Path:

@@ -17,7 +17,7 @@ from tests.cli.test_help import LEAVES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
-KEYS = {name: text for names, text in ROWS for name in re.findall(r"`([\w ]+)`", names)}
+KEYS = {name: text for names, text in ROWS for name in re.findall(r"`([\w -]+)`", names)}
 
 
 def documented(command: str) -> set[str]:

@@ -1,0 +1,245 @@
+"""``concepts benchmark-methods``: every method on equal work, in pieces that go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from conceptry.cli.bases import choose_base, open_base
+from conceptry.cli.groups import ConceptsCommand
+from conceptry.cli.options import PATH
+from conceptry.cli.progress import track
+from conceptry.cli.session import Session, pass_session
+from conceptry.cli.text import count_things
+from conceptry.errors import UsageError
+
+if TYPE_CHECKING:
+    from conceptry.evaluation.bench_results import ResultFile, ResultRow
+    from conceptry.evaluation.bench_running import Bench
+    from conceptry.evaluation.toybench import BenchSubject, Suite
+
+SUMMARY_NAME: Final = "toybench"
+CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
+
+
+@click.command(
+    "benchmark-methods",
+    cls=ConceptsCommand,
+    examples=(
+        "concepts benchmark-methods --out docs/toybench --seconds 2400",
+        "concepts benchmark-methods --out results --method lora --method perfusion --subject creature-20",
+        "concepts benchmark-methods --out results --base sd15 --images subjects --protocol clip-dino "
+        "--clip clip-b32 --dino dino-s16",
+        "concepts benchmark-methods --together --out docs/toybench",
+        "concepts benchmark-methods --summary --out docs/toybench --merge other-lab",
+    ),
+)
+@click.option(
+    "--out", type=PATH, default=Path("toybench"), show_default=True, help="One file for each method."
+)
+@click.option("--method", "methods", multiple=True, metavar="ID", help="Only this one. Repeatable.")
+@click.option("--subject", "subjects", multiple=True, metavar="ID", help="Only this one. Repeatable.")
+@click.option("--base", metavar="BASE", help="Which base learns and draws.  [default: toybox]")
+@click.option("--images", type=PATH, metavar="DIR", help="Your own subjects: dog-1/*.jpg, style-ink/*.jpg.")
+@click.option(
+    "--protocol", default="toybox-1", show_default=True, metavar="NAME", help="toybox-1 or clip-dino."
+)
+@click.option("--clip", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
+@click.option("--dino", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
+@click.option(
+    "--passes", type=click.IntRange(1), help="Budget of each method in sample passes.  [default: 1600]"
+)
+@click.option("--prompts", type=click.IntRange(1), help="At most so many for each subject, for a sample.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Begin nothing that would end later.")
+@click.option("--workdir", type=PATH, metavar="DIR", help="For trainings.  [default: .runs/toybench]")
+@click.option("--merge", type=PATH, multiple=True, metavar="DIR", help="Results of others, into one table.")
+@click.option("--summary", is_flag=True, help="Measure nothing; write tables and plots beside --out.")
+@click.option(
+    "--together", is_flag=True, help="Measure several concepts in one picture, in each way of composing."
+)
+@click.option("--calibrate", is_flag=True, help="Measure what the scorers' own numbers are worth.")
+@click.option("--list", "listing", is_flag=True, help="Name methods and subjects, and what is left to do.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
+)
+@pass_session
+def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing: bool, **given: Any) -> None:
+    """Compare every training method on the same subjects with the same budget.
+
+    What is measured already is not measured again, so the command goes on where it stopped. With --summary it writes
+    the table, the plots and one JSON file beside the folder of results.
+    """
+    if given["protocol"] == "clip-dino" and not given["images"]:
+        raise UsageError(
+            "protocol clip-dino compares with your own pictures",
+            hint="add --images DIR with a folder for each subject",
+        )
+    if summary:
+        _summarise(session, out, given["merge"])
+        return
+    from conceptry.evaluation.bench_methods import choose_methods
+    from conceptry.evaluation.protocols import find_protocol
+    from conceptry.evaluation.toybench import load_suite
+
+    find_protocol(given["protocol"])
+    suite = load_suite()
+    methods = choose_methods(suite, given["methods"])
+    subjects = choose_subjects(suite, given["subjects"], given["images"])
+    if listing:
+        _list(session, out, [method.id for method in methods], [subject.id for subject in subjects])
+        return
+    bench = _open_bench(session, suite, out, given)
+    if given["together"] or given["calibrate"]:
+        _measure_part(session, bench, given)
+        return
+    with track(session.out, "benchmark") as meter:
+        rows = []
+        for row in bench.run(methods, subjects, meter.phase):
+            rows.append(row)
+            session.out.log(_describe(row))
+    session.out.emit(
+        {"folder": str(out), "measured": len(rows), "rows": [_to_json(row) for row in rows]},
+        [*map(_describe, rows), f"measured {count_things(len(rows), 'row')} in {out}"],
+    )
+
+
+def choose_subjects(suite: Suite, ids: Sequence[str], images: Path | None) -> tuple[BenchSubject, ...]:
+    """Returns the suite's subjects or those of a folder, all or the named ones. Raises UsageError."""
+    from dataclasses import replace
+
+    from conceptry.evaluation.toybench import list_own_subjects
+
+    all_ = suite if images is None else replace(suite, subjects=list_own_subjects(images))
+    return tuple(map(all_.find_subject, ids)) if ids else all_.subjects
+
+
+def _open_bench(session: Session, suite: Suite, out: Path, given: dict[str, Any]) -> Bench:
+    location = choose_base(session, given["base"])
+    pipeline = open_base(session, location, device=given["device"])
+    from conceptry.evaluation.bench_running import Bench, BenchOptions
+
+    options = BenchOptions(
+        out=out,
+        workdir=given["workdir"] or Path(".runs/toybench"),
+        protocol=given["protocol"],
+        models={name: given[name] for name in ("clip", "dino") if given[name]},
+        sample_passes=given["passes"],
+        seconds=given["seconds"],
+        most_prompts=given["prompts"],
+    )
+    return Bench(suite, pipeline, options)
+
+
+def _measure_part(session: Session, bench: Bench, given: Mapping[str, Any]) -> None:
+    """Measures what stands beside the table: several concepts at once, or the scorers themselves."""
+    from dataclasses import asdict
+
+    from conceptry.evaluation.bench_methods import find_method
+    from conceptry.evaluation.bench_multi import load_multi_suite, run_all
+    from conceptry.evaluation.bench_results import write_json
+    from conceptry.evaluation.calibration import calibrate
+
+    out = bench.options.out
+    with track(session.out, "benchmark") as meter:
+        if given["calibrate"]:
+            figures = asdict(calibrate(bench.suite, bench.pipeline))
+            write_json(out / CALIBRATION_NAME, figures)
+            session.out.emit(figures, [f"{name}: {value}" for name, value in figures.items()])
+            return
+        named = given["methods"] or load_multi_suite().methods
+        rows = run_all(bench, [find_method(id, bench.suite) for id in named], meter.phase)
+    session.out.emit({"folder": str(out), "measured": len(rows), "rows": rows}, map(_describe_group, rows))
+
+
+def _describe_group(row: Mapping[str, Any]) -> str:
+    head = f"{row['method']}, {row['way']}: {' + '.join(row['members'])}"
+    if "impossible" in row:
+        return f"{head}: {row['impossible']}"
+    return f"{head}: joint {row['joint']:.2f}, swaps {row['swaps']:.2f}, leaks {row['leaks'] or 0:.2f}"
+
+
+def read_all(session: Session, folders: Sequence[Path]) -> ResultFile:
+    """Returns all results of folders in one. Raises NotFoundError, ConflictError, InvalidFileError."""
+    from conceptry.evaluation.bench_results import merge_results, read_results
+
+    paths = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
+    results, remarks = merge_results([(path, read_results(path)) for path in paths])
+    for remark in remarks:
+        session.out.warn(remark)
+    return results
+
+
+def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
+    from conceptry.evaluation.bench_multi import locate_rows, read_rows
+    from conceptry.evaluation.bench_page import draw_plot, make_markdown
+    from conceptry.evaluation.bench_results import write_json
+    from conceptry.evaluation.bench_summary import summarise, to_json
+
+    results = read_all(session, [out, *others])
+    document = to_json(results)
+    groups = read_rows(locate_rows(out))
+    if groups:
+        document["compositions"] = groups
+    if (out / CALIBRATION_NAME).is_file():
+        document["calibration"] = json.loads((out / CALIBRATION_NAME).read_text(encoding="utf-8"))
+    target = out.parent / SUMMARY_NAME
+    write_json(target.with_suffix(".json"), document)
+    from conceptry.evaluation.pages import write_page
+
+    write_page(target.with_suffix(".md"), make_markdown(results, document))
+    for kind in ("instance", "style"):
+        rows = summarise(results, "instance" if kind == "instance" else "style")
+        if rows:
+            plot = draw_plot(rows, title=f"ToyBench, {kind}s: identity against prompt")
+            write_page(target.with_name(f"{SUMMARY_NAME}-{kind}.svg"), plot + "\n")
+    session.out.emit(
+        {"path": str(target.with_suffix(".json")), **document},
+        [
+            f"{row['rank']:>3}  {row['method']:34} identity {row['identity']:.2f}  prompt {row['prompt']:.2f}  "
+            f"ranks {row['rank_interval'][0]} to {row['rank_interval'][1]}"
+            for row in document["rows"]
+        ],
+    )
+
+
+def _list(session: Session, out: Path, methods: Sequence[str], subjects: Sequence[str]) -> None:
+    from conceptry.evaluation.bench_results import read_results
+
+    rows = []
+    for method in methods:
+        path = out / f"{method}.json"
+        done = {row.subject for row in read_results(path).rows} if path.is_file() else set()
+        left = [subject for subject in subjects if subject not in done]
+        rows.append({"method": method, "done": len(subjects) - len(left), "left": left})
+    session.out.emit_table(
+        {"methods": rows, "subjects": list(subjects)},
+        ("METHOD", "DONE", "LEFT"),
+        [(str(row["method"]), str(row["done"]), str(len(subjects) - int(str(row["done"])))) for row in rows],
+        empty="no method is left to be compared",
+    )
+
+
+def _to_json(row: ResultRow) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "subject": row.subject,
+        "identity": row.identity.normalised,
+        "prompt": row.prompt.normalised,
+        "seconds": row.training_seconds,
+        "sample_passes": row.sample_passes,
+    }
+
+
+def _describe(row: ResultRow) -> str:
+    numbers = [
+        "unknown" if value is None else f"{value:.2f}"
+        for value in (row.identity.normalised, row.prompt.normalised)
+    ]
+    return (
+        f"{row.method} on {row.subject}: identity {numbers[0]}, prompt {numbers[1]}, "
+        f"{row.training_seconds + row.drawing_seconds:.0f} s"
+    )

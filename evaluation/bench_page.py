@@ -1,0 +1,246 @@
+"""The benchmark for people: one HTML page with the pictures of each row, and the Markdown page and plots of docs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from PIL import Image
+
+from conceptry.evaluation.bench_results import ResultFile, ResultRow
+from conceptry.evaluation.bench_summary import MethodSummary, summarise
+from conceptry.evaluation.charts import Point, draw_front
+from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
+
+_COLUMNS: Final = (
+    "rank",
+    "method",
+    "subjects",
+    "identity",
+    "95 %",
+    "prompt",
+    "95 %",
+    "balance",
+    "ranks",
+    "preservation",
+    "diversity",
+    "leakage",
+    "bytes",
+    "seconds",
+    "passes",
+)
+_EXPLAINED: Final = (
+    "Identity and prompt agreement are normalised: 0 is the base with the superclass word, or pictures that ignore "
+    "their prompts; 1 is the thing itself, or the base's own agreement. Balance is their harmonic mean. Intervals and "
+    "ranks: bootstrap over subjects. Tinted rows: no other method is better in both."
+)
+_KINDS: Final[tuple[tuple[Literal["instance", "style"], str], ...]] = (
+    ("instance", "Things"),
+    ("style", "Styles"),
+)
+
+
+def describe_setting(results: ResultFile) -> str:
+    """Returns in a line what all rows have in common."""
+    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items() if value is not None)
+    return (
+        f"suite {results.suite}, protocol {results.protocol}, base {results.base.family} "
+        f"({results.base.digest[7:19]}), {results.sample_passes} sample passes for every method, commit "
+        f"{results.commit}; {machine}"
+    )
+
+
+def make_benchmark_page(results: ResultFile, folder: Path) -> str:
+    """Returns the page of the benchmark; ``folder`` holds the pictures that its rows name."""
+    parts = [make_note(describe_setting(results)), make_note(_EXPLAINED)]
+    for kind, title in _KINDS:
+        rows = summarise(results, kind)
+        if rows:
+            parts += [
+                make_heading(title),
+                draw_plot(rows, title=f"{title}: identity against prompt agreement"),
+                make_table(
+                    _COLUMNS, [_list_cells(one) for one in rows], marked=[one.is_front for one in rows]
+                ),
+                _show_categories(rows),
+            ]
+    parts += _show_pictures(results.rows, folder)
+    return make_page(f"ToyBench: {results.suite}", parts)
+
+
+def draw_plot(rows: Sequence[MethodSummary], *, title: str) -> str:
+    """Returns identity against prompt agreement as SVG."""
+    points = [
+        Point(name=one.method, x=one.identity, y=one.prompt, interval=one.interval, is_front=one.is_front)
+        for one in rows
+    ]
+    return draw_front(points, title=title, x_label="identity, normalised", y_label="prompt, normalised")
+
+
+def _list_cells(one: MethodSummary) -> tuple[object, ...]:
+    return (
+        one.rank,
+        one.method,
+        one.subjects,
+        one.identity,
+        list(one.interval),
+        one.prompt,
+        list(one.prompt_interval),
+        one.balance,
+        list(one.rank_interval),
+        one.preservation,
+        one.diversity,
+        one.leakage,
+        one.size_bytes,
+        one.seconds,
+        one.sample_passes,
+    )
+
+
+def _show_categories(rows: Sequence[MethodSummary]) -> str:
+    names = sorted({name for one in rows for name in one.categories})
+    if not names:
+        return ""
+    cells = [(one.method, *(one.categories.get(name) for name in names)) for one in rows]
+    return make_note(
+        "agreement with the prompts of each category, as a share of the base's own"
+    ) + make_table(("method", *names), cells)
+
+
+def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
+    parts: list[str] = []
+    for method in dict.fromkeys(row.method for row in rows):
+        figures = []
+        for row in rows:
+            picture = open_picture(folder, row.pictures) if row.method == method else None
+            if picture is not None:
+                said = f"{row.subject}: identity {_say(row.identity.normalised)}, prompt {_say(row.prompt.normalised)}"
+                figures.append(Figure(picture=picture, caption=said))
+        if figures:
+            parts += [make_heading(method), make_pictures(figures, strip=True)]
+    return parts
+
+
+def _say(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def open_picture(folder: Path, name: str | None) -> Image.Image | None:
+    """Returns a picture that lies in ``folder``; None where it does not, or the name leads elsewhere."""
+    if name is None:
+        return None
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        return None
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, Image.DecompressionBombError):
+        return None
+
+
+def make_markdown(results: ResultFile, document: Mapping[str, Any] | None = None) -> str:
+    """Returns the page of docs: the tables, and the plots that lie beside it.
+
+    ``document`` may bring what was measured beside the table: ``compositions`` and ``calibration``.
+    """
+    lines = [
+        "# ToyBench",
+        "",
+        "Generated by `concepts benchmark-methods --summary` from the files in [toybench/](toybench/).",
+        "",
+        f"{describe_setting(results)}.",
+        "",
+        _EXPLAINED.replace("Tinted rows", "Rows in bold"),
+    ]
+    for kind, title in _KINDS:
+        rows = summarise(results, kind)
+        if rows:
+            lines += ["", f"## {title}", "", f"![Identity against prompt](toybench-{kind}.svg)", ""]
+            lines += _make_markdown_table(rows)
+    more = document or {}
+    return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
+
+
+def _write_groups(document: Mapping[str, Any]) -> list[str]:
+    rows = document.get("compositions")
+    if not rows:
+        return []
+    lines = [
+        "",
+        "## Several concepts in one picture",
+        "",
+        "Shares of pictures: all members there, each once (joint); each member there (recall); an object of",
+        "one member's class in another's colour (swaps); a member that nobody called (leaks); the asked side",
+        "kept (region).",
+        "",
+        "| method | way | members | joint | recall | swaps | leaks | region | style |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        head = [str(row["method"]), str(row["way"]), " + ".join(row["members"])]
+        if "impossible" in row:
+            cells = [*head, "cannot be done so", *[""] * 5]
+        else:
+            numbers = (
+                row["joint"],
+                row["recall"],
+                row["swaps"],
+                row["leaks"],
+                row["region"],
+                row.get("style"),
+            )
+            cells = [*head, *(_say_all(value) for value in numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _write_calibration(document: Mapping[str, Any]) -> list[str]:
+    figures = document.get("calibration")
+    if not figures:
+        return []
+    read = ", ".join(f"{name} {share:.1%}" for name, share in figures["renders"].items())
+    graded = ", ".join(f"{value:.2f}" for value in figures["graded"])
+    return [
+        "",
+        "## What the scorers are worth",
+        "",
+        f"- held-out renders read right: {read}",
+        f"- mean identity of near-duplicates with 0, 1, 2, 4 and 8 changed attributes: {graded}; "
+        f"falling throughout for {figures['ordered']:.0%} of the instances",
+        f"- own renders taken for their instance: {_say_all(figures['found'])}; the base's pictures of the class taken "
+        f"for it: {_say_all(figures['false_identity'])}",
+        f"- rank correlation with a second scorer that has no learned weights: {figures['agreement']:.2f}",
+    ]
+
+
+def _say_all(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_say_all(one) for one in value)
+    return "\u2013" if value is None else f"{value:.2f}"
+
+
+def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
+    lines = [
+        "| rank | method | subjects | identity | prompt | balance | ranks | preservation | leakage | bytes | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        name = f"**{one.method}**" if one.is_front else one.method
+        low, high = one.interval
+        cells = (
+            str(one.rank),
+            name,
+            str(one.subjects),
+            f"{one.identity:.2f} ({low:.2f} to {high:.2f})",
+            f"{one.prompt:.2f}",
+            f"{one.balance:.2f}",
+            f"{one.rank_interval[0]} to {one.rank_interval[1]}",
+            _say(one.preservation),
+            _say(one.leakage),
+            str(one.size_bytes),
+            f"{one.seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

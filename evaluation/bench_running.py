@@ -1,0 +1,284 @@
+"""One piece of the benchmark after the other: teach, draw, measure, keep. What is kept already is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from conceptry.bases import FamilyId
+from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
+from conceptry.digests import Digest, canonical_json
+from conceptry.errors import ConflictError
+from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
+from conceptry.evaluation.bench_results import (
+    BaseModelId,
+    CategoryModel,
+    ResultFile,
+    ResultRow,
+    ScoreModel,
+    describe_machine,
+    find_commit,
+    read_results,
+    write_results,
+)
+from conceptry.evaluation.examination import BasePictures, Candidate, Drawing, Examination, Plan, examine
+from conceptry.evaluation.judges import Judge, make_judge
+from conceptry.evaluation.protocols import (
+    PROTOCOL,
+    Prompt,
+    Subject,
+    find_protocol,
+    load_plain_prompt,
+    load_prompts,
+)
+from conceptry.evaluation.toybench import BenchSubject, Suite, prepare_pictures
+from conceptry.trainer.preparation import plain_attention
+
+SHOWN_PICTURES: Final = 10
+SHOWN_PIXELS: Final = 128
+OnStep = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """How and where the benchmark runs."""
+
+    out: Path
+    """Where results go, one file for each method, and ``pictures/``."""
+
+    workdir: Path
+    """Where trainings and what belongs to the base are kept between runs."""
+
+    protocol: str = PROTOCOL
+    models: Mapping[str, str] = field(default_factory=dict)
+    sample_passes: int | None = None
+    """None takes the suite's budget."""
+
+    seconds: float | None = None
+    """No new subject is begun when it would probably end later than this."""
+
+    plain_pictures: int = 8
+    superclass_pictures: int = 6
+    most_prompts: int | None = None
+    """Of each subject; for a sample."""
+
+    steps: int | None = None
+    """Denoising steps; None takes what is usual for the base. For a sample too."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """The benchmark on one open pipeline, which it leaves as it was."""
+
+    suite: Suite
+    pipeline: Any
+    options: BenchOptions
+    family: FamilyId = field(init=False)
+    base: BasePictures = field(init=False)
+    judges: dict[str, Judge] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _longest_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.family = find_pipeline_family(self.pipeline)
+        usual = Drawing.of_family(self.family)
+        self.base = BasePictures(replace(usual, steps=self.options.steps or usual.steps))
+
+    @property
+    def sample_passes(self) -> int:
+        """The budget of every method."""
+        return self.options.sample_passes or self.suite.sample_passes
+
+    def run(
+        self, methods: Sequence[BenchMethod], subjects: Sequence[BenchSubject], on_step: OnStep
+    ) -> Generator[ResultRow, None, None]:
+        """Gives each new row once it is kept; ends early where the time is up.
+
+        Raises:
+            ConflictError: if the results that are there were not measured alike.
+            ConceptryError: what a method raises.
+        """
+        for method in methods:
+            path = self.options.out / f"{method.id}.json"
+            results = self._open(path)
+            for subject in subjects:
+                key = (method.id, str(method.digest), subject.id, self.suite.seed)
+                if any(row.key == key for row in results.rows):
+                    continue
+                if self._is_late():
+                    return
+                on_step(f"{method.id} on {subject.id}")
+                row = self._measure(method, subject)
+                results = results.model_copy(update={"rows": (*results.rows, row)})
+                write_results(path, results)
+                yield row
+
+    def _is_late(self) -> bool:
+        limit = self.options.seconds
+        return limit is not None and time.monotonic() - self._started + self._longest_seconds > limit
+
+    def _open(self, path: Path) -> ResultFile:
+        device = str(next(iter(self.pipeline.unet.parameters())).device)
+        fresh = ResultFile(
+            suite=self.suite.name,
+            suite_digest=str(self.suite.digest),
+            protocol=self.options.protocol,
+            base=BaseModelId(family=str(self.family), digest=digest_base(self.pipeline)),
+            sample_passes=self.sample_passes,
+            commit=find_commit(),
+            machine=describe_machine(device, torch.get_num_threads()),
+        )
+        if not path.is_file():
+            return fresh
+        found = read_results(path)
+        if found.setting != fresh.setting:
+            raise ConflictError(
+                f"{str(path)!r} was measured with another suite, protocol, base or budget",
+                hint="name another folder with --out, or move these results away",
+            )
+        return found
+
+    def _measure(self, method: BenchMethod, subject: BenchSubject) -> ResultRow:
+        started = time.monotonic()
+        place = self.options.workdir / subject.id
+        truth = prepare_pictures(subject, self.suite.training_pictures, place / "pictures")
+        if subject.id not in self.judges:
+            self.judges[subject.id] = make_judge(
+                find_protocol(self.options.protocol), truth, family=self.family, models=self.options.models
+            )
+        taught = method.teach(self.make_lesson(subject, place))
+        drawing = time.monotonic()
+        plan = self._plan(subject.subject)
+        with plain_attention(self.pipeline, positions=int(self.pipeline.unet.config.sample_size) ** 2):
+            found = examine(
+                Candidate(word=taught.word, superclass=subject.superclass, attach=taught.attach),
+                self.pipeline,
+                self.judges[subject.id],
+                plan,
+                base=self.base,
+            )
+        self._longest_seconds = max(self._longest_seconds, time.monotonic() - started)
+        shown = self._keep_pictures(method, subject, found)
+        seconds = time.monotonic() - drawing
+        return self._make_row(method, subject, taught, found, plan=plan, seconds=seconds, shown=shown)
+
+    def make_lesson(self, subject: BenchSubject, place: Path) -> Lesson:
+        """Returns what a method is given to learn a subject whose pictures lie in ``place``."""
+        return Lesson(
+            subject_id=subject.id,
+            pipeline=self.pipeline,
+            family=self.family,
+            images=place / "pictures",
+            superclass=subject.superclass,
+            subject="style" if subject.subject == "style" else "object",
+            seed=self.suite.seed,
+            sample_passes=self.sample_passes,
+            placeholder=self.suite.placeholder,
+            plain_word=self.suite.plain_word,
+            workdir=place / f"passes-{self.sample_passes}",
+            cache=self.options.workdir / "cache",
+        )
+
+    def _plan(self, subject: Subject) -> Plan:
+        toybox = find_protocol(self.options.protocol).id == PROTOCOL
+        prompts = self.suite.prompts[subject] if toybox else load_prompts(subject, self.options.protocol)
+        return Plan(
+            prompts=thin_prompts(prompts, self.options.most_prompts),
+            plain=load_plain_prompt(subject, self.options.protocol),
+            drawing=self.base.drawing,
+            plain_pictures=self.options.plain_pictures,
+            superclass_pictures=self.options.superclass_pictures,
+        )
+
+    def _make_row(
+        self,
+        method: BenchMethod,
+        subject: BenchSubject,
+        taught: Taught,
+        found: Examination,
+        *,
+        plan: Plan,
+        seconds: float,
+        shown: str,
+    ) -> ResultRow:
+        kept = {name: ScoreModel.of(measure) for name, measure in found.scores.list_measures().items()}
+        named = ("identity", "prompt", "preservation", "diversity", "leakage")
+        return ResultRow(
+            method=method.id,
+            title=method.title,
+            settings=str(method.digest),
+            subject=subject.id,
+            kind=subject.subject,
+            superclass=subject.superclass,
+            seed=self.suite.seed,
+            sample_passes=taught.sample_passes,
+            size_bytes=taught.size_bytes,
+            training_seconds=round(taught.seconds, 3),
+            drawing_seconds=round(seconds, 3),
+            identity=kept["identity"],
+            prompt=kept["prompt"],
+            preservation=kept.get("preservation"),
+            diversity=kept.get("diversity"),
+            leakage=kept.get("leakage"),
+            others={name: model for name, model in kept.items() if name not in named},
+            categories=_judge_categories(plan.prompts, found),
+            pictures=shown,
+        )
+
+    def _keep_pictures(self, method: BenchMethod, subject: BenchSubject, found: Examination) -> str:
+        pictures = [one.picture for one in found.drawn if one.role == "concept"]
+        step = max(1, len(pictures) // SHOWN_PICTURES)
+        strip = make_strip(pictures[::step][:SHOWN_PICTURES])
+        name = f"pictures/{method.id}/{subject.id}.webp"
+        path = self.options.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        strip.save(path, format="WEBP", quality=80)
+        return name
+
+
+def thin_prompts(prompts: tuple[Prompt, ...], most: int | None) -> tuple[Prompt, ...]:
+    """Returns at most ``most`` prompts, from all categories alike."""
+    if most is None or most >= len(prompts):
+        return prompts
+    places = np.linspace(0, len(prompts) - 1, most).round().astype(int)
+    return tuple(prompts[place] for place in places)
+
+
+def make_strip(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Returns pictures side by side, none larger than 128 pixels."""
+    side = min(SHOWN_PIXELS, max(picture.width for picture in pictures))
+    strip = Image.new("RGB", (side * len(pictures), side), (255, 255, 255))
+    for index, picture in enumerate(pictures):
+        strip.paste(picture.convert("RGB").resize((side, side)), (side * index, 0))
+    return strip
+
+
+def digest_base(pipeline: Any) -> str:
+    """Returns a digest of the fingerprints of an open pipeline: the same for all copies in one precision."""
+    prints = {
+        str(name): [str(found.layout), list(found.weights)]
+        for name, found in identify_pipeline(pipeline).fingerprints.items()
+    }
+    return str(Digest.of_bytes(canonical_json(prints)))
+
+
+def _judge_categories(prompts: Sequence[Prompt], found: Examination) -> dict[str, CategoryModel]:
+    tally: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for prompt, own, base in zip(prompts, found.agreements, found.base_agreements, strict=True):
+        if prompt.category is not None:
+            tally[prompt.category].append((own, base))
+    return {
+        name: CategoryModel(
+            score=round(float(np.mean([own for own, _ in rows])), 6),
+            base=round(float(np.mean([base for _, base in rows])), 6),
+        )
+        for name, rows in sorted(tally.items())
+    }

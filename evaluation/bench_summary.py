@@ -1,0 +1,195 @@
+"""From rows to a table: methods ranked by what they do on the same subjects, with intervals by bootstrap over subjects.
+
+Rank is by balance, the harmonic mean of normalised identity and normalised prompt agreement: a method that copies its
+training pictures and one that ignores its word both end low. Each resample of the subjects ranks all methods anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptry.evaluation.bench_results import ResultFile, ResultRow
+from conceptry.evaluation.scores import bootstrap_interval
+
+RESAMPLES: Final = 2000
+_LEVEL: Final = 0.95
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSummary:
+    """One line of the table: means over subjects, all normalised to 0 at the floor and 1 at the ceiling."""
+
+    method: str
+    title: str
+    subjects: int
+    identity: float
+    interval: tuple[float, float]
+    """Of identity, over subjects."""
+
+    prompt: float
+    prompt_interval: tuple[float, float]
+    balance: float
+    preservation: float | None
+    diversity: float | None
+    leakage: float | None
+    categories: Mapping[str, float]
+    """Agreement with the prompts of each category, as a share of the base's own."""
+
+    size_bytes: int
+    seconds: float
+    sample_passes: int
+    rank: int = 0
+    rank_interval: tuple[int, int] = (0, 0)
+    is_front: bool = False
+    """Whether no other method is better in both identity and prompt."""
+
+
+def summarise(results: ResultFile, kind: Literal["instance", "style"]) -> tuple[MethodSummary, ...]:
+    """Returns the methods, best first. Each is judged on its own subjects, ranks on those that all have in common."""
+    rows: dict[str, list[ResultRow]] = defaultdict(list)
+    for row in results.rows:
+        if row.kind == kind:
+            rows[row.method].append(row)
+    ranks = rank_methods({method: own for method, own in rows.items() if own})
+    found = [_summarise_one(own) for own in rows.values()]
+    ordered = sorted(found, key=lambda one: (ranks[one.method][0], -one.balance, one.method))
+    return tuple(_place(one, ordered, number, ranks[one.method][1]) for number, one in enumerate(ordered, 1))
+
+
+def _place(
+    one: MethodSummary, others: Sequence[MethodSummary], rank: int, interval: tuple[int, int]
+) -> MethodSummary:
+    beaten = any(
+        other.identity >= one.identity
+        and other.prompt >= one.prompt
+        and (other.identity > one.identity or other.prompt > one.prompt)
+        for other in others
+    )
+    return replace(one, rank=rank, rank_interval=interval, is_front=not beaten)
+
+
+def _summarise_one(rows: Sequence[ResultRow]) -> MethodSummary:
+    first = rows[0]
+    identity, prompt = _column(rows, "identity"), _column(rows, "prompt")
+    return MethodSummary(
+        method=first.method,
+        title=first.title,
+        subjects=len(rows),
+        identity=float(np.mean(identity)),
+        interval=bootstrap_interval(identity),
+        prompt=float(np.mean(prompt)),
+        prompt_interval=bootstrap_interval(prompt),
+        balance=float(np.mean(balance(identity, prompt))),
+        preservation=_mean_of(rows, "preservation"),
+        diversity=_mean_of(rows, "diversity"),
+        leakage=_mean_of(rows, "leakage"),
+        categories=_mean_categories(rows),
+        size_bytes=round(float(np.median([row.size_bytes for row in rows]))),
+        seconds=float(np.median([row.training_seconds for row in rows])),
+        sample_passes=round(float(np.mean([row.sample_passes for row in rows]))),
+    )
+
+
+def balance(identity: Values, prompt: Values) -> Values:
+    """Returns the harmonic mean of two normalised scores, each first brought into [0, 1]."""
+    one, other = np.clip(identity, 0.0, 1.0), np.clip(prompt, 0.0, 1.0)
+    total = one + other
+    return np.asarray(np.divide(2 * one * other, total, out=np.zeros_like(total), where=total > 0))
+
+
+def rank_methods(rows: Mapping[str, Sequence[ResultRow]]) -> dict[str, tuple[float, tuple[int, int]]]:
+    """Returns each method's mean rank (1 is best) over resamples of their common subjects, and its 95 % interval."""
+    if not rows:
+        return {}
+    common = sorted(set.intersection(*({row.subject for row in own} for own in rows.values())))
+    names = sorted(rows)
+    if not common:
+        return {name: (float(len(names)), (1, len(names))) for name in names}
+    table = np.asarray([_balance_of(rows[name], common) for name in names])
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(common), (RESAMPLES, len(common)))
+    means = table[:, drawn].mean(axis=2)
+    ranks = 1 + (means[None, :, :] > means[:, None, :]).sum(axis=1)
+    low, high = np.quantile(ranks, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=1)
+    return {
+        name: (float(ranks[place].mean()), (int(low[place]), int(np.ceil(high[place]))))
+        for place, name in enumerate(names)
+    }
+
+
+def _balance_of(rows: Sequence[ResultRow], subjects: Sequence[str]) -> Values:
+    by_subject = {row.subject: row for row in rows}
+    chosen = [by_subject[subject] for subject in subjects]
+    return balance(_column(chosen, "identity"), _column(chosen, "prompt"))
+
+
+def _column(rows: Sequence[ResultRow], name: str) -> Values:
+    """Normalised scores; a row whose span is empty says nothing and counts as its floor."""
+    return np.asarray([getattr(row, name).normalised or 0.0 for row in rows], np.float64)
+
+
+def _mean_of(rows: Sequence[ResultRow], name: str) -> float | None:
+    found = [getattr(row, name) for row in rows]
+    values = [one.normalised for one in found if one is not None and one.normalised is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _mean_categories(rows: Sequence[ResultRow]) -> dict[str, float]:
+    tally: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        for name, model in row.categories.items():
+            tally[name].append((model.score, model.base))
+    shares = {}
+    for name, pairs in tally.items():
+        base = float(np.mean([pair[1] for pair in pairs]))
+        if base > 0:
+            shares[name] = float(np.mean([pair[0] for pair in pairs])) / base
+    return shares
+
+
+def to_json(results: ResultFile) -> dict[str, Any]:
+    """Returns ``docs/toybench.json``: one row a method on instances, and one a method on styles."""
+    return {
+        "schema": 1,
+        "suite": results.suite,
+        "suite_digest": results.suite_digest,
+        "protocol": results.protocol,
+        "base": results.base.model_dump(),
+        "sample_passes": results.sample_passes,
+        "commit": results.commit,
+        "machine": results.machine,
+        "rows": [{"instances": one.subjects, **_describe(one)} for one in summarise(results, "instance")],
+        "styles": [{"styles": one.subjects, **_describe(one)} for one in summarise(results, "style")],
+    }
+
+
+def _describe(one: MethodSummary) -> dict[str, Any]:
+    def shorten(value: float | None) -> float | None:
+        return None if value is None else round(value, 4)
+
+    return {
+        "method": one.method,
+        "title": one.title,
+        "identity": shorten(one.identity),
+        "interval": [shorten(value) for value in one.interval],
+        "prompt": shorten(one.prompt),
+        "prompt_interval": [shorten(value) for value in one.prompt_interval],
+        "balance": shorten(one.balance),
+        "preservation": shorten(one.preservation),
+        "diversity": shorten(one.diversity),
+        "leakage": shorten(one.leakage),
+        "categories": {name: shorten(value) for name, value in sorted(one.categories.items())},
+        "size_bytes": one.size_bytes,
+        "seconds": shorten(one.seconds),
+        "sample_passes": one.sample_passes,
+        "rank": one.rank,
+        "rank_interval": list(one.rank_interval),
+        "front": one.is_front,
+    }

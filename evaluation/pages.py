@@ -1,0 +1,134 @@
+"""Pages as one HTML file each: pictures, curves and tables inside, nothing from elsewhere, every text escaped.
+
+A policy in the page forbids scripts and any address, so that a browser opens it the same way without a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from conceptry.errors import StoreError
+
+_MAX_PIXELS: Final = 256
+_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE: Final = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1e2026;background:#fff;max-width:1080px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}p.note{color:#5b606b;margin:.25rem 0}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e3e5e9;vertical-align:top}
+td.number,th.number{text-align:right}div.wide{overflow-x:auto}tr.front td{background:#fff6f2}
+div.pictures{display:flex;flex-wrap:wrap;gap:.6rem}figure{margin:0;width:132px}
+figure img{width:128px;height:auto;image-rendering:pixelated;border:1px solid #e3e5e9}
+figcaption{font-size:.75rem;color:#5b606b;overflow-wrap:anywhere}figure.strip{width:100%}
+figure.strip img{width:100%;max-width:960px}svg{max-width:640px;width:100%;height:auto}
+@media (prefers-color-scheme:dark){body{background:#16181d;color:#e6e8ec}th,td{border-color:#333841}
+p.note,figcaption{color:#a0a6b1}tr.front td{background:#2a211d}}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One picture and what is written below it."""
+
+    picture: Image.Image
+    caption: str
+
+
+def make_page(title: str, parts: Iterable[str]) -> str:
+    """Returns a whole document; ``parts`` are HTML already, ``title`` is text."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY, quote=True)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes a page beside its name and renames it. Raises StoreError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"the page cannot be written to {str(path)!r}: {error}", hint="name another file with --out"
+        ) from error
+
+
+def make_heading(text: str, *notes: str) -> str:
+    """Returns a heading, and notes in grey below it."""
+    return f"<h2>{escape(text)}</h2>" + "".join(make_note(note) for note in notes)
+
+
+def make_note(text: str) -> str:
+    """Returns a line in grey."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def make_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, marked: Sequence[bool] | None = None
+) -> str:
+    """Returns a table; numbers stand at the right, rows that are marked are tinted, what is absent is a dash."""
+    numeric = [
+        all(isinstance(row[place], int | float | None) for row in rows) for place in range(len(columns))
+    ]
+    head = "".join(_cell("th", name, is_number=numeric[place]) for place, name in enumerate(columns))
+    lines = []
+    for number, row in enumerate(rows):
+        tint = ' class="front"' if marked is not None and marked[number] else ""
+        cells = "".join(
+            _cell("td", format_value(value), is_number=numeric[place]) for place, value in enumerate(row)
+        )
+        lines.append(f"<tr{tint}>{cells}</tr>")
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _cell(tag: str, text: str, *, is_number: bool) -> str:
+    kind = ' class="number"' if is_number else ""
+    return f"<{tag}{kind}>{escape(text)}</{tag}>"
+
+
+def format_value(value: Any) -> str:
+    """Returns a value for people: three digits of a share, a dash for what is absent or no number."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "\u2013"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(format_value(item) for item in value)
+    return str(value)
+
+
+def make_pictures(figures: Iterable[Figure], *, strip: bool = False) -> str:
+    """Returns pictures with their captions; ``strip`` gives each the whole width."""
+    name = ' class="strip"' if strip else ""
+    parts = [
+        f'<figure{name}><img alt="{escape(figure.caption, quote=True)}" src="{embed_picture(figure.picture)}">'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for figure in figures
+    ]
+    return f'<div class="pictures">{"".join(parts)}</div>'
+
+
+def embed_picture(picture: Image.Image) -> str:
+    """Returns a picture as a ``data:`` address; one above 256 pixels high is made smaller."""
+    small = picture.convert("RGB")
+    if small.height > _MAX_PIXELS:
+        small = small.resize((round(small.width * _MAX_PIXELS / small.height), _MAX_PIXELS))
+    data = io.BytesIO()
+    small.save(data, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

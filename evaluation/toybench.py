@@ -1,0 +1,171 @@
+"""ToyBench as a frozen document: what is taught, which prompts are asked, and the budget of every method."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from conceptry.digests import Digest, canonical_json
+from conceptry.errors import UsageError, suggest_nearest
+from conceptry.evaluation.protocols import Prompt, Subject, parse_prompt
+from conceptry.evaluation.references import References, read_pictures, render_references
+
+FILE_NAME: Final = "toybench.toml"
+MIN_OWN_PICTURES: Final = 4
+_COPIES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSubject:
+    """One thing or style that every method is taught."""
+
+    id: str
+    subject: Subject
+    superclass: str
+    cls: str | None = None
+    seed: int | None = None
+    folder: Path | None = None
+    """Where somebody's own pictures of it lie; None renders it."""
+
+    @property
+    def truth(self) -> Mapping[str, Any]:
+        """What ``instance.json`` says of a rendered subject."""
+        named = {"class": self.cls} if self.cls is not None else {}
+        return {"kind": self.subject, "seed": self.seed, **named}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A method of the trainer's table at other settings, or used with another gate."""
+
+    id: str
+    method: str
+    settings: Mapping[str, Any]
+    gate: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """The whole benchmark."""
+
+    name: str
+    digest: Digest
+    sample_passes: int
+    training_pictures: int
+    seed: int
+    placeholder: str
+    plain_word: str
+    subjects: tuple[BenchSubject, ...]
+    variants: tuple[Variant, ...]
+    prompts: Mapping[Subject, tuple[Prompt, ...]]
+
+    def find_subject(self, id: str) -> BenchSubject:
+        """Returns the subject called ``id``. Raises UsageError with the nearest."""
+        for subject in self.subjects:
+            if subject.id == id:
+                return subject
+        known = [subject.id for subject in self.subjects]
+        raise UsageError(
+            f"{self.name} has no subject {id[:80]!r}",
+            hint=suggest_nearest(id, known) or f"subjects: {', '.join(known)}",
+        )
+
+
+@cache
+def load_suite() -> Suite:
+    """Returns the benchmark that ships with the package."""
+    document = tomllib.loads(files(__package__).joinpath(FILE_NAME).read_text(encoding="utf-8"))
+    instances = [
+        BenchSubject(id=f"{cls}-{seed}", subject="instance", superclass=cls, cls=cls, seed=seed)
+        for seed in document["instance_seeds"]
+        for cls in document["instance_classes"]
+    ]
+    styles = [
+        BenchSubject(id=f"style-{seed}", subject="style", superclass=document["style_superclass"], seed=seed)
+        for seed in document["style_seeds"]
+    ]
+    tables: Mapping[Subject, str] = {"instance": "object", "style": "style"}
+    return Suite(
+        name=document["name"],
+        digest=Digest.of_bytes(canonical_json(document)),
+        sample_passes=document["sample_passes"],
+        training_pictures=document["training_pictures"],
+        seed=document["seed"],
+        placeholder=document["placeholder"],
+        plain_word=document["plain_word"],
+        subjects=(*instances, *styles),
+        variants=tuple(
+            Variant(
+                id=row["id"], method=row["method"], settings=row.get("settings", {}), gate=row.get("gate")
+            )
+            for row in document["variants"]
+        ),
+        prompts={
+            subject: tuple(parse_prompt(row) for row in document["prompts"][table])
+            for subject, table in tables.items()
+        },
+    )
+
+
+def list_own_subjects(folder: Path) -> tuple[BenchSubject, ...]:
+    """Returns the subjects in a folder of folders of pictures: ``dog-3`` is a dog, ``style-ukiyo`` a style.
+
+    Raises:
+        UsageError: if there is none, or one holds fewer than four pictures.
+    """
+    found = [path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    if not found:
+        raise UsageError(
+            f"{str(folder)!r} holds no folders of pictures", hint="one folder for each subject: dog-1/*.jpg"
+        )
+    subjects = []
+    for path in found:
+        count = sum(1 for one in path.iterdir() if one.suffix.lower() in _COPIES)
+        if count < MIN_OWN_PICTURES:
+            raise UsageError(
+                f"{count} pictures in {str(path)!r}, at least {MIN_OWN_PICTURES} are needed",
+                hint="every third one is held out to compare with",
+            )
+        word = re.sub(r"[-_ ]*\d+$", "", path.name).replace("_", " ").replace("-", " ") or "thing"
+        is_style = word.split()[0] == "style"
+        subjects.append(
+            BenchSubject(
+                id=path.name,
+                subject="style" if is_style else "instance",
+                superclass="painting" if is_style else word,
+                folder=path,
+            )
+        )
+    return tuple(subjects)
+
+
+def prepare_pictures(subject: BenchSubject, count: int, folder: Path) -> References:
+    """Returns the references of a subject; ``folder`` holds its training pictures then. Raises UsageError."""
+    if subject.folder is None:
+        _render(subject, count, folder)
+        return render_references({**subject.truth, "pictures": count})
+    paths = sorted(path for path in subject.folder.iterdir() if path.suffix.lower() in _COPIES)
+    held_out = paths[2::3]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        if path not in held_out:
+            shutil.copyfile(path, folder / path.name)
+    training = read_pictures(folder)
+    kept = [one for one, path in zip(read_pictures(subject.folder), paths, strict=True) if path in held_out]
+    return References(subject=subject.subject, reference=training, ceiling=kept, training=training)
+
+
+def _render(subject: BenchSubject, count: int, folder: Path) -> None:
+    from conceptry.toybox.examples import render_instance, render_style
+
+    if subject.cls is None:
+        render_style(subject.seed or 0, count, folder)
+    else:
+        render_instance(subject.cls, subject.seed or 0, count, folder)

@@ -1,0 +1,260 @@
+"""The benchmark on small real architectures: equal budgets, pieces that go on, methods of others, tables that merge."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conceptry.bases import FamilyId
+from conceptry.errors import ConflictError, InvalidFileError, NotFoundError, UsageError
+from conceptry.evaluation.bench_methods import (
+    Lesson,
+    choose_methods,
+    count_passes,
+    find_method,
+    list_methods,
+    plan_job,
+)
+from conceptry.evaluation.bench_results import merge_results, read_results, write_results
+from conceptry.evaluation.bench_running import Bench, BenchOptions, thin_prompts
+from conceptry.evaluation.toybench import list_own_subjects, load_suite, prepare_pictures
+from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, POSITIONS, STYLES
+from conceptry.trainer.jobs import resolve
+from conceptry.trainer.methods import TRAINERS
+from tests.evaluation.models import save_models
+from tests.fakes.pipelines import make_pipeline
+from tests.trainer.runs import paint_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' remarks
+
+SUITE = load_suite()
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    for number, name in enumerate(("cat-1", "dog-2")):
+        paint_pictures(folder / "subjects" / name, 4 + number)
+    save_models(folder / "models")
+    return folder
+
+
+@pytest.fixture
+def shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install the worked example of the documents as another package would lie there."""
+    page = (DOCS / "benchmark_method.md").read_text(encoding="utf-8")
+    source = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    assert source.count("\n") < 60
+    place = tmp_path / "site"
+    info = place / "text_shift-1.0.dist-info"
+    info.mkdir(parents=True)
+    (place / "text_shift.py").write_text(source, encoding="utf-8")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: text-shift\nVersion: 1.0\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        "[conceptry.benchmark_methods]\ntext-shift = text_shift:METHOD\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(place)
+    return "text-shift"
+
+
+def note(text: str) -> None:
+    """Takes what a run says."""
+
+
+def make_bench(folder: Path, out: Path, **changes: Any) -> Bench:
+    options = BenchOptions(
+        out=out,
+        workdir=folder / "work",
+        protocol="clip-dino",
+        models={name: str(folder / "models" / name) for name in ("clip", "dino")},
+        sample_passes=8,
+        plain_pictures=2,
+        superclass_pictures=1,
+        most_prompts=2,
+        steps=1,
+    )
+    return Bench(SUITE, make_pipeline("sd1"), replace(options, **changes))
+
+
+def test_the_suite_is_frozen_and_as_large_as_it_says() -> None:
+    instances = [one for one in SUITE.subjects if one.subject == "instance"]
+    assert (len(instances), len({one.cls for one in instances})) == (24, 6)
+    assert sum(1 for one in SUITE.subjects if one.subject == "style") == 6
+    assert {subject: len(prompts) for subject, prompts in SUITE.prompts.items()} == {
+        "instance": 20,
+        "style": 20,
+    }
+    for prompt in (*SUITE.prompts["instance"], *SUITE.prompts["style"]):
+        assert prompt.background in BACKGROUNDS
+        assert prompt.kind in (None, *CLASSES)
+        assert prompt.position in (None, *POSITIONS)
+        assert prompt.style in (None, *STYLES)
+        assert prompt.category in {"recontextualise", "recolour", "position", "style", "two objects"}
+    assert len({one.category for one in thin_prompts(SUITE.prompts["instance"], 5)}) >= 4
+
+
+def test_every_method_of_the_trainer_takes_part_and_spends_the_same_budget(tmp_path: Path) -> None:
+    ids = [method.id for method in list_methods(SUITE)]
+    assert {row.id for row in TRAINERS} <= set(ids)
+    assert len(ids) == len(set(ids))
+    lesson = Lesson(
+        subject_id="cup-20",
+        pipeline=None,
+        family=FamilyId("toybox"),
+        images=tmp_path,
+        superclass="cup",
+        subject="object",
+        seed=1,
+        sample_passes=SUITE.sample_passes,
+        placeholder="<toy>",
+        plain_word="sks",
+        workdir=tmp_path,
+        cache=tmp_path,
+    )
+    for row in TRAINERS:
+        settings = resolve(plan_job(lesson, row, {}), FamilyId("toybox")).settings
+        spent = settings.steps * count_passes(settings)
+        assert SUITE.sample_passes - count_passes(settings) < spent <= SUITE.sample_passes, row.id
+        assert settings.warmup_steps <= settings.steps
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> Path:
+    """Give the results of one method on two subjects, the run stopped after the first and begun again."""
+    subjects, methods = list_own_subjects(folder / "subjects"), choose_methods(SUITE, ["textual_inversion"])
+    bench = make_bench(folder, folder / "results")
+    before = read_weights(bench)
+    rows = bench.run(methods, subjects, note)
+    next(rows)
+    rows.close()
+    stopped = read_results(folder / "results" / "textual_inversion.json")
+    assert [row.subject for row in stopped.rows] == ["cat-1"]
+    again = make_bench(folder, folder / "results")
+    assert [row.subject for row in again.run(methods, subjects, note)] == ["dog-2"]
+    assert list(again.run(methods, subjects, note)) == []
+    for name, value in read_weights(bench).items():
+        assert torch.equal(value, before[name]), name
+    return folder / "results" / "textual_inversion.json"
+
+
+def read_weights(bench: Bench) -> dict[str, torch.Tensor]:
+    parts = (bench.pipeline.unet, bench.pipeline.text_encoder, bench.pipeline.vae)
+    return {
+        f"{place}.{name}": value.detach().clone()
+        for place, part in enumerate(parts)
+        for name, value in part.state_dict().items()
+    }
+
+
+def test_a_piece_goes_on_where_it_stopped_and_leaves_the_base_as_it_was(measured: Path) -> None:
+    results = read_results(measured)
+    assert [row.superclass for row in results.rows] == ["cat", "dog"]
+    assert (results.sample_passes, {row.sample_passes for row in results.rows}) == (8, {8})
+    for row in results.rows:
+        assert row.pictures is not None
+        with Image.open(measured.parent / row.pictures) as strip:
+            assert strip.width == 2 * strip.height
+
+
+def test_measuring_again_elsewhere_gives_the_same_scores(
+    folder: Path, measured: Path, tmp_path: Path
+) -> None:
+    subjects, methods = (
+        list_own_subjects(folder / "subjects")[:1],
+        choose_methods(SUITE, ["textual_inversion"]),
+    )
+    (row,) = make_bench(folder, tmp_path, workdir=tmp_path / "work").run(methods, subjects, note)
+    timing = {"training_seconds", "drawing_seconds"}
+    assert row.model_dump(exclude=timing) == read_results(measured).rows[0].model_dump(exclude=timing)
+
+
+def test_a_method_of_another_package_runs_by_name(folder: Path, tmp_path: Path, shift: str) -> None:
+    subjects = list_own_subjects(folder / "subjects")[:1]
+    (row,) = make_bench(folder, tmp_path).run([find_method(shift, SUITE)], subjects, note)
+    assert row.size_bytes == 4 * 24
+    assert row.identity.score != row.identity.floor
+    assert read_results(tmp_path / "text-shift.json").rows == (row,)
+
+
+def test_no_time_left_begins_nothing(folder: Path, tmp_path: Path) -> None:
+    bench = make_bench(folder, tmp_path, seconds=0.0)
+    assert (
+        list(bench.run(choose_methods(SUITE, ["lora"]), list_own_subjects(folder / "subjects"), note)) == []
+    )
+
+
+def test_results_measured_otherwise_are_never_mixed(folder: Path, measured: Path) -> None:
+    bench = make_bench(folder, measured.parent, sample_passes=16)
+    with pytest.raises(ConflictError, match="another suite, protocol, base or budget"):
+        list(
+            bench.run(
+                choose_methods(SUITE, ["textual_inversion"]), list_own_subjects(folder / "subjects"), note
+            )
+        )
+    results = read_results(measured)
+    other = results.model_copy(update={"sample_passes": 16})
+    with pytest.raises(ConflictError, match="sample passes 8 and 16"):
+        merge_results([(Path("a.json"), results), (Path("b.json"), other)])
+
+
+def test_two_laboratories_files_merge_and_what_differs_is_named(measured: Path) -> None:
+    results = read_results(measured)
+    first = results.model_copy(update={"rows": results.rows[:1]})
+    changed = results.rows[0].model_copy(
+        update={"identity": results.rows[0].identity.model_copy(update={"score": 0.123})}
+    )
+    second = results.model_copy(update={"rows": (changed, results.rows[1])})
+    merged, remarks = merge_results([(Path("a.json"), first), (Path("b.json"), second)])
+    assert merged.rows == results.rows
+    assert remarks == ("textual_inversion on cat-1 differs between files; b.json is left out",)
+
+
+def test_a_file_that_is_no_result_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(NotFoundError, match="no results at"):
+        read_results(path)
+    path.write_text(json.dumps({"schema": 1, "suite": 3}), encoding="utf-8")
+    with pytest.raises(InvalidFileError) as caught:
+        read_results(path)
+    assert caught.value.where
+    with pytest.raises(NotFoundError, match="no results yet"):
+        merge_results([])
+
+
+def test_too_few_pictures_and_unknown_names_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no folders of pictures"):
+        list_own_subjects(tmp_path)
+    paint_pictures(tmp_path / "dog-1", 3)
+    with pytest.raises(UsageError, match="3 pictures in"):
+        list_own_subjects(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        find_method("perfusion-bias-0.7", SUITE)
+    assert "did you mean" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="has no subject 'dragon'"):
+        SUITE.find_subject("dragon")
+
+
+def test_what_is_compared_with_is_never_taught(folder: Path, tmp_path: Path) -> None:
+    (subject, _) = list_own_subjects(folder / "subjects")
+    truth = prepare_pictures(subject, 6, tmp_path / "pictures")
+    taught = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert taught == {"0.png", "1.png", "3.png"}
+    with Image.open(subject.folder / "2.png" if subject.folder else "") as held_out:
+        assert np.array_equal(np.asarray(truth.ceiling[0]), np.asarray(held_out.convert("RGB")))
+
+
+def test_written_results_are_read_as_they_were(measured: Path, tmp_path: Path) -> None:
+    results = read_results(measured)
+    write_results(tmp_path / "copy.json", results)
+    assert read_results(tmp_path / "copy.json") == results

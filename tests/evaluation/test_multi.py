@@ -1,0 +1,109 @@
+"""Several concepts in one picture: who is there, who is missing or mixed up, and each way of putting them together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conceptry.evaluation.bench_methods import find_method
+from conceptry.evaluation.bench_multi import MultiBench, fill, load_multi_suite
+from conceptry.evaluation.bench_running import Bench, BenchOptions
+from conceptry.evaluation.presence import Identity, find_members, score_presences
+from conceptry.evaluation.toybench import load_suite
+from conceptry.toybox.examples import held_out_instance, instance_scenes
+from conceptry.toybox.render import render
+from conceptry.toybox.sampling import place_two
+from conceptry.toybox.scene import NAMED_STYLES, Instance, Scene
+from conceptry.toybox.scorer import Scorer
+from tests.fakes.pipelines import make_pipeline
+
+SUITE = load_suite()
+CREATURE, CUP = held_out_instance("creature", 20), held_out_instance("cup", 20)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.load()
+
+
+@pytest.fixture(scope="module")
+def members(scorer: Scorer) -> tuple[Identity, ...]:
+    return tuple(
+        Identity(
+            prototype=scorer.prototype(render(instance_scenes(instance, 12, part=1))),
+            threshold=0.6,
+            kind=instance.kind,
+            color=instance.color,
+        )
+        for instance in (CREATURE, CUP)
+    )
+
+
+def look(scorer: Scorer, first: Instance, second: Instance, relation: str = "left") -> Any:
+    """Returns what the scorer reads where the first stands so from the second."""
+    placed = place_two(first, second, relation, np.random.default_rng(3))
+    scene = Scene(placed, "beach", 5, NAMED_STYLES["flat"], relation=relation)
+    return scorer.read(render([scene]))[0]
+
+
+def test_both_are_found_each_once_and_on_the_asked_side(
+    scorer: Scorer, members: tuple[Identity, ...]
+) -> None:
+    there = find_members(look(scorer, CREATURE, CUP), members, "left")
+    assert there.is_joint
+    assert there.in_place is True
+    assert find_members(look(scorer, CREATURE, CUP), members, "right").in_place is False
+    assert find_members(look(scorer, CREATURE, CUP, "above"), members, "above").in_place is True
+
+
+def test_one_who_is_missing_twice_there_or_in_the_others_colour_is_told(
+    scorer: Scorer, members: tuple[Identity, ...]
+) -> None:
+    stranger = held_out_instance("house", 3)
+    missing = find_members(look(scorer, CREATURE, stranger), members, "left")
+    assert [found is not None for found in missing.found] == [True, False]
+    assert (missing.is_joint, missing.in_place) == (False, None)
+    twice = find_members(look(scorer, CREATURE, CREATURE), members)
+    assert twice.extra == 1
+    painted = replace(
+        held_out_instance("cup", 21), color=CREATURE.color, shade=CREATURE.shade, pattern="plain"
+    )
+    assert painted.kind == CUP.kind
+    swapped = find_members(look(scorer, CREATURE, painted), members)
+    assert swapped.swaps == 1
+    shares = score_presences([missing, twice, swapped], [missing])
+    assert shares.joint == 0.0
+    assert shares.recall[0] == 1.0
+    assert (shares.swaps, shares.duplicates, shares.leaks) == pytest.approx((1 / 3, 1 / 3, 1.0))
+
+
+def test_the_groups_are_subjects_of_the_suite_with_prompts_for_their_size() -> None:
+    multi = load_multi_suite()
+    sizes = set()
+    for group in multi.groups:
+        kinds = [SUITE.find_subject(id).subject for id in group]
+        assert kinds.count("style") <= 1
+        assert kinds[-1] == "style" or "style" not in kinds
+        things = kinds.count("instance")
+        sizes.add((things, "style" in kinds))
+        for text, _ in multi.list_prompts(things):
+            assert fill(text, ["x"] * len(group), has_style="style" in kinds).count("x") >= things
+    assert {(2, False), (3, False), (1, True), (2, True)} <= sizes
+
+
+def test_each_way_is_a_row_and_one_that_cannot_be_is_said(tmp_path: Path) -> None:
+    options = BenchOptions(out=tmp_path / "out", workdir=tmp_path / "work", sample_passes=8, steps=1)
+    bench = MultiBench(Bench(SUITE, make_pipeline("sd1"), options))
+    group = ("creature-20", "cup-20")
+    rows = list(bench.run(find_method("lora", SUITE), [group], ["attached", "merge-sum"]))
+    assert [row["way"] for row in rows] == ["attached", "merge-sum"]
+    for row in rows:
+        assert 0.0 <= row["joint"] <= min(row["recall"])
+        assert (tmp_path / "out" / row["pictures_file"]).is_file()
+    assert list(bench.run(find_method("lora", SUITE), [group], ["attached", "merge-sum"], rows)) == []
+    (words,) = bench.run(find_method("textual_inversion", SUITE), [group], ["merge-sum"])
+    assert "impossible" in words

@@ -1,0 +1,54 @@
+"""What the scorers' numbers are worth: near-duplicates are ordered, and a scorer of another kind agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conceptry.evaluation.calibration import GRADES, change_by_grades, correlate_ranks, grade_instances
+from conceptry.toybox.sampling import ATTRIBUTES, make_instance
+from conceptry.toybox.scene import Instance
+from conceptry.toybox.scorer import Scorer
+
+
+@pytest.fixture(scope="module")
+def graded() -> tuple[Any, Any]:
+    return grade_instances(Scorer.load(), instances=6, views=2)
+
+
+def test_identity_falls_with_every_further_change_of_a_near_duplicate(graded: tuple[Any, Any]) -> None:
+    first, _ = graded
+    means = first.mean(axis=(0, 2))
+    assert len(means) == len(GRADES)
+    assert (np.diff(means) < 0).all()
+    assert first[:, 0].mean() - first[:, 1].mean() > 0.02
+
+
+def test_a_scorer_of_another_kind_orders_them_alike(graded: tuple[Any, Any]) -> None:
+    first, second = graded
+    assert (np.diff(second.mean(axis=(0, 2))) < 0).all()
+    assert correlate_ranks(first.ravel(), second.ravel()) > 0.5
+
+
+def test_grades_change_as_many_attributes_as_they_say() -> None:
+    instance = make_instance("creature", 3)
+    rows = change_by_grades(instance, np.random.default_rng(0))
+
+    def count(one: Instance) -> int:
+        simple = sum(
+            getattr(one, name) != getattr(instance, name)
+            for name in ("color", "second", "pattern", "width", "build")
+        )
+        return simple + sum(a != b for a, b in zip(one.details, instance.details, strict=True))
+
+    assert rows[0] == instance
+    assert [count(row) for row in rows] == list(GRADES)
+    assert max(GRADES) == len(ATTRIBUTES)
+
+
+def test_ranks_correlate_as_spearman_says() -> None:
+    assert correlate_ranks([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]) == pytest.approx(1.0)
+    assert correlate_ranks([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+    assert correlate_ranks([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)

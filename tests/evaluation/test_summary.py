@@ -1,0 +1,118 @@
+"""The table: ranks with what they are worth, fronts, and the documents that are made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conceptry.evaluation.bench_page import make_benchmark_page, make_markdown, open_picture
+from conceptry.evaluation.bench_results import BaseModelId, ResultFile, ResultRow
+from conceptry.evaluation.bench_summary import balance, summarise, to_json
+from tests.evaluation.rows import make_row
+from tests.evaluation.strict_html import parse_strictly
+
+
+def gather(*rows: ResultRow) -> ResultFile:
+    """Returns a file of results with these rows."""
+    return ResultFile(
+        suite="toybench-1",
+        suite_digest="sha256:0",
+        protocol="toybox-1",
+        base=BaseModelId(family="toybox", digest="sha256:" + "1" * 64),
+        sample_passes=8,
+        commit="abc",
+        machine={"cores": 2},
+        rows=rows,
+    )
+
+
+def spread(
+    method: str, identity: float, prompt: float, *, noise: float = 0.02, count: int = 12
+) -> list[ResultRow]:
+    """Returns rows on so many subjects around these scores."""
+    rng = np.random.default_rng(len(method))
+    return [
+        make_row(method, f"s{number}", identity + rng.normal(0, noise), prompt + rng.normal(0, noise))
+        for number in range(count)
+    ]
+
+
+def test_a_method_that_only_copies_and_one_that_ignores_its_word_both_end_low() -> None:
+    rows = [*spread("copies", 0.99, 0.1), *spread("ignores", 0.05, 1.0), *spread("fair", 0.7, 0.8)]
+    assert summarise(gather(*rows), "instance")[0].method == "fair"
+    assert balance(np.asarray([1.0, 0.0, 2.0]), np.asarray([1.0, 1.0, 1.0])) == pytest.approx([1.0, 0.0, 1.0])
+
+
+def test_ranks_are_sure_where_methods_differ_and_open_where_they_do_not() -> None:
+    twins = [
+        make_row(name, f"s{number}", 0.6 + sign * (0.1 if number % 2 else -0.1), 0.6)
+        for name, sign in (("twin", 1), ("other twin", -1))
+        for number in range(12)
+    ]
+    rows = summarise(gather(*spread("best", 0.9, 0.9), *twins), "instance")
+    by_name = {row.method: row for row in rows}
+    assert by_name["best"].rank_interval == (1, 1)
+    assert by_name["twin"].rank_interval == by_name["other twin"].rank_interval == (2, 3)
+    assert rows == summarise(gather(*twins, *spread("best", 0.9, 0.9)), "instance")
+
+
+def test_the_front_is_what_no_other_beats_in_both() -> None:
+    rows = summarise(
+        gather(*spread("exact", 0.9, 0.5), *spread("free", 0.5, 0.9), *spread("worse", 0.4, 0.4)), "instance"
+    )
+    assert {row.method for row in rows if row.is_front} == {"exact", "free"}
+
+
+def test_methods_are_ranked_on_the_subjects_that_all_have() -> None:
+    easy = [make_row("easy", "s0", 0.95, 0.95)]
+    full = [make_row("full", "s0", 0.97, 0.97), *(make_row("full", f"s{n}", 0.2, 0.2) for n in range(1, 9))]
+    rows = {row.method: row for row in summarise(gather(*easy, *full), "instance")}
+    assert rows["full"].rank == 1
+    assert rows["full"].subjects == 9
+    assert rows["full"].identity < 0.3
+
+
+def test_the_summary_has_what_others_read() -> None:
+    document = to_json(gather(*spread("lora", 0.8, 0.9)))
+    assert {"commit", "machine", "rows"} <= set(document)
+    (row,) = document["rows"]
+    assert {"method", "instances", "identity", "prompt", "interval"} <= set(row)
+    assert row["instances"] == 12
+    assert row["interval"][0] < row["identity"] < row["interval"][1]
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_page_has_the_pictures_of_each_row_and_escapes_every_text(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>'
+    rows = spread("lora", 0.8, 0.9, count=3)
+    shown = tmp_path / "pictures" / "lora" / "s0.webp"
+    shown.parent.mkdir(parents=True)
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(shown)
+    rows[0] = rows[0].model_copy(update={"pictures": "pictures/lora/s0.webp"})
+    rows[1] = rows[1].model_copy(update={"subject": evil, "pictures": "../../etc/passwd"})
+    bad = make_row(evil, "s0", 0.1, 0.2, title=evil)
+    page = make_benchmark_page(gather(*rows, bad), tmp_path)
+    parsed = parse_strictly(page)
+    assert parsed.pictures == 1
+    assert "<script" not in page
+    assert any(evil in text for text in parsed.text)
+    assert "<svg" in page
+
+
+def test_a_name_that_leads_out_of_the_folder_is_no_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "out.png")
+    (tmp_path / "in").mkdir()
+    assert open_picture(tmp_path / "in", "../out.png") is None
+    assert open_picture(tmp_path, "out.png") is not None
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert open_picture(tmp_path, "broken.png") is None
+
+
+def test_the_markdown_page_has_a_row_for_each_method() -> None:
+    text = make_markdown(gather(*spread("lora", 0.8, 0.9), *spread("perfusion", 0.7, 0.5)))
+    assert "| 1 | **lora** | 12 |" in text
+    assert "| 2 | perfusion | 12 |" in text
