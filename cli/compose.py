@@ -17,6 +17,7 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
+    from conceptry.composer.plan import Plan
     from conceptry.composition import CompositionDocument, Member
 
 
@@ -41,24 +42,31 @@ def compose(
 ) -> None:
     """Write or check a composition file.
 
-    References become exact versions, so that the file means the same later. It is written only if the concepts fit
-    the base and one another; concepts generate --composition takes it.
+    References become exact versions, so that the file means the same later, and concepts gc keeps them. It is
+    written only if the concepts fit the base and one another; concepts generate --composition takes it.
     """
     document = _pin(session, read_document(rename_members(members, given["rename"]), file), base)
     composition = fetch_composition(session, document)
     plan, overlaps = plan_composition(composition, find_identity(session, document.base, composition))
-    path = file
+    path = file or given["out"] or Path("composition.toml")
     if file is None:
-        path = given["out"] or Path("composition.toml")
         _write(path, document, force=given["force"])
     elif given["out"] is not None:
         raise UsageError("--file checks a file, --out writes one", hint="name one of them")
+    _keep(session, path, plan)
     session.out.emit(
         {"path": str(path), **to_json(plan, overlaps)}, describe(plan, overlaps), quiet=[str(path)]
     )
     for warning in plan.warnings:
         session.out.warn(warning)
     session.out.note(f"{'written' if file is None else 'checked'}: {path}")
+
+
+def _keep(session: Session, path: Path, plan: Plan) -> None:
+    """Keeps what the file refers to from ``concepts gc``, until ``gc --forget``."""
+    from conceptry.registry.roots import keep_root
+
+    keep_root(session.registry.store, "composition", path, [one.concept.digest for one in plan.members])
 
 
 def _pin(session: Session, document: CompositionDocument, base: str | None) -> CompositionDocument:

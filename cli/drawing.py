@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
     from conceptry.composer.report import Report
     from conceptry.composition import CompositionDocument
-    from conceptry.formats.picture_records import LockedComposition, Wording
+    from conceptry.formats.picture_records import LockedComposition
 
 _NUMBERED: Final = re.compile(r"(\d{3,})\.png", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One prompt: as it was written, what of it is encoded, and the concepts that it is drawn with."""
+    """One prompt as it was written, the concepts that it is drawn with, and which of them its tags call."""
 
     prompt: str
     negative: str
-    wording: Wording
     document: CompositionDocument | None
+    called: Mapping[str, str]
+    """The concept's name by what stands after ``embedding:``."""
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from conceptry.cli.members import fetch_composition, read_document, rename_membe
 from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
+from conceptry.cli.tags import TagReader, settle_wording
 from conceptry.cli.text import count_things
 from conceptry.errors import UsageError
 
@@ -136,7 +137,8 @@ def generate(session: Session, /, *, out: Path, fit: str | None, device: DeviceN
     """Draw pictures with concepts attached to a base.
 
     Each PNG carries all that draws it again: prompt, seed, sampler, and the exact concepts. Without --with the base
-    draws alone; concepts reproduce draws a picture again.
+    draws alone; concepts reproduce draws a picture again. Prompts may name concepts as <lora:name:0.8> or
+    embedding:name, and weigh words as (word:1.2) or [word].
     """
     groups = _group_tasks(session, _make_tasks(session, given))
     members = [member for group in groups if group.composition for member in group.composition.members]
@@ -177,23 +179,23 @@ def generate(session: Session, /, *, out: Path, fit: str | None, device: DeviceN
 
 
 def _make_tasks(session: Session, given: dict[str, Any]) -> Iterator[Task]:
-    from conceptry.formats.picture_records import Wording
-
-    document = None
+    document, reader = None, TagReader(session)
     if given["members"] or given["composition"]:
         document = read_document(rename_members(given["members"], given["rename"]), given["composition"])
     for prompt in given["prompts"]:
         _check_words(prompt, given["negative"])
-        wording = Wording(prompt=prompt, negative=given["negative"])
-        yield Task(prompt=prompt, negative=given["negative"], wording=wording, document=document)
+        whole, called = reader.add_members(document, prompt, given["negative"])
+        yield Task(prompt=prompt, negative=given["negative"], document=whole, called=called)
 
 
 def _check_words(prompt: str, negative: str) -> None:
+    from conceptry.composer.prompts import parse_weights, replace_tags
     from conceptry.documents import MAX_STRING_CHARS
 
     if not prompt.strip():
         raise UsageError("a prompt is empty", hint="write what to draw, such as 'a photo of <imp>'")
     for text in (prompt, negative):
+        parse_weights(replace_tags(text, str))
         if len(text) > MAX_STRING_CHARS or any("\ud800" <= char <= "\udfff" for char in text):
             raise UsageError(
                 f"a prompt of {len(text)} characters cannot be kept: at most {MAX_STRING_CHARS}, in UTF-8"
@@ -255,10 +257,12 @@ def _warn(session: Session, report: Report | None, group: Group) -> None:
         return
     for warning in report.warnings:
         session.out.warn(warning)
-    said = " ".join(f"{task.wording.prompt} {task.wording.negative}" for task in group.tasks).casefold()
+    said = " ".join(f"{task.prompt} {task.negative}" for task in group.tasks).casefold()
+    tagged = {name for task in group.tasks for name in task.called.values()}
     for applied in report.concepts:
         words = list(applied.words.values())
-        if words and not any(word.casefold() in said for word in words):
+        is_tagged = applied.label.partition("@")[0] in tagged
+        if words and not is_tagged and not any(word.casefold() in said for word in words):
             session.out.warn(f"no prompt says {' or '.join(words)}, the word that calls {applied.label}")
 
 
@@ -272,11 +276,12 @@ def _iter_batches(
     if report is not None and group.document is not None:
         locked = lock_composition(group.document, report)
     for task in group.tasks:
+        wording = settle_wording(task.prompt, task.negative, task.called, report)
         for start in range(0, settings.count, settings.batch):
             yield PictureRecord(
                 prompt=task.prompt,
                 negative=task.negative,
-                wording=task.wording,
+                wording=wording,
                 seed=settings.seed + start,
                 batch=Batch(size=min(settings.batch, settings.count - start)),
                 steps=settings.steps,

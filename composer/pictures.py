@@ -18,9 +18,11 @@ from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from conceptry.bases import Fingerprint
+from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.fingerprints import fingerprint_component, identify_pipeline
 from conceptry.composer.generate import BLANK, Canvas, generate
 from conceptry.composer.pipelines import Pipeline, get_device
+from conceptry.composer.prompts import parse_weights
 from conceptry.digests import Digest
 from conceptry.errors import InvalidFileError, UsageError
 from conceptry.formats.picture_notes import format_parameters
@@ -158,15 +160,17 @@ def same_rounding(threads: int | None = None) -> Iterator[None]:
 def draw_batch(pipeline: Pipeline, record: PictureRecord, canvas: Canvas = BLANK) -> list[Image.Image]:
     """Returns all pictures of the batch that ``record`` is of, in order; concepts are attached already."""
     size = record.batch.size
-    return generate(
-        pipeline,
-        [record.wording.prompt] * size,
-        [record.first_seed + index for index in range(size)],
-        steps=record.steps,
-        guidance=record.guidance,
-        negative=record.wording.negative,
-        canvas=canvas,
-    )
+    prompt, negative = parse_weights(record.wording.prompt), parse_weights(record.wording.negative)
+    with emphasized(pipeline, prompt, negative):
+        return generate(
+            pipeline,
+            [join_pieces(prompt)] * size,
+            [record.first_seed + index for index in range(size)],
+            steps=record.steps,
+            guidance=record.guidance,
+            negative=join_pieces(negative),
+            canvas=canvas,
+        )
 
 
 def encode_picture(picture: Image.Image, record: PictureRecord) -> bytes:
