@@ -30,6 +30,7 @@ _SCHEMES = ("hf://", "https://", "http://", "urn:")
 _QUESTIONS = {
     "placeholder": "Which word calls it, such as <imp>?",
     "base": "Which base was it made for, such as sd1, sd2, sdxl or flux?",
+    "superclass": "Which ordinary word does it specialise, such as creature?",
 }
 
 

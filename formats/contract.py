@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conceptry.bases import FamilyId
+from conceptry.digests import Digest
 from conceptry.formats.embedding import EmbeddingContents
 from conceptry.formats.full import FullContents
 from conceptry.formats.header import Header
@@ -85,6 +86,9 @@ class Reading:
 
     total_tensors: int | None = None
     """Of kind full: how many tensors the components have that were compared with the base."""
+
+    covariance: Digest | None = None
+    """Of kind rank_one: which statistics of the base's encodings it was made with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

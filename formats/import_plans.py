@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from conceptry.bases import FamilyId, find_family
 from conceptry.digests import Digest
-from conceptry.errors import IncompatibleError, InvalidNameError, UsageError
+from conceptry.errors import IncompatibleError, InvalidNameError, MissingAnswerError, UsageError
 from conceptry.formats.contract import Contents, Reading, ReadRequest
 from conceptry.formats.embedding import EmbeddingContents
 from conceptry.formats.hashing import PendingDigest
@@ -23,6 +23,7 @@ from conceptry.formats.identify import Identification
 from conceptry.formats.import_bases import declare_base, settle_base
 from conceptry.formats.import_sources import ImportSource, open_sources
 from conceptry.formats.merging import merge_readings, split_contents
+from conceptry.formats.rank_one import RankOneContents
 from conceptry.manifest import Base, License, Token
 from conceptry.names import ConceptName, Placeholder, Version, parse_placeholder
 
@@ -108,6 +109,7 @@ def plan_import(paths: Path | Sequence[Path], settings: ImportSettings) -> Impor
         reading = merge_readings(readings)
         _check_widths(reading, family)
         first = sources[0]
+        _require_superclass(reading, settings, sources[0].path.name)
         with refuse_invalid():
             license, license_notes = _settle_license(first.header, settings.license)
             tokens = _list_tokens(reading, first.identification, settings)
@@ -181,7 +183,7 @@ def _settle_license(header: Header, given: str | None) -> tuple[License, tuple[s
 def _check_widths(reading: Reading, family: FamilyId) -> None:
     encoders = dict(find_family(family).text_encoders)
     for contents in reading.contents:
-        if not isinstance(contents, EmbeddingContents):
+        if not isinstance(contents, (EmbeddingContents, RankOneContents)):
             continue
         for (component, word), tensor in contents.rows.items():
             width = encoders.get(component)
@@ -192,12 +194,21 @@ def _check_widths(reading: Reading, family: FamilyId) -> None:
                 )
 
 
+def _require_superclass(reading: Reading, settings: ImportSettings, name: str) -> None:
+    if settings.superclass is None and any(isinstance(one, RankOneContents) for one in reading.contents):
+        raise MissingAnswerError(
+            f"{name!r} does not say which ordinary word the keys of its edit are locked to",
+            option="superclass",
+            hint="add --superclass WORD, such as creature",
+        )
+
+
 def _list_tokens(
     reading: Reading, identification: Identification, settings: ImportSettings
 ) -> tuple[Token, ...]:
     tokens: dict[str, Token] = {}
     for contents in reading.contents:
-        if isinstance(contents, EmbeddingContents):
+        if isinstance(contents, (EmbeddingContents, RankOneContents)):
             for (_, word), tensor in contents.rows.items():
                 vectors = tensor.shape[-2]
                 tokens[word] = Token(placeholder=word, vectors=vectors, superclass=settings.superclass)

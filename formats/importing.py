@@ -17,11 +17,16 @@ from conceptry.formats.lora import LORA_NAME, LoraContents, write_lora
 from conceptry.formats.lora_methods import describe_modules
 from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
+from conceptry.formats.rank_one import RANK_ONE_NAME, RankOneContents, write_rank_one
 from conceptry.kinds import KindId
 from conceptry.manifest import Build, EmbeddingMethod, FullMethod, Manifest, Part, Provenance
+from conceptry.methods import Gate, RankOneMethod
 
 IMPORT_EXTENSION: Final = "conceptry.import"
 LAYERED_NAME: Final = "embedding_layers.safetensors"
+# Of training as in the paper, of use as its warmer temperature suggests (arXiv 2305.01644, 4.2 and figure 7).
+_TRAIN_GATE: Final = Gate(bias=0.75, temperature=0.1)
+_GATE: Final = Gate(bias=0.70, temperature=0.15)
 
 
 def import_file(paths: Path | Sequence[Path], folder: Path, settings: ImportSettings) -> Manifest:
@@ -96,8 +101,8 @@ def _write_parts(plan: ImportPlan, folder: Path) -> Iterator[Part]:
             yield _write_lora(plan, contents, folder)
         elif isinstance(contents, EmbeddingContents):
             yield _write_embedding(plan, contents, folder)
-        elif not isinstance(contents, FullContents):
-            raise UsageError(f"{type(contents).__name__} is not imported without its manifest")
+        elif isinstance(contents, RankOneContents):
+            yield _write_rank_one(plan, contents, folder)
     if full:
         yield _write_full(plan, full, folder)
 
@@ -127,6 +132,22 @@ def _write_embedding(plan: ImportPlan, contents: EmbeddingContents, folder: Path
     components = tuple(sorted({component for component, _ in contents.rows}))
     method = EmbeddingMethod(components=components, layers=contents.layers)
     return Part(kind="embedding", method=method, files=(describe_file(path, written=written),))
+
+
+def _write_rank_one(plan: ImportPlan, contents: RankOneContents, folder: Path) -> Part:
+    superclass, covariance = plan.settings.superclass, plan.reading.covariance
+    if superclass is None or covariance is None:
+        raise UsageError("a rank-one edit needs its superclass", hint="add --superclass WORD")
+    path = folder / RANK_ONE_NAME
+    written = write_rank_one(path, contents, _make_metadata(plan, "rank_one"))
+    method = RankOneMethod(
+        layers=tuple(sorted(contents.o_v)),
+        superclass=superclass,
+        train_gate=_TRAIN_GATE,
+        gate=_GATE,
+        covariance=str(covariance),
+    )
+    return Part(kind="rank_one", method=method, files=(describe_file(path, written=written),))
 
 
 def _write_full(plan: ImportPlan, contents: Sequence[FullContents], folder: Path) -> Part:

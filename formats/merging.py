@@ -46,6 +46,7 @@ def merge_readings(readings: Sequence[tuple[str, Reading]]) -> Reading:
         notes=tuple(dict.fromkeys(note for _, reading in readings for note in reading.notes)),
         words=tuple(dict.fromkeys(word for _, reading in readings for word in reading.words)),
         total_tensors=sum(totals) or None,
+        covariance=next((reading.covariance for _, reading in readings if reading.covariance), None),
     )
 
 

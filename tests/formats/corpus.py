@@ -264,7 +264,12 @@ def _draw_stranger(chance: random.Random) -> Case:
         ),
         ("t2i_adapter", None, None, {"adapter.body.0.resnets.0.block1.weight": (320, 320, 3, 3)}),
         ("t2i_adapter", None, None, {"body.0.in_conv.weight": (320, 64, 1, 1)}),
-        ("svdiff", None, None, {f"{block}.to_k.weight.delta": (640,), f"{block}.to_v.weight.delta": (640,)}),
+        (
+            "full",
+            "svdiff",
+            None,
+            {f"{block}.to_k.weight.delta": (640,), f"{block}.to_v.weight.delta": (640,)},
+        ),
         (
             "hypernetwork",
             None,
@@ -272,7 +277,7 @@ def _draw_stranger(chance: random.Random) -> Case:
             {f"768.{n}.linear.{k}.weight": (768, 768) for n in (0, 1) for k in (0, 1)},
         ),
         (
-            "perfusion",
+            "rank_one",
             "lucidrains",
             "sd1",
             {
@@ -283,11 +288,11 @@ def _draw_stranger(chance: random.Random) -> Case:
             },
         ),
         (
-            "perfusion",
+            "rank_one",
             "chendaryen",
             "sd1",
             {
-                "target_output.a.attn2.to_k.target_output": (77, 320),
+                f"target_output.{block}.to_k.target_output": (77, 320),
                 "target_input": (768,),
                 "C_inv": (768, 768),
                 "embedding.string_to_param.*": (1, 768),

@@ -165,7 +165,7 @@ STRANGERS: dict[str, tuple[dict[str, Shape], str]] = {
         "ip_adapter",
     ),
     "a ControlNet": ({"control_model.zero_convs.0.0.weight": (320, 320, 1, 1)}, "controlnet"),
-    "SVDiff": ({"down_blocks.0.attentions.0.proj_in.weight.delta": (320,)}, "svdiff"),
+    "shifts of singular values of no network": ({"proj.weight.delta": (320,)}, "unknown"),
     "a bare network": ({"conv_in.weight": (320, 4, 3, 3), "conv_in.bias": (320,)}, "component"),
     "a vector that is a weight": ({"weight": (768,)}, "unknown"),
     "a covariance": ({"covariance": (768, 768)}, "unknown"),
