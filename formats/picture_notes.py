@@ -20,7 +20,10 @@ MAX_FILES: Final = 1000
 _MAX_CHARS: Final = 200
 _MIN_SETTINGS: Final = 3
 _NEGATIVE: Final = "Negative prompt:"
-_SETTING: Final = re.compile(r'([\w(][\w ()/+.-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,"\n]*)(?:,\s*|\s*$)')
+_MAX_SETTINGS: Final = 500
+_KEY: Final = re.compile(r"([\w(][\w ()/+.-]{0,60}): ")
+_PLAIN: Final = re.compile(r"[^,\n]*")
+_JSON: Final = json.JSONDecoder()
 _TAG: Final = re.compile(r"<([a-z]{2,16}):([^<>:]{1,200})((?::[^<>:]{1,40}){0,4})>", re.ASCII | re.IGNORECASE)
 _NAMED: Final = re.compile(r"([^:,]{1,200}): *([0-9a-fA-F]{4,64})")
 _BRACKETED: Final = re.compile(r"(.{1,200}?) ?[\[(]([0-9a-fA-F]{4,64})[\])]")
@@ -144,16 +147,31 @@ def _split_settings(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _read_settings(text: str) -> dict[str, str]:
+    """Returns ``name: value`` between commas; a value may be text in quotes, or JSON with commas of its own."""
     found: dict[str, str] = {}
-    for match in _SETTING.finditer(text):
-        value = match[2]
-        if value.startswith('"'):
-            try:
-                value = str(json.loads(value))
-            except (ValueError, RecursionError):
-                value = value.strip('"')
-        found.setdefault(match[1].strip(), value.strip())
+    place = 0
+    while place < len(text) and len(found) < _MAX_SETTINGS:
+        match = _KEY.match(text, place)
+        if match is not None:
+            value, place = _read_value(text, match.end())
+            found.setdefault(match[1].strip(), value.strip())
+        comma = text.find(",", place)
+        place = len(text) if comma < 0 else comma + 1
+        while place < len(text) and text[place].isspace():
+            place += 1
     return found
+
+
+def _read_value(text: str, start: int) -> tuple[str, int]:
+    if text[start : start + 1] in ('"', "{", "["):
+        try:
+            value, end = _JSON.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return value if isinstance(value, str) else text[start:end], end
+    match = _PLAIN.match(text, start)
+    return (match[0], match.end()) if match else ("", start)
 
 
 def _iter_settings_files(settings: Mapping[str, str]) -> Iterator[Mention]:
