@@ -39,7 +39,8 @@ from conceptry.registry.attempts import (
     web_page,
 )
 from conceptry.registry.downloads import Download, Found, iter_body
-from conceptry.registry.wire import WATCH, Limits, Watch, make_pool
+from conceptry.registry.proxies import Pools, is_inner
+from conceptry.registry.wire import WATCH, Limits, Watch, inner_address, make_pool
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -96,11 +97,13 @@ class Transport:
         self.limits: Final = limits or Limits()
         self._credential = credential
         self._hosts = hosts | {find_host(address)}
-        self._pool = make_pool(self.limits, connections=connections)
+        self._pools = Pools(
+            lambda proxy, secret: make_pool(self.limits, connections=connections, proxy=proxy, secret=secret)
+        )
 
     def close(self) -> None:
         """Gives the open connections back."""
-        self._pool.clear()
+        self._pools.clear()
 
     # --- whole documents ---------------------------------------------------------------------------------------
 
@@ -251,10 +254,13 @@ class Transport:
                 f"{describe_url(url)} was not asked: the network is forbidden",
                 hint="leave out --offline, or unset HF_HUB_OFFLINE",
             )
+        pool, proxied = self._pools.choose(url)
+        if proxied and (host := find_host(url)) not in self._hosts and is_inner(host):
+            raise inner_address(host)
         watch = Watch(self.limits, body_bytes=body_bytes, hosts=self._hosts)
         token = WATCH.set(watch)
         try:
-            response = self._pool.request(
+            response = pool.request(
                 method,
                 url,
                 body=body,  # type: ignore[arg-type]  # of a file it calls read alone, its stub wants all of IO

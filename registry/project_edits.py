@@ -61,6 +61,19 @@ def set_remote(text: str, name: RemoteName, uri: str) -> str:
     return _dump(document)
 
 
+def drop_remote(text: str, name: RemoteName) -> str:
+    """Returns the text without a remote. Raises NotFoundError with the nearest name."""
+    document = _parse(text)
+    rows = _table(document, "remotes")
+    if name not in rows:
+        raise NotFoundError(
+            f"{PROJECT_FILE} has no remote called {name!r}",
+            hint=suggest_nearest(name, rows) or "concepts remote list shows them",
+        )
+    del rows[name]
+    return _dump(document)
+
+
 def set_about(text: str, **values: str | None) -> str:
     """Returns the text with the project's own name and base in it; None changes nothing."""
     document = _parse(text)

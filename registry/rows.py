@@ -126,7 +126,7 @@ def is_sound(row: Sequence[Any]) -> bool:
 
 def sum_row(values: Sequence[Any]) -> int:
     """Returns the checksum of the values of ``COLUMNS`` before it."""
-    return _sum_text(CELL_BREAK.join(map(str, values)))
+    return _sum_text("\x1f".join(map(str, values)))
 
 
 def _sum_text(text: str) -> int:
@@ -137,7 +137,7 @@ def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row of the index with the checksum and the line that belong to it."""
     values = [row[column] for column in COLUMNS[:-1]]
     cells = describe_row(ListedVersion(tuple(values)))
-    line = CELL_BREAK.join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
+    line = "\x1f".join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
     return {**row, "checksum": sum_row(values), "line": f"{_sum_text(line):0{_SUM_DIGITS}x}{line}"}
 
 

@@ -137,10 +137,15 @@ def _refuse_inner_address(connection: HTTPConnection) -> None:
     address = connection.sock.getpeername()[0]
     if not ipaddress.ip_address(address.split("%")[0]).is_global:
         connection.close()
-        raise RemoteError(
-            f"a redirect leads to {connection.host!r}, which is inside this network ({address})",
-            hint="the remote is set up wrongly, or means harm; name that host yourself if it is meant",
-        )
+        raise inner_address(f"{connection.host}, {address}")
+
+
+def inner_address(host: str) -> RemoteError:
+    """Returns the error for a redirect into this network."""
+    return RemoteError(
+        f"a redirect leads to {host!r}, which is inside this network",
+        hint="the remote is set up wrongly, or means harm; name that host yourself if it is meant",
+    )
 
 
 class _Connection(HTTPConnection):
@@ -167,13 +172,20 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-def make_pool(limits: Limits, *, connections: int) -> urllib3.PoolManager:
-    """Returns a pool of watched connections; servers are checked against the system's certificates."""
-    pool = urllib3.PoolManager(
-        num_pools=8,
-        maxsize=connections,
-        retries=False,
-        timeout=urllib3.Timeout(connect=limits.connect_seconds, read=limits.stall_seconds),
+def make_pool(
+    limits: Limits, *, connections: int, proxy: str | None = None, secret: dict[str, str] | None = None
+) -> urllib3.PoolManager:
+    """Returns a pool of watched connections; servers are checked against the system's certificates.
+
+    Through a proxy, ``secret`` is what it alone is told.
+    """
+    timeout = urllib3.Timeout(connect=limits.connect_seconds, read=limits.stall_seconds)
+    pool = (
+        urllib3.PoolManager(num_pools=8, maxsize=connections, retries=False, timeout=timeout)
+        if proxy is None
+        else urllib3.ProxyManager(
+            proxy, num_pools=8, proxy_headers=secret, maxsize=connections, retries=False, timeout=timeout
+        )
     )
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return pool

@@ -120,6 +120,12 @@ class Workspace:
 
         write_project(self.folder, set_remote(self.load_text(), name, uri))
 
+    def remove_remote(self, name: RemoteName) -> None:
+        """Takes the name of a remote out of the project. Raises NotFoundError, InvalidProjectError."""
+        from conceptry.registry.project_edits import drop_remote, write_project
+
+        write_project(self.folder, drop_remote(self.load_text(), name))
+
     # --- locking -----------------------------------------------------------------------------------------------
 
     def lock(self, *, upgrade: bool = False, upgraded: Iterable[ConceptName] = ()) -> LockChange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.registry import Registry
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
 from tests.cli.test_json_page import documented, flatten
@@ -174,10 +176,35 @@ def test_bad_input_gets_a_sentence_and_leaves_nothing(
     assert failure["exit_code"] == code
 
 
+def test_remote_is_written_into_the_project_where_one_is_and_else_into_the_settings(
+    run: Run, tmp_path: Path
+) -> None:
+    home = Registry().root
+    uri, project = (tmp_path / "studio").as_uri(), Path("concepts.toml").absolute()
+    assert run("remote", "add", "mine", uri, "--json").document["path"] == str(home / "config.toml")
+    assert "no concepts.toml" in run("remote", "add", "ours", uri, "--project", code=3).err
+    assert not project.exists()
+    run("init")
+    below = Path("below")
+    below.mkdir()
+    with contextlib.chdir(below):
+        assert run("remote", "add", "ours", uri, "--json").document["path"] == str(project)
+    assert run("remote", "add", "also", uri, "--user", "--json").document["path"] == str(home / "config.toml")
+    assert 'ours = "file:' in project.read_text()
+    assert "mine" not in project.read_text()
+    run("remote", "remove", "ours")
+    run("remote", "remove", "mine")
+    assert "ours" not in project.read_text()
+    assert [row["name"] for row in run("remote", "list", "--json").document["remotes"]] == ["also"]
+    assert run("remote", "remove", "ours", "--project", code=3).err.startswith(
+        "error: concepts.toml has no remote called 'ours'"
+    )
+
+
 def test_project_remote_is_known_to_other_commands_in_the_project(run: Run, studio: str) -> None:
     run("remote", "remove", "studio")
     run("init")
-    run("remote", "add", "studio", studio, "--project")
+    run("remote", "add", "studio", studio)
     assert re.search(r'studio = "file:', Path("concepts.toml").read_text())
     assert run("pull", "studio::me/imp", "--json").document["created"] is False
     assert [row["name"] for row in run("remote", "list", "--json").document["remotes"]] == ["studio"]

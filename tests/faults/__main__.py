@@ -1,13 +1,12 @@
-"""``make faults``: every fault of every section, one part after the other; goes on where it stopped (.runs/faults)."""
+"""``make faults``: every fault of every section, one part after the other; goes on where it stopped."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Final
 from tests.faults import crowd, power, small_disks, tracing
 from tests.faults.commands import COMMANDS
 from tests.faults.points import FAULT_BY_NAME, Counts, set_stage, sweep_fault, sweep_kills, warm_up
+from tests.faults.results import MACHINE_CODE, Result, choose_shard, digest_code, keep_result, read_results
 
-KEPT: Final = Path(".runs/faults")
 PAGE: Final = Path("docs/faults.md")
 IN_MEMORY: Final = Path("/dev/shm")
 MOST_STATES: Final = 1500
@@ -100,26 +99,37 @@ def total(counts: list[Counts]) -> Counts:
     return found
 
 
-def main(wanted: list[str]) -> int:
-    """Sweep what was not swept yet, of the sections named or of all, and write the page; returns 1 for a violation."""
-    KEPT.mkdir(parents=True, exist_ok=True)
+def main() -> int:
+    """Sweep what was not swept on this code, of the sections named or of all, and write the page.
+
+    Returns 1 for a violation.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th part from the I-th on")
+    parser.add_argument("sections", nargs="*")
+    chosen = parser.parse_args()
+    code, known = digest_code(MACHINE_CODE), read_results()
+    parts = [
+        (one, part) for one in SECTIONS for part in one.parts if one.name in (chosen.sections or one.name)
+    ]
+    names = choose_shard([f"{section.name} {part}" for section, part in parts], chosen.shard)
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
+    violations = 0
     try:
         warm_up(folder)
-        for section in SECTIONS:
-            for number, part in enumerate(section.parts if not wanted or section.name in wanted else ()):
-                place = KEPT / f"{section.name}-{number}.json"
-                if not place.exists():
-                    sweep_part(section, part, folder / f"{section.name}-{number}", place)
+        for number, (section, part) in enumerate(parts):
+            last = known.get((section.name, part))
+            if f"{section.name} {part}" in names and (last is None or last.code != code):
+                violations += sweep_part(section, part, folder / f"{section.name}-{number}", code)
+                PAGE.write_text(write_page(code), encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    page, violations = write_page()
-    PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(write_page(code), encoding="utf-8")
     return 1 if violations else 0
 
 
-def sweep_part(section: Section, part: str, folder: Path, place: Path) -> None:
-    """Sweep one part, and keep what it came to if nothing was wrong."""
+def sweep_part(section: Section, part: str, folder: Path, code: str) -> int:
+    """Sweep one part, and keep what it came to if nothing was wrong; returns how many violations there were."""
     begun = time.monotonic()
     counts = section.sweep(part, folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,40 +138,57 @@ def sweep_part(section: Section, part: str, folder: Path, place: Path) -> None:
         print(f"VIOLATION {line}", file=sys.stderr, flush=True)  # noqa: T201
     print(f"{section.name}, {part}: {dict(counts.points)}, {seconds:.0f} s", flush=True)  # noqa: T201
     if not counts.violations:
-        document = {"part": part, "points": dict(counts.points), "seconds": round(seconds, 1)}
-        place.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        keep_result(
+            Result(
+                sweep=section.name,
+                part=part,
+                code=code,
+                points=dict(sorted(counts.points.items())),
+                seconds=round(seconds, 1),
+            )
+        )
+    return len(counts.violations)
 
 
-def write_page() -> tuple[str, int]:
-    """Return the page of counts from what was kept, and how many parts are missing or were violated."""
+def write_page(code: str) -> str:
+    """Return the page of counts from the lines that were kept."""
+    known = read_results()
+    rows = {
+        one.name: [known[one.name, part] for part in one.parts if (one.name, part) in known]
+        for one in SECTIONS
+    }
+    present = sum(one.struck for kept in rows.values() for one in kept if one.code == code)
+    earlier = sum(one.struck for kept in rows.values() for one in kept if one.code != code)
     lines = [
         "# Faults of the machine",
         "",
-        "Written by `make faults`, which goes on where it stopped. After every fault: each listed version is",
-        "whole and right, nothing published is lost, the same command run again succeeds with the same outcome,",
-        "no temporary file outlives a collection, and no traceback comes out. A part is counted once it was",
+        "Written by `make faults` from tests/faults/results.jsonl; `make faults SHARD=2/8` sweeps every eighth part",
+        "from the second on, and a part whose code did not change is not swept again. After every fault: each listed",
+        "version is whole and right, nothing published is lost, the same command run again succeeds with the same",
+        "outcome, no temporary file outlives a collection, and no traceback comes out. A part is counted once it was",
         "swept without a violation. The index is no part of the states after a loss of power.",
         "",
+        f"Points on this code ({code}): {present}. On earlier code, by the digest of its sources: {earlier}.",
+        "",
     ]  # fmt: skip
-    missing = 0
     for section in SECTIONS:
-        rows = [(part, _read_kept(section, number)) for number, part in enumerate(section.parts)]
-        done = [(part, kept) for part, kept in rows if kept]
-        missing += len(rows) - len(done)
-        points = sum(sum(kept["points"].values()) for _, kept in done)
-        lines += [f"## {section.title}", "", f"{points} points, in {len(done)} of {len(rows)} parts", ""]
-        lines += ["| part | points | how they ended |", "|---|---|---|"] if done else []
-        for part, kept in done:
-            ended = ", ".join(f"{count} {name}" for name, count in sorted(Counter(kept["points"]).items()))
-            lines.append(f"| {part} | {sum(kept['points'].values())} | {ended} |")
+        kept = rows[section.name]
+        points = sum(one.struck for one in kept)
+        lines += [
+            f"## {section.title}",
+            "",
+            f"{points} points, in {len(kept)} of {len(section.parts)} parts",
+            "",
+        ]
+        lines += ["| part | points | how they ended | code |", "|---|---|---|---|"] if kept else []
+        for one in kept:
+            ended = ", ".join(f"{count} {name}" for name, count in sorted(one.points.items()))
+            lines.append(
+                f"| {one.part} | {one.struck} | {ended} | {'this' if one.code == code else one.code} |"
+            )
         lines.append("")
-    return "\n".join(lines), missing
-
-
-def _read_kept(section: Section, number: int) -> dict[str, dict[str, int]] | None:
-    place = KEPT / f"{section.name}-{number}.json"
-    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

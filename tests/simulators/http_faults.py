@@ -36,6 +36,18 @@ from tests.simulators.http_plays import (
     without_length,
 )
 
+_LAST_BYTE: Final = "the last bytes of a blob come in time, however slowly"
+_NO_DIGEST: Final = "a list has no digest: a changed byte may leave it a list"
+_SIZE_KNOWN: Final = "the manifest names a blob's size, and a document's end is what is announced"
+_NO_END: Final = "a document that ends with its connection looks whole: its digest, or its form, refuses it"
+_SURPLUS: Final = "a blob is read to its known size; more is seen only if it comes with the last piece"
+_WRONG_BYTES: Final = (
+    "wrong bytes of a blob are found by its digest at the end; a document is asked for again"
+)
+_NO_RANGE: Final = "what is asked for from the beginning has no range, and the last request may need none"
+_NOT_ASKED: Final = "a blob is asked for again, a part of a document is refused"
+_NO_LIST: Final = "a version that is named by its number is found without the list"
+
 
 def _rows() -> Iterator[Fault]:
     yield from _body_rows()
@@ -49,15 +61,19 @@ def _rows() -> Iterator[Fault]:
 
 def _body_rows() -> Iterator[Fault]:
     yield Fault(name="cut once", play=cut_body, outcome="right")
-    yield Fault(name="cut always", play=cut_body, times=FOREVER, outcome="either")
+    yield Fault(name="cut always", play=cut_body, times=FOREVER, outcome="error")
     yield Fault(name="reset once", play=then(Reset()), outcome="right")
-    yield Fault(name="reset always", play=then(Reset()), times=FOREVER, outcome="either")
+    yield Fault(name="reset always", play=then(Reset()), times=FOREVER, outcome="error")
     yield Fault(name="stall once", play=then(Pause(30)), outcome="right")
-    yield Fault(name="stall always", play=then(Pause(30)), times=FOREVER, outcome="either")
+    yield Fault(name="stall always", play=then(Pause(30)), times=FOREVER, outcome="error")
     yield Fault(name="drip once", play=drip, outcome="right")
-    yield Fault(name="drip always", play=drip, times=FOREVER, outcome="either")
-    yield Fault(name="flipped bit once", play=flip, outcome="either", contents=True)
-    yield Fault(name="flipped bit always", play=flip, times=FOREVER, outcome="error", contents=True)
+    yield Fault(
+        name="drip always", play=drip, times=FOREVER, outcome="either", documents="error", why=_LAST_BYTE
+    )
+    yield Fault(name="flipped bit once", play=flip, outcome="error", lists="either", why=_NO_DIGEST)
+    yield Fault(
+        name="flipped bit always", play=flip, times=FOREVER, outcome="error", lists="either", why=_NO_DIGEST
+    )
     yield Fault(name="other contents", play=change(), times=FOREVER, outcome="error")
     yield Fault(
         name="changed between two requests", play=change(), times=FOREVER, outcome="error", after_cut=True
@@ -85,7 +101,11 @@ def _body_rows() -> Iterator[Fault]:
 
 def _length_rows() -> Iterator[Fault]:
     yield Fault(
-        name="length too large, then closed", play=declare("Content-Length: {more}"), outcome="either"
+        name="length too large, then closed",
+        play=declare("Content-Length: {more}"),
+        outcome="error",
+        documents="right",
+        why=_SIZE_KNOWN,
     )
     yield Fault(
         name="length too large, and filled",
@@ -102,15 +122,28 @@ def _length_rows() -> Iterator[Fault]:
     yield Fault(
         name="surplus after the length", play=declare("Content-Length: {size}", surplus=b"y"), outcome="right"
     )
-    yield Fault(name="negative length", play=declare("Content-Length: -5"), outcome="either")
-    yield Fault(name="length in words", play=declare("Content-Length: many"), outcome="either")
+    yield Fault(name="negative length", play=declare("Content-Length: -5"), outcome="right")
+    yield Fault(name="length in words", play=declare("Content-Length: many"), outcome="right")
     yield Fault(
-        name="two lengths", play=declare("Content-Length: {size}\r\nContent-Length: {cut}"), outcome="either"
+        name="two lengths", play=declare("Content-Length: {size}\r\nContent-Length: {cut}"), outcome="right"
     )
     yield Fault(name="length zero", play=status(200, body=b""), times=FOREVER, outcome="error")
     yield Fault(name="no length, whole", play=without_length(), outcome="right")
-    yield Fault(name="no length, cut", play=without_length(whole=False), outcome="either")
-    yield Fault(name="no length, endless", play=without_length(endless=True), times=FOREVER, outcome="error")
+    yield Fault(
+        name="no length, cut",
+        play=without_length(whole=False),
+        outcome="right",
+        documents="error",
+        why=_NO_END,
+    )
+    yield Fault(
+        name="no length, endless",
+        play=without_length(endless=True),
+        times=FOREVER,
+        outcome="either",
+        documents="error",
+        why=_SURPLUS,
+    )
     yield Fault(
         name="length and chunks",
         play=declare("Content-Length: {size}\r\nTransfer-Encoding: chunked"),
@@ -123,7 +156,11 @@ def _chunk_rows() -> Iterator[Fault]:
     yield Fault(name="chunks cut", play=chunked(tail=None, whole=False), outcome="right")
     yield Fault(name="chunks without an end", play=chunked(tail=None), outcome="right")
     yield Fault(
-        name="chunk cut in its middle", play=chunked(tail=b"ff\r\nabc", whole=False), outcome="either"
+        name="chunk cut in its middle",
+        play=chunked(tail=b"ff\r\nabc", whole=False),
+        outcome="error",
+        documents="right",
+        why=_WRONG_BYTES,
     )
     yield Fault(name="chunk size in words", play=chunked(tail=b"many\r\n", whole=False), outcome="right")
     yield Fault(name="chunk size negative", play=chunked(tail=b"-5\r\n", whole=False), outcome="right")
@@ -131,7 +168,12 @@ def _chunk_rows() -> Iterator[Fault]:
         name="chunk of a petabyte", play=chunked(tail=b"4000000000000\r\n", whole=False), outcome="right"
     )
     yield Fault(
-        name="chunks endless", play=chunked(tail=None, flood=chunk(FLOOD)), times=FOREVER, outcome="error"
+        name="chunks endless",
+        play=chunked(tail=None, flood=chunk(FLOOD)),
+        times=FOREVER,
+        outcome="either",
+        documents="error",
+        why=_SURPLUS,
     )
     yield Fault(
         name="chunk extension endless",
@@ -140,13 +182,19 @@ def _chunk_rows() -> Iterator[Fault]:
         outcome="error",
     )
     yield Fault(
-        name="trailers endless", play=chunked(tail=b"0\r\n", flood=b"A: b\r\n" * 1000), outcome="either"
+        name="trailers endless",
+        play=chunked(tail=b"0\r\n", flood=b"A: b\r\n" * 1000),
+        times=FOREVER,
+        outcome="right",
+        documents="error",
+        why=_SIZE_KNOWN,
     )
 
 
 def _range_rows() -> Iterator[Fault]:
     def row(name: str, play: Play, outcome: Outcome, times: int = FOREVER) -> Fault:
-        return Fault(name=name, play=play, times=times, outcome=outcome, after_cut=True, ranges=True)
+        why = _NO_RANGE if outcome == "either" else ""
+        return Fault(name=name, play=play, times=times, outcome=outcome, after_cut=True, ranges=True, why=why)
 
     yield row("200 to a range", ignore_ranges, "right")
     yield row("206 from another place", part("bytes {start}-{last}/{size}", shift=-1), "either", times=1)
@@ -163,7 +211,11 @@ def _range_rows() -> Iterator[Fault]:
         "206 with another entity tag", part("bytes {start}-{last}/{size}", tagged='"new"'), "right", times=1
     )
     yield Fault(
-        name="206 to a whole request", play=part("bytes 0-{last}/{size}", count=FOREVER), outcome="right"
+        name="206 to a whole request",
+        play=part("bytes 0-{last}/{size}", count=FOREVER),
+        outcome="right",
+        documents="error",
+        why=_NOT_ASKED,
     )
     yield row("416 once", status(416), "right", times=1)
     yield row("416 always", status(416), "error")
@@ -210,8 +262,17 @@ def _status_rows() -> Iterator[Fault]:
         )
     for number in (408, 425, 500, 502, 504):
         yield Fault(name=f"{number} once", play=status(number), outcome="right", after_cut=True)
-    for number in (204, 205, 300, 304, 400, 401, 403, 404, 407, 410, 413, 418, 451, 501, 507, 599):
+    for number in (204, 205, 300, 304, 400, 401, 403, 407, 413, 418, 451, 501, 507, 599):
         yield Fault(name=f"{number} always", play=status(number), times=FOREVER, outcome="error")
+    for number in (404, 410):
+        yield Fault(
+            name=f"{number} always",
+            play=status(number),
+            times=FOREVER,
+            outcome="error",
+            lists="right",
+            why=_NO_LIST,
+        )
 
 
 def _redirect_rows() -> Iterator[Fault]:
@@ -234,11 +295,19 @@ def _redirect_rows() -> Iterator[Fault]:
         "an address with a password": "http://me:secret@127.0.0.1:1{path}",
         "a name inside this network": "http://localhost:1{path}",
         "the cloud's own data": "http://169.254.169.254/latest/meta-data",
-        "no host": "http:///x",
         "a bad port": "http://127.0.0.1:99999/x",
         "a dead port": "http://127.0.0.1:1{path}",
     }.items():
         yield Fault(name=f"redirect to {name}", play=redirect(302, location), times=FOREVER, outcome="error")
+    # Read as RFC 3986 says, section 5.3, an address without a host is a path of the same site, where nothing is.
+    yield Fault(
+        name="redirect to no host",
+        play=redirect(302, "http:///x"),
+        times=FOREVER,
+        outcome="error",
+        lists="right",
+        why=_NO_LIST,
+    )
 
 
 def _wire_rows() -> Iterator[Fault]:
@@ -251,12 +320,19 @@ def _wire_rows() -> Iterator[Fault]:
         "status that is no number": raw(b"HTTP/1.1 OK 200\r\n\r\n"),
         "answer of another protocol": raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
         "TLS alert": raw(b"\x15\x03\x01\x00\x02\x02\x28"),
-        "head cut": raw(good + b"Content-Le"),
         "a head of 200 lines": raw(good + b"A: b\r\n" * 200 + b"\r\n"),
         "a head line of 100 kB": raw(good + b"A: " + b"b" * 100_000 + b"\r\n\r\n"),
     }
     for name, play in once.items():
         yield Fault(name=f"{name}, once", play=play, outcome="right", after_cut=True)
+    yield Fault(
+        name="head cut, once",
+        play=raw(good + b"Content-Le"),
+        outcome="right",
+        documents="error",
+        after_cut=True,
+        why=_NO_END,
+    )
     always: dict[str, Play] = {
         "closed before an answer": raw(),
         "head endless": raw(good, flood=b"A: b\r\n" * 1000),

@@ -87,8 +87,14 @@ class Fault:
     ranges: bool = False
     """Whether it is about ranges, which small documents are not asked for by."""
 
-    contents: bool = False
-    """Whether other contents come, which only a digest can tell."""
+    documents: Outcome | None = None
+    """What is made of it where a small document comes so, which is read whole; None if the same."""
+
+    lists: Outcome | None = None
+    """The same of a list of versions, which has no digest and which a pull by number can do without."""
+
+    why: str = ""
+    """Of what may end either way, or otherwise for documents: why that is right."""
 
 
 def head(status: int, *lines: str, reason: str = "Whatever") -> bytes:
