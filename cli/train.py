@@ -37,6 +37,13 @@ _PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
 }
 
 
+Say = Callable[[str], None]
+
+
+def _drop(text: str) -> None:
+    """Says nothing."""
+
+
 @click.command(
     "train",
     cls=ConceptsCommand,
@@ -108,27 +115,33 @@ _PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "--workdir", type=PATH, metavar="DIR", help="For checkpoints.  [default: a folder of the store]"
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the same job.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done and what it needs on this device, and stop."
+)
 @pass_session
-def train(session: Session, /, *, resume: bool, workdir: Path | None, **given: Any) -> None:
+def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | None, **given: Any) -> None:
     """Teach a base a concept from a folder of pictures.
 
     METHOD is textual_inversion, perfusion, lora or dreambooth. Four to six pictures of one thing are a good start.
     The result is published into the store. Ctrl-C saves the state, and --resume goes on bit for bit.
     """
     if given["jobs"] is not None:
-        train_jobs(session, given, workdir=workdir, resume=resume)
+        train_jobs(session, given, workdir=workdir, resume=resume, dry_run=dry_run)
         return
     for name in ("shard", "together"):
         if given[name] is not None:
             raise UsageError(f"--{name} is of several jobs", hint="give them with --jobs FILE")
-    job = make_job(given, say=session.out.note)
+    job = make_job(given, tell=(session.out.note, session.out.warn))
     refuse_existing(session, job)
+    if dry_run:
+        _report_plan(session, job)
+        return
     result = run_job(session, job, workdir=workdir, resume=resume)
     published = publish_folder(session, result.folder)
     _report(session, job, result, published)
 
 
-def make_job(given: Mapping[str, Any], *, say: Callable[[str], None] = lambda text: None) -> TrainJob:
+def make_job(given: Mapping[str, Any], *, tell: tuple[Say, Say] = (_drop, _drop)) -> TrainJob:
     """Returns the job that options describe, over those of ``--job``, ``--from`` or ``--like``. Raises UsageError."""
     from conceptry.trainer import jobs
     from conceptry.trainer.methods import TRAINER_BY_ID, find_trainer
@@ -138,7 +151,7 @@ def make_job(given: Mapping[str, Any], *, say: Callable[[str], None] = lambda te
         job = jobs.read_job(given["job"])
         written = {name: getattr(job, name) for name in job.model_fields_set}
     elif given.get("recipe") is not None or given.get("like") is not None:
-        written = _take_over(given, say)
+        written = _take_over(given, *tell)
     said = {key: value for key, value in given.items() if value is not None and key not in _NOT_OF_THE_JOB}
     settings = {**written.get("settings", {}), **_nest(said.pop("settings", ()))}
     values = {**written, **{key: _PARSE.get(key, _keep)(value) for key, value in said.items()}}
@@ -155,7 +168,7 @@ def make_job(given: Mapping[str, Any], *, say: Callable[[str], None] = lambda te
     return jobs.make_job({**values, **({"settings": settings} if settings else {})})
 
 
-def _take_over(given: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def _take_over(given: Mapping[str, Any], say: Say, warn: Say) -> dict[str, Any]:
     """Returns what another program's configuration asks for; says what is taken over and what is not."""
     from conceptry.trainer.recipes import read_metadata, read_recipe
 
@@ -165,7 +178,7 @@ def _take_over(given: Mapping[str, Any], say: Callable[[str], None]) -> dict[str
     for theirs, ours in recipe.mapped:
         say(f"  {theirs} -> {ours}")
     for theirs, why in recipe.unmapped:
-        say(f"  {theirs}: not used, {why}")
+        warn(f"{theirs}: not used, {why}")
     return recipe.values
 
 
@@ -215,6 +228,38 @@ def run_job(
             resume=resume,
             base=location,
         )
+
+
+def _report_plan(session: Session, job: TrainJob) -> None:
+    """Prints what the job will need; a job that does not fit is a failure, with what to change."""
+    from conceptry.base_locations import resolve_base
+
+    location = resolve_base(job.base, session.registry.bases())
+    with track(session.out, "loading the base") as meter:
+        from conceptry.trainer.training import plan as plan_job
+
+        plan = plan_job(job, on_event=follow_training(meter, session.out), base=location)
+    resident = plan.resident
+    document = {
+        "pictures": plan.pictures,
+        "steps": plan.steps,
+        "image_steps": plan.image_steps,
+        "seconds": None if plan.seconds is None else round(plan.seconds, 1),
+        "peak_bytes": plan.peak_bytes,
+        "free_bytes": plan.free_bytes,
+        "base_bytes": resident.base_bytes,
+        "trained_bytes": resident.total_bytes - resident.base_bytes,
+        "sample_bytes": plan.sample_bytes,
+        "samples_at_once": plan.samples_at_once,
+        "fits": plan.fits,
+    }
+    seconds = "unknown" if plan.seconds is None else f"about {format_seconds(plan.seconds)}"
+    lines = [
+        f"{job.method}: {plan.pictures} pictures, {plan.steps} steps, {plan.image_steps} samples, {seconds}",
+        f"memory: {format_bytes(plan.peak_bytes)} at most, of which {format_bytes(resident.base_bytes)} base and "
+        f"{format_bytes(plan.sample_bytes)} for each of {plan.samples_at_once} samples at once",
+    ]
+    session.out.emit(document, lines)
 
 
 def _report(session: Session, job: TrainJob, result: TrainResult, published: Published) -> None:

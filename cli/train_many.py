@@ -25,7 +25,9 @@ TOGETHER: Final = 16
 _OPTIONS: Final = frozenset({"jobs", "shard", "together"})
 
 
-def train_jobs(session: Session, given: dict[str, Any], *, workdir: Path | None, resume: bool) -> None:
+def train_jobs(
+    session: Session, given: dict[str, Any], *, workdir: Path | None, resume: bool, dry_run: bool
+) -> None:
     """Trains all jobs of ``--jobs FILE``, or the share that ``--shard`` names, and reports what became of each.
 
     Raises:
@@ -45,7 +47,7 @@ def train_jobs(session: Session, given: dict[str, Any], *, workdir: Path | None,
     for row in rows:
         if row.state == "skipped":
             session.out.log(f"{row.label} is there already: skipped")
-    if waiting:
+    if waiting and not dry_run:
         _run(session, waiting, together=given["together"] or TOGETHER, workdir=workdir, resume=resume)
     _report(session, rows)
 
@@ -127,10 +129,11 @@ def _conclude(session: Session, row: _Row, outcome: JobOutcome) -> None:
 
 def _report(session: Session, rows: Sequence[_Row]) -> None:
     states = [row.state for row in rows]
-    counts = {state: states.count(state) for state in ("trained", "skipped", "failed")}
+    counts = {state: states.count(state) for state in ("trained", "skipped", "failed", "waiting")}
     failed = [row for row in rows if row.state == "failed"]
     lines = [row.facts["reference"] for row in rows if row.state == "trained"]
     lines += [f"{row.label}: {row.error}" for row in failed]
+    lines += [f"{row.label}: would be trained" for row in rows if row.state == "waiting"]
     lines.append(
         f"{count_things(counts['trained'], 'concept')} trained, {counts['skipped']} there already, "
         f"{counts['failed']} failed"

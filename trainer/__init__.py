@@ -1,6 +1,7 @@
-"""Pictures in, a finished concept out: four methods as rows of one loop.
+"""Pictures in, a finished concept out: methods as rows of one loop, for one job or for a thousand.
 
-``train(TrainJob(...))`` is all that most callers need; reading a job loads no torch, training one does.
+``train(TrainJob(...))`` is all that most callers need, ``train_many`` takes several; reading a job loads no torch,
+training one does.
 """
 
 from __future__ import annotations
@@ -8,19 +9,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conceptry.trainer.doctor import TrainPlan
     from conceptry.trainer.events import TrainEvent
+    from conceptry.trainer.jobfiles import read_jobs
     from conceptry.trainer.jobs import TrainJob, make_job, read_job
-    from conceptry.trainer.training import TrainResult, train
+    from conceptry.trainer.many import JobOutcome, ManyOptions, train_many
+    from conceptry.trainer.training import TrainResult, plan, train
 
-__all__ = ["TrainEvent", "TrainJob", "TrainResult", "make_job", "read_job", "train"]
+__all__ = [
+    "JobOutcome",
+    "ManyOptions",
+    "TrainEvent",
+    "TrainJob",
+    "TrainPlan",
+    "TrainResult",
+    "make_job",
+    "plan",
+    "read_job",
+    "read_jobs",
+    "train",
+    "train_many",
+]
 
 _MODULES = {
+    "JobOutcome": "many",
+    "ManyOptions": "many",
     "TrainEvent": "events",
     "TrainJob": "jobs",
-    "make_job": "jobs",
-    "read_job": "jobs",
+    "TrainPlan": "doctor",
     "TrainResult": "training",
+    "make_job": "jobs",
+    "plan": "training",
+    "read_job": "jobs",
+    "read_jobs": "jobfiles",
     "train": "training",
+    "train_many": "many",
 }
 
 

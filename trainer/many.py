@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from conceptry.errors import ConceptryError, UsageError
+from conceptry.errors import ConceptryError, InterruptedByUserError, UsageError
 from conceptry.trainer.context import Batch
 from conceptry.trainer.doctor import check_fit, count_samples
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
@@ -167,7 +167,7 @@ def can_share(learner: Learner) -> bool:
     """Returns whether the learner's loss is of its own rows of a batch alone, and the base's weights stay."""
     kind = type(learner)
     usual = kind.compute_loss is Learner.compute_loss and kind.predict is Learner.predict
-    return usual and learner.preservation is None and not kind.trains_base_weights
+    return usual and not kind.trains_base_weights and learner.preservation is None
 
 
 def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
@@ -233,6 +233,8 @@ def _run_bundle(stages: Mapping[int, Stage], *, resume: bool) -> dict[int, LoopR
         return {}
     try:
         return _run_at_once(stages, resume=resume)
+    except InterruptedByUserError:
+        raise
     except ConceptryError as error:
         if len(stages) == 1 or error.__cause__ is None or not is_exhaustion(error.__cause__):
             return dict.fromkeys(stages, error)
@@ -306,7 +308,7 @@ class Sharing(Group):
                 torch.cat([piece.timesteps for piece in pieces]),
                 join_conditionings(conditionings),
             )
-        answers = answer.split(sizes)
+        answers: tuple[Tensor, ...] = answer.split(sizes)  # type: ignore[no-untyped-call]
         return {
             run: weighted_error(one, piece.target, piece.weights, piece.mask)
             for run, piece, one in zip(runs, pieces, answers, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ MASK_END: Final = "-masklabel"
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
+@runtime_checkable
 class Named(Protocol):
     """Something that has the name of a file."""
 

@@ -298,7 +298,8 @@ def _finish(recipe: ForeignRecipe, found: dict[str, Any], folder: Path | None) -
 
 def _count_steps(folder: Path, found: Mapping[str, Any], batch_size: int) -> int:
     count = sum(1 for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else 0
-    return max(1, math.ceil(count * float(found.get("repeats") or 1) * found["epochs"] / batch_size))
+    samples = count * float(found.get("repeats") or 1) * int(found["epochs"])
+    return max(1, math.ceil(samples / batch_size))
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

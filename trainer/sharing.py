@@ -131,7 +131,7 @@ class SharedPipeline:
     def _swap_placeholders(self, wanted: Mapping[str, dict[Any, Any]]) -> dict[str, dict[Any, Any]]:
         before = {}
         for name in _TOKENIZERS:
-            tokenizer = getattr(self._pipeline, name, None)
+            tokenizer: Any = getattr(self._pipeline, name, None)
             if hasattr(tokenizer, "placeholder_ids"):
                 before[name] = tokenizer.placeholder_ids
                 tokenizer.placeholder_ids = wanted.get(name, {})
@@ -266,7 +266,7 @@ def _join(parts: Sequence[Any]) -> Any:
 
 def join_conditionings(parts: Sequence[Conditioning]) -> Conditioning:
     """Returns the encodings of all prompts as one; gradients flow through."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in dataclasses.fields(Conditioning):
         values = [getattr(part, field.name) for part in parts]
         joined[field.name] = None if values[0] is None else _join(values)

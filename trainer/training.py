@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conceptry.errors import InterruptedByUserError
-from conceptry.trainer.doctor import check_fit
-from conceptry.trainer.events import OnEvent, ignore
+from conceptry.trainer.doctor import TrainPlan, check_fit, plan_run
+from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.folders import claimed, locate_home
 from conceptry.trainer.jobs import TrainJob
 from conceptry.trainer.loop import run_loop
@@ -26,7 +26,7 @@ from conceptry.trainer.staging import (
     read_pictures,
 )
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainPlan", "TrainResult", "plan", "train"]
 
 
 def train(
@@ -75,6 +75,34 @@ def train(
             begin(stage, resume=resume)
             loop = run_loop(stage.context, stage.learner, stage.checkpoints, resume=resume)
             return finish_run(stage, loop)
+
+
+def plan(
+    job: TrainJob,
+    *,
+    on_event: OnEvent = ignore,
+    cache_folder: Path | None = None,
+    base: Any = None,
+) -> TrainPlan:
+    """Returns what ``job`` will do and need on this device; nothing is trained, two samples are timed.
+
+    Raises:
+        ConceptryError: what ``train`` raises before its first step.
+    """
+    home = locate_home()
+    pictures = read_pictures(job, on_event)
+    opened = open_base(job, base)
+    with prepared(opened.pipeline), deterministic(opened.device):
+        stage = prepare_run(
+            job,
+            pictures,
+            opened,
+            folder=choose_folder(job, home),
+            cache_folder=cache_folder or home / "cache",
+            on_event=on_event,
+        )
+        on_event(TrainEvent(kind="phase", message="timing two samples"))
+        return plan_run(stage.context, stage.learner)
 
 
 @contextmanager

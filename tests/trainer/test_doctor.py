@@ -9,7 +9,7 @@ import torch
 from conceptry.errors import TrainingError
 from conceptry.trainer import doctor
 from conceptry.trainer.events import ignore
-from conceptry.trainer.preparation import prepared
+from conceptry.trainer.preparation import plain_attention, prepared
 from conceptry.trainer.staging import OpenBase, Stage, prepare_run, read_pictures
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import assert_same, make_pipeline, snapshot
@@ -52,7 +52,7 @@ def test_the_predicted_bytes_of_a_sample_are_those_that_a_real_one_keeps(method:
     with prepared(base):
         ready = stage(method, tmp_path, base)
         predicted = doctor.measure_sample(ready.context, ready.learner)
-        with ready.learner.attached(), doctor.plain_attention(base, positions=64):
+        with ready.learner.attached(), plain_attention(base, positions=64):
             kept = count_saved_bytes(ready, 3) - count_saved_bytes(ready, 2)
     assert predicted == pytest.approx(kept, rel=0.02)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from conceptry.bases import FamilyId
 from conceptry.errors import UsageError
 from conceptry.trainer.jobs import make_job
 from conceptry.trainer.recipes import ForeignRecipe, read_metadata, read_recipe
@@ -98,7 +99,7 @@ def settle(recipe: ForeignRecipe, **more: Any) -> Any:
     """The recipe is a whole job once a name and what no program knows are added, and its settings resolve."""
     values = {"name": "tests/imp", "placeholder": "<imp>", "superclass": "dog", **recipe.values, **more}
     job = make_job(values)
-    return job, resolve_settings(job.method, "sd1", job.settings)
+    return job, resolve_settings(job.method, FamilyId("sd1"), job.settings)
 
 
 def test_a_configuration_of_sd_scripts_becomes_a_job(folder: Path) -> None:
@@ -209,3 +210,17 @@ def test_a_file_that_says_nothing_of_its_making_is_refused(tmp_path: Path) -> No
         read_metadata(tmp_path / "their.safetensors")
     with pytest.raises(UsageError, match="cannot be read"):
         read_metadata(tmp_path / "nowhere.safetensors")
+
+
+def test_a_concept_of_ours_is_made_again_from_its_record(tmp_path: Path) -> None:
+    record = {
+        "job": {"method": "lora", "images": "/pictures", "name": "a/b", "version": "1.0.0", "placeholder": "<imp>",
+                "superclass": "creature", "seed": 5, "settings": {"rank": 3}, "title": ""},
+        "settings": {"rank": 3, "steps": 40, "batch_size": 2, "learning_rates": {"lora": 0.01}, "alpha": None},
+    }  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps(record), encoding="utf-8")
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "lora.safetensors")
+    recipe = read_metadata(tmp_path / "lora.safetensors")
+    job, settings = settle(recipe)
+    assert (str(job.name), job.images, job.seed, job.steps) == ("tests/imp", Path("/pictures"), 5, 40)
+    assert (settings.rank, settings.batch_size, settings.learning_rates["lora"]) == (3, 2, 0.01)
