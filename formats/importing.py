@@ -145,7 +145,7 @@ def _write_rank_one(plan: ImportPlan, contents: RankOneContents, folder: Path) -
         superclass=superclass,
         train_gate=_TRAIN_GATE,
         gate=_GATE,
-        covariance=str(covariance),
+        covariance=covariance,
     )
     return Part(kind="rank_one", method=method, files=(describe_file(path, written=written),))
 

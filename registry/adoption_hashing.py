@@ -10,7 +10,7 @@ from typing import Final
 from conceptry.digests import new_hasher
 from conceptry.errors import ConceptryError, StoreError
 from conceptry.registry.adopted_files import AdoptedFile, Collection, replace_files, write_collection
-from conceptry.registry.adoption import make_stamp
+from conceptry.registry.adoption_looking import make_stamp
 from conceptry.registry.blobs import CountBytes
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import explain_os_errors, look_at, open_regular

@@ -76,8 +76,8 @@ def _has_changed(collection: Collection, file: AdoptedFile) -> bool:
 
 def _refresh(store: Store, collection: Collection, file: AdoptedFile) -> AdoptedFile:
     """Returns the file as it lies there now, hashed again if it changed. Raises what says why it cannot be used."""
-    from conceptry.registry.adoption import look_again
     from conceptry.registry.adoption_hashing import hash_file
+    from conceptry.registry.adoption_looking import look_again
 
     name, layout = collection.name(file), CollectionLayout(collection.folder)
     _refuse_unusable(collection, file)
@@ -118,6 +118,7 @@ def _make(store: Store, collection: Collection, file: AdoptedFile) -> Version:
     """Returns the new version in the store."""
     from conceptry.formats.import_plans import plan_import
     from conceptry.formats.importing import write_import
+    from conceptry.registry.adoption_previews import pack_preview
     from conceptry.registry.publish import publish_folder
 
     name, digest = collection.name(file), Digest(file.sha256 or "")
@@ -130,7 +131,9 @@ def _make(store: Store, collection: Collection, file: AdoptedFile) -> Version:
             raise IntegrityError(f"{file.path!r} changed while it was read", hint="try again")
         with make_scratch() as scratch:
             folder = locate_package(read_place(scratch))
-            mark_unpublished(write_import(_add_words(plan, file), folder), digest, folder)
+            manifest = write_import(_add_words(plan, file), folder)
+            manifest = pack_preview(manifest, folder, CollectionLayout(collection.folder), file)
+            mark_unpublished(manifest, digest, folder)
             publish_folder(store, folder)
     except ConceptryError as error:
         raise _explain(error, collection, file) from error

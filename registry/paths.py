@@ -69,6 +69,11 @@ def locate_manifest(folder: Path) -> Path:
     return folder / MANIFEST_FILE
 
 
+def locate_preview(folder: Path, suffix: str) -> Path:
+    """Returns where a package has its picture; ``suffix`` is that of its form, such as ``.png``."""
+    return folder / f"preview{suffix}"
+
+
 def locate_record(folder: Path) -> Path:
     """Returns where a published folder has its training record."""
     return folder / RECORD_FILE

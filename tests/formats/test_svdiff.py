@@ -46,7 +46,8 @@ def shift_as_svdiff_pytorch(weight: torch.Tensor, shift: torch.Tensor) -> torch.
     """mkshing/svdiff-pytorch, in single precision: the weight of a norm is one row."""
     matrix = weight.float().reshape(weight.shape[0] if weight.dim() > 1 else 1, -1)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return (left @ torch.diag(torch.relu(values + shift)) @ right).reshape(weight.shape)
+    moved: torch.Tensor = left @ torch.diag(torch.relu(values + shift)) @ right
+    return moved.reshape(weight.shape)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

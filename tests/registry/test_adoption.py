@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,52 @@ def test_a_hundred_files_of_all_rows_are_listed_and_cost_nothing_again(
     assert (again.added, again.changed, again.moved, again.new_doubts) == (0, 0, 0, 0)
 
 
-def test_a_second_look_opens_no_model(registry: Registry, models: Path) -> None:
-    registry.adopt(models)
-    for path in models.rglob("*.safetensors"):
-        path.chmod(0)
-    stamps = {path: path.stat() for path in models.rglob("*.safetensors")}
-    adopted = registry.adopt(models)  # the change of permissions counts as one
-    assert adopted.changed == len(stamps)
-    if os.geteuid() != 0:
-        assert {file.state for file in adopted.collection.files} == {"unreadable"}
-    assert registry.adopt(models).changed == 0
+# Adopts a folder and prints the names of all files below it that were opened for it.
+LOOK = """
+import json, os, sys
+from pathlib import Path
+from conceptry.registry import Registry
+
+home, folder = Path(sys.argv[1]), sys.argv[2]
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+Registry(home).adopt(Path(folder))
+below = (os.fsdecode(path) for path in opened if isinstance(path, (str, bytes, os.PathLike)))
+print(json.dumps(sorted({os.path.relpath(path, folder) for path in below if path.startswith(folder)})))
+"""
+
+
+def list_opened(home: Path, folder: Path) -> list[str]:
+    code = [sys.executable, "-c", LOOK, str(home), str(folder)]
+    done = subprocess.run(code, check=True, capture_output=True, text=True)
+    opened: list[str] = json.loads(done.stdout)
+    return opened
+
+
+def test_a_second_look_opens_no_model_and_a_changed_one_alone(tmp_path: Path, models: Path) -> None:
+    notes = "loras/Blue Imp.civitai.info"
+    first = list_opened(tmp_path / "home", models)
+    assert {"loras/Blue Imp.safetensors", "easy.safetensors", notes} <= set(first)
+    assert not {name for name in list_opened(tmp_path / "home", models) if name != "adopt.toml"}
+    write_embedding(models / "easy.safetensors", seed=1)
+    third = set(list_opened(tmp_path / "home", models)) - {"adopt.toml"}
+    assert third == {"easy.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(PREVIEW, "preview.png"), (b"\xff\xd8\xff\xe0" + bytes(64), "preview.jpg"), (b"<html>", None)],
+    ids=["a picture", "a JPEG that is called PNG", "no picture"],
+)
+def test_the_picture_beside_a_file_is_kept_with_its_version(
+    registry: Registry, models: Path, data: bytes, name: str | None
+) -> None:
+    (models / "loras" / "Blue Imp.preview.png").write_bytes(data)
+    adopt_and_hash(registry, models)
+    concept = registry.get("adopted/blue-imp")
+    pictures = [file for file in concept.manifest.iter_files() if file.role == "preview"]
+    assert [file.path for file in pictures] == ([name] if name else [])
+    assert [concept.locate(file).read_bytes() for file in pictures] == ([data] if name else [])
 
 
 def test_doubts_are_written_once_and_the_answers_count(registry: Registry, models: Path) -> None:
