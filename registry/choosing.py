@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from conceptry.digests import Digest
@@ -54,7 +55,7 @@ def choose_version(reference: Reference, named: NamedVersions, *, uri: str) -> R
         tags = list(named.list_tags())
         hint = suggest_nearest(selector, tags) or f"its tags: {', '.join([*tags, LATEST])}"
         raise NotFoundError(f"{name} has no tag {selector!r} on {uri}", hint=hint)
-    return _at(name, move.version, named, uri=uri)
+    return replace(_at(name, move.version, named, uri=uri), move=move.number)
 
 
 def search_concepts(

@@ -78,7 +78,15 @@ class DirectoryRemote:
         except NotFoundError as error:
             raise NotFoundError(f"{error.message} on {self.uri}", hint=error.hint) from error
         yanked = yanks.read_yank(self.layout, found.reference.concept, _require_version(found))
-        return RemoteVersion(reference=found.reference, digest=found.digest, yanked=yanked)
+        selector, name = reference.selector, found.reference.concept
+        plain = isinstance(selector, Version | Digest) or selector == LATEST
+        move = None if plain else tags.read_tag(self.layout, name, Tag(str(selector)))
+        return RemoteVersion(
+            reference=found.reference,
+            digest=found.digest,
+            yanked=yanked,
+            move=move.number if move is not None and move.version == found.reference.version else None,
+        )
 
     def list_versions(self, name: ConceptName) -> tuple[RemoteEntry, ...]:
         """Returns the versions of a concept there, smallest first. Raises RemoteError."""

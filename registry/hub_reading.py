@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -94,7 +95,7 @@ class HubReader:
                 f"{name}:{selector} on {self.uri} names {move.digest}, but {found.reference} is {found.digest}",
                 hint=f"ask who pushed it; {name}@{move.version} is what the git tag has now",
             )
-        return found
+        return replace(found, move=move.number)
 
     def list_versions(self, name: ConceptName) -> tuple[RemoteEntry, ...]:
         """Returns the versions of a concept there, smallest first, none where there is no such concept."""

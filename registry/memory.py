@@ -35,6 +35,9 @@ class Memory:
     tags: Mapping[Tag, Version] = field(default_factory=dict)
     """The last place of each tag; of ``latest``, which is computed, the greatest."""
 
+    moves: Mapping[Tag, int] = field(default_factory=dict)
+    """The last move that was seen of each tag that people move, where the remote counts them."""
+
 
 def recall(layout: Layout, uri: str, name: ConceptName) -> Memory:
     """Returns what a remote said of a concept before; nothing where it was never asked, or the record is damaged."""
@@ -46,6 +49,7 @@ def recall(layout: Layout, uri: str, name: ConceptName) -> Memory:
             identity if isinstance(identity, str) else None,
             {parse_version(key): Digest.parse(value) for key, value in document.get("versions", {}).items()},
             {parse_tag(key): parse_version(value) for key, value in document.get("tags", {}).items()},
+            {parse_tag(key): int(value) for key, value in document.get("moves", {}).items()},
         )
     except (ValueError, TypeError, AttributeError, ConceptryError):
         return Memory()
@@ -57,7 +61,8 @@ def check_answer(
     """Raises IdentityChangedError if an answer contradicts what the remote said before.
 
     ``tag`` is what was asked for, None if it was a version or a digest. ``allow_downgrade`` lets ``latest`` go back,
-    as it does once the greatest version was yanked; identities and versions never change.
+    as it does once the greatest version was yanked, and a tag to an earlier move; identities and versions never change.
+    A tag that people move may go to an older version, by a move that is new: moves are counted.
     """
     name, version = answer.reference.concept, answer.reference.version
     known = recall(layout, uri, name)
@@ -78,18 +83,38 @@ def check_answer(
             f"the latest version of {name} on {uri} is {version}, but {reached} was there before",
             hint=f"name the version: {name}@{version}, or add --allow-downgrade if {reached} was withdrawn",
         )
+    _check_move(known, uri, answer, tag, allow_downgrade=allow_downgrade)
+
+
+def _check_move(
+    known: Memory, uri: str, answer: RemoteVersion, tag: Tag | None, *, allow_downgrade: bool
+) -> None:
+    seen = known.moves.get(tag, 0) if tag is not None else 0
+    if answer.move is None or tag is None or answer.move > seen or allow_downgrade:
+        return
+    if answer.move == seen and known.tags.get(tag) == answer.reference.version:
+        return
+    what = "an earlier move" if answer.move < seen else "another place by the same move"
+    raise IdentityChangedError(
+        f"the tag {answer.reference.concept}:{tag} on {uri} is at {answer.reference.version} by {what} than was seen"
+        f" before (move {answer.move}, after {known.tags.get(tag)} by move {seen})",
+        hint=f"the remote shows an old state: name the version ({answer.reference}), or add --allow-downgrade",
+    )
 
 
 def remember_answer(store: Store, uri: str, answer: RemoteVersion, *, tag: Tag | None = None) -> None:
     """Remembers an answer that was checked. Raises StoreError."""
     name, version = answer.reference.concept, answer.reference.version
     known = recall(store.layout, uri, name)
-    versions, tags = dict(known.versions), dict(known.tags)
+    versions, tags, moves = dict(known.versions), dict(known.tags), dict(known.moves)
     if version is not None:
         versions[version] = answer.digest
         if tag is not None:
             tags[tag] = version
-    now = replace(known, identity=answer.identity or known.identity, versions=versions, tags=tags)
+            if answer.move is not None:
+                moves[tag] = answer.move
+    identity = answer.identity or known.identity
+    now = replace(known, identity=identity, versions=versions, tags=tags, moves=moves)
     if now != known:
         _write(store, uri, name, now)
 
@@ -106,6 +131,7 @@ def _write(store: Store, uri: str, name: ConceptName, memory: Memory) -> None:
         "identity": memory.identity,
         "versions": {str(key): str(value) for key, value in sorted(memory.versions.items())},
         "tags": {key: str(value) for key, value in sorted(memory.tags.items())},
+        "moves": dict(sorted(memory.moves.items())),
     }
     data = (json.dumps(document, indent=1) + "\n").encode("ascii")
     store.prepare_for_writing()

@@ -60,6 +60,9 @@ class RemoteVersion:
     yanked: str | None = None
     """Why nobody should choose this version anew, None if nothing speaks against it."""
 
+    move: int | None = None
+    """Which move of the tag that was asked for led here, counted from 1; None where none was, or none are counted."""
+
     @property
     def resolved(self) -> Resolved:
         """The version and its digest alone."""

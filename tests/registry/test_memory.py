@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from conceptry.digests import Digest
 from conceptry.errors import IdentityChangedError
-from conceptry.names import LATEST, ConceptName, Reference, Tag, Version
+from conceptry.names import LATEST, ConceptName, Reference, RemoteName, Tag, Version
 from conceptry.registry import Registry
 from conceptry.registry.memory import check_answer, forget_remote, recall, remember_answer
 from conceptry.registry.protocol import RemoteVersion
+from tests.registry.folders import write_folder
 
 URI = "hf://studio"
 IMP = ConceptName("me", "imp")
@@ -60,6 +62,42 @@ def test_latest_that_went_back_needs_a_word(known: Registry) -> None:
 def test_tags_that_people_move_may_go_back(known: Registry) -> None:
     remember_answer(known.store, URI, SECOND, tag=Tag("stable"))
     check_answer(known.store.layout, URI, FIRST, tag=Tag("stable"))
+
+
+def test_tag_that_shows_an_earlier_move_or_another_place_by_the_same_one_needs_a_word(
+    known: Registry,
+) -> None:
+    stable, layout = Tag("stable"), known.store.layout
+    remember_answer(known.store, URI, replace(FIRST, move=2), tag=stable)
+    check_answer(layout, URI, replace(FIRST, move=2), tag=stable)
+    check_answer(layout, URI, replace(SECOND, move=3), tag=stable)
+    check_answer(layout, URI, replace(SECOND, move=1), tag=Tag("other"))
+    with pytest.raises(IdentityChangedError, match="an earlier move") as caught:
+        check_answer(layout, URI, replace(SECOND, move=1), tag=stable)
+    assert caught.value.exit_code == 9
+    with pytest.raises(IdentityChangedError, match="another place by the same move"):
+        check_answer(layout, URI, replace(SECOND, move=2), tag=stable)
+    check_answer(layout, URI, replace(SECOND, move=1), tag=stable, allow_downgrade=True)
+
+
+def test_remote_that_forgot_the_last_move_of_a_tag_is_noticed(
+    registry: Registry, imp: Path, tmp_path: Path
+) -> None:
+    studio, second = tmp_path / "studio", Registry(tmp_path / "second")
+    registry.publish(imp)
+    registry.publish(write_folder(tmp_path / "next", version="1.1.0"))
+    for version in ("1.0.0", "1.1.0"):
+        registry.tag(f"me/imp@{version}", Tag("stable"))
+        registry.push("me/imp:stable", studio.as_uri())
+    second.add_remote(RemoteName("studio"), studio.as_uri())
+    assert str(second.pull("studio::me/imp:stable").reference) == "me/imp@1.1.0"
+    last = sorted((studio / "refs" / "me" / "imp" / "tags" / "stable").iterdir())[-1]
+    kept = last.read_bytes()
+    last.unlink()
+    with pytest.raises(IdentityChangedError, match="an earlier move"):
+        second.pull("studio::me/imp:stable")
+    last.write_bytes(kept)
+    assert not second.pull("studio::me/imp:stable").created
 
 
 def test_remotes_and_concepts_are_kept_apart(known: Registry) -> None:
