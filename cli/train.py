@@ -44,9 +44,21 @@ def _drop(text: str) -> None:
     """Says nothing."""
 
 
+class TrainCommand(ConceptsCommand):
+    """``concepts train``, whose help lists the methods as their own table has them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes what each method learns, then the options."""
+        from conceptry.trainer.methods import TRAINERS
+
+        with formatter.section("Methods"):
+            formatter.write_dl([(row.id, row.summary) for row in TRAINERS])
+        super().format_options(ctx, formatter)
+
+
 @click.command(
     "train",
-    cls=ConceptsCommand,
+    cls=TrainCommand,
     examples=(
         "concepts train lora --images imp --name me/imp --placeholder '<imp>' --superclass creature",
         "concepts train perfusion --images imp --name me/imp --version 0.2.0 --placeholder '<imp>' "
@@ -122,8 +134,8 @@ def _drop(text: str) -> None:
 def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | None, **given: Any) -> None:
     """Teach a base a concept from a folder of pictures.
 
-    METHOD is textual_inversion, perfusion, lora or dreambooth. Four to six pictures of one thing are a good start.
-    The result is published into the store. Ctrl-C saves the state, and --resume goes on bit for bit.
+    METHOD is one of those below. Four to six pictures of one thing are a good start. The result is published into
+    the store. Ctrl-C saves the state, and --resume goes on bit for bit.
     """
     if given["jobs"] is not None:
         train_jobs(session, given, workdir=workdir, resume=resume, dry_run=dry_run)

@@ -47,6 +47,12 @@ def _prepare_textual_inversion(context: TrainingContext) -> Learner:
     return TextualInversion.prepare(context)
 
 
+def _prepare_extended_inversion(context: TrainingContext) -> Learner:
+    from conceptry.trainer.extended_inversion import ExtendedInversion
+
+    return ExtendedInversion.prepare(context)
+
+
 def _prepare_perfusion(context: TrainingContext) -> Learner:
     from conceptry.trainer.perfusion import Perfusion
 
@@ -88,6 +94,15 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         kind_ids=("embedding",),
         names_superclass=False,
         prepare=_prepare_textual_inversion,
+    ),
+    TrainerRow(
+        id="xti",
+        title="Extended Textual Inversion",
+        paper="arXiv 2303.09522",
+        summary="rows for each cross-attention layer: 50 KB on SD1.5",
+        kind_ids=("embedding",),
+        names_superclass=False,
+        prepare=_prepare_extended_inversion,
     ),
     TrainerRow(
         id="perfusion",

@@ -21,6 +21,7 @@ CAPTIONS = [
 # Small random networks learn nothing of use; these are rates at which a few steps already show in the loss.
 FAST: dict[str, dict[str, Any]] = {
     "textual_inversion": {"learning_rates": {"embedding": 5e-3}, "vectors": 2},
+    "xti": {"learning_rates": {"embedding": 5e-3}},
     "perfusion": {"learning_rates": {"embedding": 5e-3, "value": 3e-3}},
     "lora": {"learning_rates": {"lora": 1e-2}, "rank": 2},
     "dreambooth_lora": {"learning_rates": {"lora": 1e-2}, "rank": 2},

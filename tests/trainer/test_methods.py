@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+from conceptry import toybox
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
+from conceptry.composer.pipelines import iter_cross_attention
 from conceptry.errors import InterruptedByUserError, UsageError
 from conceptry.formats.tensors import read_tensors
 from conceptry.trainer.events import TrainEvent
@@ -20,24 +23,30 @@ from tests.fakes.pipelines import Shape, assert_same, make_pipeline, render, sna
 from tests.trainer.runs import write_job
 
 CASES: dict[str, tuple[str, Shape, dict[str, Any]]] = {
-    "dora": ("lora", "sd1", {"algorithm": "dora"}),
-    "lora of text encoders": (
+    "xti": ("xti", "sdxl", {}),
+    "dora with text encoders": (
         "lora",
-        "sdxl",
-        {"train_text_encoder": True, "learning_rates": {"lora": 1e-2, "text_encoder": 1e-2}},
+        "sd1",
+        {
+            "algorithm": "dora",
+            "train_text_encoder": True,
+            "learning_rates": {"lora": 1e-2, "text_encoder": 1e-2},
+        },
     ),
-    "dreambooth_lora": ("dreambooth_lora", "sd2", {}),
     "lidb": ("lidb", "sd1", {}),
     "pivotal": ("pivotal", "sdxl", {}),
+    "custom_diffusion": ("custom_diffusion", "sd2", {}),
+    "dreambooth_lora": ("dreambooth_lora", "sd2", {}),
     "textual_inversion_dreambooth_lora": ("textual_inversion_dreambooth_lora", "sd1", {}),
-    "custom_diffusion": ("custom_diffusion", "sd1", {}),
-    "textual_inversion_dreambooth": ("textual_inversion_dreambooth", "sd2", {}),
+    "textual_inversion_dreambooth": ("textual_inversion_dreambooth", "sd1", {}),
 }
+SLOW = ("dreambooth_lora", "textual_inversion_dreambooth_lora", "textual_inversion_dreambooth")
+_LISTED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """One job to its end, and the same stopped after three of six steps and resumed."""
+    """One job to its end, and the same stopped after two of four steps and resumed."""
 
     whole: TrainResult
     resumed: TrainResult
@@ -45,7 +54,7 @@ class Runs:
     before: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=_LISTED)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     method, shape, settings = CASES[request.param]
     folder = tmp_path_factory.mktemp(method)
@@ -53,22 +62,24 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     before = snapshot(pipeline)
 
     def go(work: str, **options: Any) -> TrainResult:
-        job = write_job(method, folder, settings=settings)
+        job = write_job(method, folder, steps=4, settings={"batch_size": 2, **settings})
         return train(job, base=pipeline, workdir=folder / work, cache_folder=folder / "cache", **options)
 
-    def stop_after_three(event: TrainEvent) -> None:
-        if event.step == 3:
+    def stop_after_two(event: TrainEvent) -> None:
+        if event.step == 2:
             raise KeyboardInterrupt
 
     whole = go("whole")
     with pytest.raises(InterruptedByUserError):
-        go("stopped", on_event=stop_after_three)
+        go("stopped", on_event=stop_after_two)
     return Runs(whole, go("stopped", resume=True), pipeline, before)
 
 
-def run(method: str, folder: Path, *, shape: Shape = "sd1", base: Any = None, **settings: Any) -> TrainResult:
+def run(
+    method: str, folder: Path, *, shape: Shape = "sd1", base: Any = None, steps: int = 4, **settings: Any
+) -> TrainResult:
     pipeline = make_pipeline(shape) if base is None else base
-    job = write_job(method, folder, settings=settings)
+    job = write_job(method, folder, steps=steps, settings={"batch_size": 2, **settings})
     return train(job, base=pipeline, workdir=folder / "work", cache_folder=folder / "cache")
 
 
@@ -87,6 +98,15 @@ def test_the_saved_package_changes_pictures_with_its_word_and_leaves_the_base_al
     assert torch.isfinite(changed).all()
     assert not torch.equal(plain, changed)
     assert_same(runs.before, snapshot(runs.pipeline))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in SLOW])
+def test_the_loss_on_fixed_samples_falls(name: str, tmp_path: Path) -> None:
+    method, _, settings = CASES[name]
+    pipeline = StableDiffusionPipeline.from_pretrained(toybox.path())
+    settings = {**settings, "keep": "last", "words_until": 1.0, "weights_from": 0.0}
+    result = run(method, tmp_path, base=pipeline, steps=8, **settings)
+    assert result.fixed_loss_after < result.fixed_loss_before
 
 
 def read_files(result: TrainResult) -> Mapping[str, Any]:
@@ -141,12 +161,19 @@ def test_adapters_of_the_text_encoders_are_stored_under_their_published_names(tm
     assert any(name.startswith("unet.") for name in names)
 
 
-def test_lidb_trains_few_numbers_and_its_factors_lie_in_the_frozen_bases(tmp_path: Path) -> None:
-    result = run("lidb", tmp_path, frozen_outputs=4, frozen_inputs=3)
-    seeds = [run("lidb", tmp_path / name, frozen_outputs=4, frozen_inputs=3) for name in ("again",)]
-    tensors = read_files(result)["lora.safetensors"]
-    assert {t.shape[0] for name, t in tensors.items() if name.endswith("lora_A.weight")} == {1}
-    assert seeds[0].concept.digest == result.concept.digest
+# --- rows for each layer -------------------------------------------------------------------------------------------
+
+
+def test_xti_stores_a_row_for_every_cross_attention_layer_and_names_the_layers(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    result = run("xti", tmp_path, base=pipeline, vectors=2)
+    layers = [path for path, _ in iter_cross_attention(pipeline.unet)]
+    (part,) = result.concept.manifest.builds[0].parts
+    assert part.method.kind == "embedding"
+    assert part.method.layers == tuple(layers)
+    (rows,) = read_files(result)["embedding.safetensors"].values()
+    assert rows.shape == (len(layers), 2, 24)
+    assert len({row.tobytes() for row in rows.to_numpy()}) == len(layers)
 
 
 # --- words and weights ---------------------------------------------------------------------------------------------
