@@ -38,6 +38,7 @@ def fetch_composition(session: Session, document: CompositionDocument) -> Compos
     """
     with track(session.out, "reading the concepts"):
         from conceptry.composer.compositions import Composition
+        from conceptry.composition import Use
 
         concepts = [session.registry.get(member.reference) for member in document.concepts]
     rename = {
@@ -48,7 +49,11 @@ def fetch_composition(session: Session, document: CompositionDocument) -> Compos
     weighted = [
         concept * member.strength for concept, member in zip(concepts, document.concepts, strict=True)
     ]
-    return Composition(*weighted, rename=rename)
+    use = {
+        str(member.reference.concept): Use(parts=member.parts, schedule=member.schedule, region=member.region)
+        for member in document.concepts
+    }
+    return Composition(*weighted, rename=rename, use=use, way=document.way, period=document.period)
 
 
 def rename_members(

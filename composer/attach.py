@@ -16,8 +16,10 @@ from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.hooks import Generation
 from conceptry.composer.pipelines import Pipeline
 from conceptry.composer.plan import Plan, make_plan
+from conceptry.composer.protection import find_compiled
 from conceptry.composer.report import Report
 from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, put_all_in, take_all_out
+from conceptry.composer.steering import Steering
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
 from conceptry.names import Placeholder
@@ -36,9 +38,11 @@ class Attachment:
         self._pipeline = pipeline
         self._fit = fit
         self._fused = fused
-        self._slots = prepare_slots(plan.members, pipeline, fused=fused)
+        self._compiled = find_compiled(pipeline)
+        self._slots = prepare_slots(plan.members, pipeline, fused=fused, compiled=self._compiled)
         self.report = _make_report(plan, self._slots)
         put_all_in(self._slots)
+        self._steering = self._steer()
         pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), self]
 
     def set_strengths(self, strengths: Mapping[str, float]) -> Report:
@@ -85,9 +89,13 @@ class Attachment:
         if self not in self._pipeline.__dict__.get(_ATTACHMENTS, ()):
             raise UsageError("this composition was taken out of the pipeline", hint="attach it again")
         plan = make_plan(composition, self.report.plan.identity, self._fit)
-        slots = prepare_slots(plan.members, self._pipeline, fused=self._fused, kept=self._slots)
+        slots = prepare_slots(
+            plan.members, self._pipeline, fused=self._fused, compiled=self._compiled, kept=self._slots
+        )
+        self._steering.detach()
         exchange_slots(self._slots, slots, plan.members)
         self.composition, self._slots = composition, slots
+        self._steering = self._steer()
         self.report = _make_report(plan, slots)
         Generation.value += 1
         return self.report
@@ -104,6 +112,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Takes the composition out; every parameter, buffer and tokenizer is then as before. Twice does nothing."""
+        self._steering.detach()
         take_all_out(self._slots)
         state = self._pipeline.__dict__
         remaining = [other for other in state.get(_ATTACHMENTS, ()) if other is not self]
@@ -111,6 +120,14 @@ class Attachment:
             state[_ATTACHMENTS] = remaining
         else:
             state.pop(_ATTACHMENTS, None)
+
+    def _steer(self) -> Steering:
+        """Returns what follows the steps of a drawing; after an error nothing of the composition is in."""
+        try:
+            return Steering(self._pipeline, self.composition, self._slots).attach()
+        except BaseException:
+            take_all_out(self._slots)
+            raise
 
     def _check_names(self, names: Iterable[str]) -> None:
         known = [str(member.concept.manifest.name) for member in self.composition.members]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from conceptry.composition import Use, Way
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
 from conceptry.names import Placeholder, parse_placeholder
@@ -17,6 +18,8 @@ class Member:
     concept: Concept
     strength: float = 1.0
     rename: Mapping[Placeholder, Placeholder] = field(default_factory=dict)
+    use: Use = field(default_factory=Use)
+    """In which parts of the network, when and where it is in effect."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -26,42 +29,61 @@ class Composition:
     Args:
         concepts: each at strength 1, or multiplied by one. No concept may occur twice.
         rename: ``{"alice/blue-imp": {"<x>": "<imp>"}}``, other words for a concept's placeholders.
+        use: ``{"bob/ukiyo": Use(schedule=Schedule(stop=0.6))}``, in which parts of the network, when and where.
+        way: ``sum``, all at once; ``switch``, by turns; ``composite``, the mean of what each alone predicts.
+        period: of ``switch``, for how many steps each has its turn.
 
     Raises:
-        UsageError: if there is no concept, one occurs twice, or ``rename`` names one that is not there.
+        UsageError: if there is no concept, one occurs twice, or ``rename`` or ``use`` names one that is not there.
         InvalidNameError: if a new word is no placeholder.
     """
 
     members: tuple[Member, ...]
+    way: Way
+    period: int
 
     def __init__(
         self,
         *concepts: Concept | WeightedConcept,
         rename: Mapping[str, Mapping[str, str]] | None = None,
+        use: Mapping[str, Use] | None = None,
+        way: Way = "sum",
+        period: int = 5,
     ) -> None:
         weighted = [
             one if isinstance(one, WeightedConcept) else WeightedConcept(one, 1.0) for one in concepts
         ]
         renamed = {name: _parse_words(words) for name, words in (rename or {}).items()}
         names = [str(one.concept.manifest.name) for one in weighted]
-        unknown = [name for name in renamed if name not in names]
-        if unknown:
-            raise UsageError(
-                f"{unknown[0]!r} is to be renamed but not in the composition",
-                hint=f"it has {', '.join(names)}",
-            )
+        used = use or {}
+        for name, what in (
+            (name, what) for given, what in ((renamed, "renamed"), (used, "set")) for name in given
+        ):
+            if name not in names:
+                raise UsageError(
+                    f"{name!r} is to be {what} but not in the composition", hint=f"it has {', '.join(names)}"
+                )
         members = tuple(
-            Member(concept=one.concept, strength=one.strength, rename=renamed.get(name, {}))
+            Member(
+                concept=one.concept,
+                strength=one.strength,
+                rename=renamed.get(name, {}),
+                use=used.get(name, Use()),
+            )
             for one, name in zip(weighted, names, strict=True)
         )
         _check_members(members)
         object.__setattr__(self, "members", members)
+        object.__setattr__(self, "way", way)
+        object.__setattr__(self, "period", period)
 
     def with_members(self, members: tuple[Member, ...]) -> Composition:
         """Returns a composition of ``members``. Raises UsageError as the constructor."""
         _check_members(members)
         changed = object.__new__(Composition)
         object.__setattr__(changed, "members", members)
+        object.__setattr__(changed, "way", self.way)
+        object.__setattr__(changed, "period", self.period)
         return changed
 
 

@@ -171,7 +171,11 @@ def _join(
     gates: tuple[GateConflict, ...],
     words: tuple[WordConflict, ...],
 ) -> Conflict:
-    both, mine, theirs = (math.fsum(row[place] for row in rows) for place in (1, 2, 3))
+    both, mine, theirs = (
+        (math.fsum(column) for column in zip(*(row[1:] for row in rows), strict=True))
+        if rows
+        else (0.0, 0.0, 0.0)
+    )
     weights = [math.sqrt(row[2] * row[3]) for row in rows]
     whole = math.fsum(weights) or 1.0
     measures = _compare(both, mine, theirs)

@@ -30,6 +30,12 @@ class Patch(ABC):
     strength: float = 1.0
     """How much of the change is made; linear, 1 is as trained. It may be set while attached."""
 
+    share: float = 1.0
+    """What the concept's strength is multiplied by here."""
+
+    component: str = ""
+    """The component that is changed; empty for words."""
+
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._attached = False

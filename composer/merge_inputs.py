@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conceptry.bases import ComponentName
 from conceptry.composer.low_rank import LowRank
 from conceptry.composer.low_rank_modules import needs_base, to_low_rank
 from conceptry.composer.plan import Plan, PlannedMember
@@ -42,7 +43,7 @@ class MergeInputs:
     whole: dict[str, LoraModule] = field(default_factory=dict)
     """``component.module`` -> the sum of deltas that are no products of factors, exactly."""
 
-    rows: dict[tuple[str, Placeholder], RawTensor] = field(default_factory=dict)
+    rows: dict[tuple[ComponentName, Placeholder], RawTensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     weights: Weights | None = None
 

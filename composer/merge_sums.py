@@ -52,4 +52,5 @@ def _list_inputs(down: torch.Tensor) -> torch.Tensor:
     """Returns an orthonormal basis [columns, rank] of what the rows span; directions of rounding are left out."""
     left, values, _ = torch.linalg.svd(down.T, full_matrices=False)
     floor = values.max() * max(down.shape) * torch.finfo(down.dtype).eps if len(values) else 0.0
-    return left[:, values > floor]
+    basis: torch.Tensor = left[:, values > floor]
+    return basis

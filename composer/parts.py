@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
 from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors, require_place
@@ -17,6 +18,7 @@ from conceptry.composer.hooks import Patch
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
 from conceptry.composer.pipelines import (
+    UNET,
     Pipeline,
     TextEncoder,
     find_module,
@@ -39,6 +41,8 @@ from conceptry.formats.lora import LoraModule, read_lora
 from conceptry.formats.rank_one import read_rank_one
 from conceptry.manifest import Part, RankOneMethod
 from conceptry.names import Placeholder
+
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -69,12 +73,15 @@ class Gathered:
             unmatched=tuple(self.unmatched),
         )
 
-    def build(self, pipeline: Pipeline, *, fused: bool = False) -> tuple[Patch, ...]:
+    def build(
+        self, pipeline: Pipeline, *, fused: bool = False, compiled: frozenset[ComponentName] = frozenset()
+    ) -> tuple[Patch, ...]:
         """Returns the patches in the order of use: words, weights, deltas, edits with keys of the merged weights.
 
         Args:
             pipeline: the one that the concept was gathered for.
             fused: puts low-rank deltas into the weights instead of beside the layers.
+            compiled: components where they go into the weights in any case.
 
         Raises:
             IncompatibleError: if the concept is to be fused and has what no weight can hold.
@@ -86,21 +93,40 @@ class Gathered:
         parts, strength = list_components(pipeline), self.member.strength
         tokens = TokenPatch(pipeline, self.tokens, strength=strength)
         patches: list[Patch] = [tokens] if self.tokens else []
-        patches += [FullPatch(parts[name], values, strength=strength) for name, values in self.full.items()]
+        for name, values in self.full.items():
+            patches += self._share(name, values, partial(FullPatch, parts[name]))
         for name, factors in self.lora.items():
-            if fused:
-                patches.append(WeightPatch(parts[name], to_contributions(factors), strength=strength))
-            else:
-                patches.append(LoraPatch(parts[name], factors, strength=strength))
-        patches += [
-            DeltaPatch(parts[name], modules, strength=strength) for name, modules in self.deltas.items()
-        ]
+            make = partial(_fuse_factors if fused or name in compiled else LoraPatch, parts[name])
+            patches += self._share(name, factors, make)
+        for name, modules in self.deltas.items():
+            patches += self._share(name, modules, partial(DeltaPatch, parts[name]))
         layers = [layer for token in self.tokens for layer in token.layers or ()]
         if layers:
             patches.append(LayeredPatch(pipeline, tokens, layers))
         if self.edits:
-            patches.append(RankOnePatch(pipeline, self.edits, presence=tokens.log))
+            make_edit = partial(RankOnePatch, pipeline, self.edits, presence=tokens.log)
+            patches.append(_mark(make_edit(), UNET, self.member.use.find_share(UNET)))
+            patches[-1].strength = strength * patches[-1].share
         return tuple(patches)
+
+    def _share(
+        self, component: ComponentName, values: Mapping[str, V], make: Callable[..., Patch]
+    ) -> Iterator[Patch]:
+        """Returns a patch for all values whose layers have the same share of the concept's strength."""
+        groups: dict[float, dict[str, V]] = {}
+        for path, value in values.items():
+            groups.setdefault(self.member.use.find_share(f"{component}.{path}"), {})[path] = value
+        for share, group in groups.items():
+            yield _mark(make(group, strength=self.member.strength * share), component, share)
+
+
+def _mark(patch: Patch, component: ComponentName, share: float) -> Patch:
+    patch.component, patch.share = component, share
+    return patch
+
+
+def _fuse_factors(root: nn.Module, factors: Mapping[str, LoraFactors], *, strength: float) -> WeightPatch:
+    return WeightPatch(root, to_contributions(factors), strength=strength)
 
 
 def _refuse_fusing(member: PlannedMember, why: str) -> IncompatibleError:

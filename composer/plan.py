@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conceptry.bases import BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
+from conceptry.composition import Use
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
 from conceptry.kinds import KIND_BY_ID
@@ -26,6 +27,8 @@ class PlannedMember:
     verdict: Verdict
     words: Mapping[Placeholder, Placeholder]
     """The placeholder in this composition, by the placeholder as published."""
+
+    use: Use = field(default_factory=Use)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,12 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
     words = _choose_words(composition.members, [build for build, _ in builds])
     members = tuple(
         PlannedMember(
-            concept=member.concept, strength=member.strength, build=build, verdict=verdict, words=names
+            concept=member.concept,
+            strength=member.strength,
+            build=build,
+            verdict=verdict,
+            words=names,
+            use=member.use,
         )
         for member, (build, verdict), names in zip(composition.members, builds, words, strict=True)
     )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
+from conceptry.bases import ComponentName
 from conceptry.composer.hooks import Patch
 from conceptry.composer.parts import Gathered, gather_member
 from conceptry.composer.pipelines import Pipeline
 from conceptry.composer.placeholders import private_tokenizers
 from conceptry.composer.plan import PlannedMember
+from conceptry.composer.protection import protect
 from conceptry.composer.standins import together
+
+DENOISERS: Final = frozenset({"unet", "transformer"})
 
 
 class Slot:
@@ -18,6 +23,7 @@ class Slot:
     def __init__(self, gathered: Gathered, patches: tuple[Patch, ...]) -> None:
         self.gathered = gathered
         self._patches = patches
+        self._factor = 1.0
 
     @property
     def member(self) -> PlannedMember:
@@ -28,14 +34,30 @@ class Slot:
         """Returns whether ``member`` is the concept that is here, called by the same words; strength may differ."""
         own = self.member
         same = (own.concept.digest, own.build.id) == (member.concept.digest, member.build.id)
-        return same and own.words == member.words
+        return same and own.words == member.words and own.use.parts == member.use.parts
 
     def plan(self, member: PlannedMember) -> None:
         """Lets the concept have the strength of ``member``."""
         self.gathered.member = member
+        self._show()
+
+    @property
+    def steerable(self) -> bool:
+        """Whether the concept changes the network that removes noise, so that it can have its turns there."""
+        return any(patch.component in DENOISERS for patch in self._patches)
+
+    def steer(self, factor: float) -> None:
+        """Lets what the concept changes of the network that removes noise have ``factor`` times its strength."""
+        if factor != self._factor:
+            self._factor = factor
+            self._show()
+
+    def _show(self) -> None:
         for patch in self._patches:
-            if patch.strength != member.strength:
-                patch.strength = member.strength
+            factor = self._factor if patch.component in DENOISERS else 1.0
+            strength = self.member.strength * patch.share * factor
+            if patch.strength != strength:
+                patch.strength = strength
 
     def put_in(self) -> None:
         """Attaches the patches; after an error none of them is in."""
@@ -59,7 +81,12 @@ class Slot:
 
 
 def prepare_slots(
-    members: Sequence[PlannedMember], pipeline: Pipeline, *, fused: bool, kept: Sequence[Slot] = ()
+    members: Sequence[PlannedMember],
+    pipeline: Pipeline,
+    *,
+    fused: bool,
+    compiled: frozenset[ComponentName] = frozenset(),
+    kept: Sequence[Slot] = (),
 ) -> tuple[Slot, ...]:
     """Returns a slot for each member, read and checked; nothing is put in. Those of ``kept`` that fit are used again.
 
@@ -67,16 +94,21 @@ def prepare_slots(
         IncompatibleError, InvalidFileError, NotFoundError: as ``gather_member``.
     """
     with private_tokenizers(pipeline):
-        return tuple(_find_slot(kept, member) or _prepare(member, pipeline, fused) for member in members)
+        return tuple(
+            _find_slot(kept, member) or _prepare(member, pipeline, fused, compiled) for member in members
+        )
 
 
 def _find_slot(slots: Sequence[Slot], member: PlannedMember) -> Slot | None:
     return next((slot for slot in slots if slot.fits(member)), None)
 
 
-def _prepare(member: PlannedMember, pipeline: Pipeline, fused: bool) -> Slot:
+def _prepare(
+    member: PlannedMember, pipeline: Pipeline, fused: bool, compiled: frozenset[ComponentName]
+) -> Slot:
     gathered = gather_member(member, pipeline)
-    return Slot(gathered, gathered.build(pipeline, fused=fused))
+    patches = gathered.build(pipeline, fused=fused, compiled=compiled)
+    return Slot(gathered, protect(patches, pipeline, compiled))
 
 
 def exchange_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:

@@ -6,17 +6,87 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from conceptry.errors import InvalidNameError, UsageError
+from conceptry.fields import Count
 from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderText, Text, parsed_by
 from conceptry.names import Reference
 
 MAX_STRENGTH: Final = 10.0
+Way = Literal["sum", "switch", "composite"]
+"""All at once; by turns; or as the mean of what each alone predicts (arXiv 2402.16843)."""
+
 ReferenceText = Annotated[Reference, parsed_by(Reference.parse), AS_TEXT, TEXT_SCHEMA]
 
 
-class Member(Model):
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+class Schedule(Model):
+    """When a concept is in effect, as shares of the steps: from ``start`` on and until ``stop``.
+
+    ``ramp`` is how long it takes to rise behind ``start`` and to fall before ``stop``; at the ends of the drawing
+    there is neither.
+    """
+
+    start: Share = 0.0
+    stop: Share = 1.0
+    ramp: Share = 0.0
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Schedule:
+        if self.start >= self.stop:
+            raise ValueError(f"start {self.start:g} is not before stop {self.stop:g}")
+        return self
+
+    def factor(self, progress: float) -> float:
+        """Returns what the strength is multiplied by when ``progress`` of the steps are done, 0 to 1."""
+        if not self.start <= progress < self.stop:
+            return 0.0
+        rising = (progress - self.start) / self.ramp if self.ramp and self.start > 0 else 1.0
+        falling = (self.stop - progress) / self.ramp if self.ramp and self.stop < 1 else 1.0
+        return min(1.0, rising, falling)
+
+
+class Region(Model):
+    """Where a concept is in effect: a box of left, top, right and bottom, as shares of the picture.
+
+    ``feather`` is the width of its soft edge, as a share of the picture. With a ``prompt`` the box is drawn by that
+    prompt instead of the whole picture's.
+    """
+
+    box: tuple[Share, Share, Share, Share]
+    feather: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
+    prompt: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Region:
+        left, top, right, bottom = self.box
+        if left >= right or top >= bottom:
+            raise ValueError(f"the box {list(self.box)} is empty: it is left, top, right, bottom")
+        return self
+
+
+class Use(Model):
+    """How one concept is used beside its strength: in which parts of the network, when, and where."""
+
+    parts: dict[str, Annotated[Number, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH)]] = Field(
+        default_factory=dict
+    )
+    """What the strength is multiplied by in a component or block: ``{"text_encoder": 0, "unet.up_blocks.1": 0.5}``.
+    The longest name that fits a layer counts."""
+
+    schedule: Schedule | None = None
+    region: Region | None = None
+
+    def find_share(self, name: str) -> float:
+        """Returns what the strength is multiplied by in the layer ``component.path``."""
+        found = [part for part in self.parts if name == part or name.startswith(f"{part}.")]
+        return self.parts[max(found, key=len)] if found else 1.0
+
+
+class Member(Use):
     """One concept of a composition."""
 
     reference: ReferenceText
@@ -25,11 +95,14 @@ class Member(Model):
 
 
 class CompositionDocument(Model):
-    """Several concepts with strengths, for one base."""
+    """Several concepts with strengths, for one base, and the way in which they work together."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     base: Text | None = None
     concepts: Annotated[tuple[Member, ...], Field(min_length=1)]
+    way: Way = "sum"
+    period: Annotated[Count, Field(ge=1, le=1000)] = 5
+    """Of ``switch``: for how many steps each concept has its turn."""
 
 
 def parse_member(text: str) -> Member:
@@ -65,6 +138,11 @@ def format_composition(document: CompositionDocument) -> str:
 
     table = document.model_dump(mode="json", by_alias=True, exclude_none=True)
     for member in table["concepts"]:
-        if not member["rename"]:
-            del member["rename"]
+        for name in ("rename", "parts"):
+            if not member[name]:
+                del member[name]
+    if table["way"] == "sum":
+        del table["way"]
+    if table.get("way") != "switch":
+        del table["period"]
     return tomlkit.dumps(table)
