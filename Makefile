@@ -80,7 +80,8 @@ test-hub: $(HUB_CLIENTS:%=.venv-hub-%/.installed)
 slow: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
 
-# A million executions over every reader of files that others made; goes on where it stopped (.runs/fuzz).
+# A million executions over every reader of files that others made; what was executed with the same code is on record
+# (tests/fuzz/executions.jsonl, committed), so that several sessions add up.
 EXECUTIONS ?= 1000000
 fuzz: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python -m tests.fuzz --executions $(EXECUTIONS)

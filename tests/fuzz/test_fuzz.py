@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.execution import execute, make_input
+from tests.fuzz.records import SHARD, count_executions, read_records
 from tests.fuzz.targets import TARGETS
 
 
@@ -34,3 +37,24 @@ def test_fuzzer_reports_what_escapes_and_what_hangs(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("tests.fuzz.execution.MAX_SECONDS", 0.05)
         monkeypatch.setitem(TARGETS, "broken", replace(TARGETS["header"], run=run))
         assert reason in next(execute("broken", range(1))).reason
+
+
+def test_executions_of_several_sessions_add_up_for_the_same_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.fuzz.__main__.digest_code", lambda: "code")
+    path, each = tmp_path / "executions.jsonl", sum(target.share for target in TARGETS.values())
+    run = ["--records", str(path), "--batch", "1", "--executions"]
+    assert main([*run, str(each)]) == 0
+    assert main([*run, str(2 * each), "--shard", "3"]) == 0
+    assert main([*run, str(3 * each)]) == 0
+    records = read_records(path)
+    share = TARGETS["header"].share
+    assert [(one.start, one.stop) for one in records if one.target == "header"] == [
+        (0, share),
+        (3 * SHARD, 3 * SHARD + share),
+        (share, 2 * share),
+    ]
+    assert sum(count_executions(records, "code").values()) == 3 * each
+    assert sum(count_executions([*records, *records], "code").values()) == 3 * each
+    assert not any(count_executions(records, "other code").values())
