@@ -31,6 +31,7 @@ from conceptry.errors import (
 
 if TYPE_CHECKING:
     from conceptry.composer.generate import Canvas
+    from conceptry.composer.report import Report
     from conceptry.formats.picture_records import PictureRecord, SourceRecord
 
 Outcome = Literal["same_bytes", "same_pixels", "close", "different"]
@@ -199,7 +200,7 @@ def _rebuild(
         canvas = _make_canvas(pipeline, same[0].record, given["sources"])
         adapted = adapt_pipeline(pipeline, canvas)
         with attached(adapted, composition, first.fit) as report:
-            _check_words(first, report)
+            _check_same(first, report)
             for _, batch in groupby(same, key=lambda one: one.record.at(0)):
                 yield from _redraw(adapted, list(batch), canvas)
 
@@ -275,10 +276,14 @@ def _find_sources(source: SourceRecord, files: Sequence[Path]) -> tuple[Path, Pa
     return known[source.image], None if source.mask is None else known[source.mask]
 
 
-def _check_words(record: PictureRecord, report: Any) -> None:
-    """The words that call the concepts are those of the first time, or the prompt would mean something else."""
+def _check_same(record: PictureRecord, report: Report | None) -> None:
+    """Builds and words are those of the first time, or the concepts and the prompt would mean something else."""
     members = record.composition.concepts if record.composition else ()
     for member, applied in zip(members, report.concepts if report else (), strict=True):
+        if applied.build != member.build:
+            raise IncompatibleError(
+                f"{applied.label} is used in its build {applied.build} here, not in {member.build}"
+            )
         if dict(applied.words) != dict(member.words):
             raise IncompatibleError(
                 f"{applied.label} is called {', '.join(applied.words.values())} here, "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from conceptry.base_locations import BaseLocation, resolve_base
 from conceptry.cli.bases import TOYBOX
+from conceptry.cli.members import fetch_composition
 from conceptry.cli.progress import follow_transfer, track
 from conceptry.cli.session import Session
 from conceptry.errors import ConceptryError, NotFoundError, UsageError
@@ -13,7 +14,6 @@ from conceptry.names import Reference
 
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
-    from conceptry.concepts import Concept
     from conceptry.formats.picture_records import LockedComposition, LockedMember, PictureRecord
 
 
@@ -47,24 +47,15 @@ def fetch_locked(session: Session, locked: LockedComposition) -> Composition:
         NotFoundError: if one is neither here nor on a remote that is configured.
         IntegrityError: if a byte of one changed.
     """
-    from conceptry.composer.compositions import Composition
-
-    weighted = [_fetch(session, member) * member.strength for member in locked.concepts]
-    rename = {
-        str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}
-        for member in locked.concepts
-        if member.rename
-    }
-    return Composition(*weighted, rename=rename)
-
-
-def _fetch(session: Session, member: LockedMember) -> Concept:
-    wanted = Reference(member.reference.concept, member.digest)
-    try:
-        return session.registry.get(wanted)
-    except NotFoundError:
-        _pull(session, member)
-    return session.registry.get(wanted)
+    members = []
+    for member in locked.concepts:
+        exact = Reference(member.reference.concept, member.digest)
+        try:
+            session.registry.resolve(exact)
+        except NotFoundError:
+            _pull(session, member)
+        members.append(member.model_copy(update={"reference": exact}))
+    return fetch_composition(session, locked.model_copy(update={"concepts": tuple(members)}))
 
 
 def _pull(session: Session, member: LockedMember) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
+from tests.fakes.concepts import make_embedding
 from tests.fakes.pipelines import make_pipeline
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # other libraries' remarks; the command line keeps them quiet
 
-TO_K = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +216,43 @@ def test_a_composition_file_keeps_its_concepts_from_being_collected(run: Run, im
     assert [row["kind"] for row in found["kept_for"]] == ["composition"]
     run("gc", "--forget", "one.toml", "--yes")
     assert len(run("gc", "--grace", "0", "--dry-run", "--json").document["items"]) == 2
+
+
+def test_words_that_collide_are_renamed_recorded_and_called_by_tags(
+    run: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline("sd1")
+    for name, seed in (("one", 1), ("two", 2)):
+        make_embedding(tmp_path / name, pipeline, "<e>", name=f"me/{name}", seed=seed)
+        run("publish", str(tmp_path / name))
+        run("push", f"me/{name}", (tmp_path / "studio").as_uri())
+    words = ("--steps", "2", "--base", str(base), "--json")
+    prompt = "a cat, (embedding:two:1.2), embedding:me/one"
+    document = run("generate", "--with", "me/one", "--prompt", prompt, "--out", "tagged", *words).document
+    (path,) = (Path(row["path"]) for row in document["pictures"])
+    facts = read_facts(path)
+    assert facts["wording"]["prompt"] == "a cat, (<e-2>:1.2), <e>"
+    concepts = facts["composition"]["concepts"]
+    assert [(one["reference"], one["words"]) for one in concepts] == [
+        ("me/one@1.0.0", {"<e>": "<e>"}),
+        ("me/two@1.0.0", {"<e>": "<e-2>"}),
+    ]
+    move_to_an_empty_store(run, tmp_path, monkeypatch)
+    assert run("reproduce", str(path), "--base", str(base), "-q").out == "same_bytes\n"
+
+
+def test_a_name_that_two_concepts_have_is_refused_with_both(run: Run, imp: str, tmp_path: Path) -> None:
+    run("publish", str(write_package(tmp_path / "your", "you/imp")))
+    words = ("--prompt", "a <lora:imp:0.5> cat", "--base", "sd1", "--out", "pictures")
+    refused = run("generate", *words, code=2)
+    assert "'imp' may be me/imp@1.0.0, you/imp@1.0.0" in refused.err
+    assert "hint: write the whole name, such as <lora:me/imp:0.8>" in refused.err
+
+
+@pytest.mark.slow
+def test_a_hundred_pictures_of_every_kind_come_back_byte_for_byte(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "reproducing.py"), str(tmp_path / "out.json")]
+    subprocess.run(command, check=True, cwd=tmp_path)  # our own script
+    results = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]
+    assert (results["here"]["pictures"], results["here"]["equal_files"]) == (100, 100)
+    assert all("different" not in row for row in results.values())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conceptry.bases import ComponentName
 from conceptry.composer.emphasis import emphasized, join_pieces
-from conceptry.composer.pipelines import encode_prompts
+from conceptry.composer.pipelines import encode_prompts, list_text_encoders
 from conceptry.composer.prompts import Piece, Tag, find_tags, parse_weights, replace_tags
 from conceptry.composer.tokens import TokenPatch, TokenRows
 from conceptry.errors import UsageError
@@ -150,3 +150,24 @@ def test_the_same_words_with_other_weights_as_the_negative_prompt_are_refused(sd
         emphasized(sd1, parse_weights("a (cat:1.2)"), parse_weights("a cat")),
     ):
         pass
+
+
+@pytest.mark.parametrize("is_old", [True, False], ids=["the greatest id", "the id of the end"])
+def test_pooled_text_is_read_at_the_true_end_however_many_vectors_stand_before_it(
+    sdxl: Any, is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {}
+    for encoder in list_text_encoders(sdxl):
+        tokenizer = getattr(sdxl, encoder.tokenizer_name)
+        if not is_old:
+            monkeypatch.setattr(encoder.inner, "eos_token_id", tokenizer.eos_token_id)
+        ids = tokenizer("red cat blue", add_special_tokens=False)["input_ids"]
+        rows[encoder.component] = encoder.table.weight[ids].detach().clone()
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    pooled = sdxl.encode_prompt(prompt="a red cat blue on grass", **options)[2]
+    with TokenPatch(sdxl, [TokenRows(Placeholder("<x>"), rows)]):
+        found = sdxl.encode_prompt(prompt="a <x> on grass", **options)[2]
+        assert torch.equal(found, pooled)
+        pieces = parse_weights("a (<x>:1.4) on grass")
+        with emphasized(sdxl, pieces):
+            assert torch.equal(sdxl.encode_prompt(prompt=join_pieces(pieces), **options)[2], pooled)
