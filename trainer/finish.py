@@ -60,7 +60,7 @@ class Outcome:
     """The learner's own prediction on the probe batch."""
 
     plain: Tensor
-    """The base's prediction for the same prompts with the superclass in the concept's place."""
+    """The base's own prediction for the same prompts; for those with the superclass, where it cannot read the word."""
 
 
 def judge_learner(
@@ -85,7 +85,7 @@ def judge_learner(
         data=data,
         instance=instance,
         expected=expected,
-        plain=_predict(context, batch, concept=False),
+        plain=_predict(context, batch, concept=not context.job.row.expands_placeholder),
     )
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from conceptry.errors import ConceptryError, InterruptedByUserError, UsageError
+from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.context import Batch
 from conceptry.trainer.doctor import check_fit, count_samples
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
@@ -179,7 +180,8 @@ def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
         if can_share(stage.learner):
             twice = context.job.settings.gradient_checkpointing
             shapes = {bucket.mean.shape[1:] for bucket in context.buckets} if twice else None
-            key = (context.autocast_dtype, twice, str(shapes))
+            # Activations are computed anew as the last batch of a step was: then all of a step must be one batch.
+            key = (context.autocast_dtype, twice and (context.job.job.method, str(shapes)))
         shared.setdefault(key, []).append(place)
     return [part for places in shared.values() for part in _divide(places, stages)]
 
@@ -285,31 +287,37 @@ class Sharing(Group):
     def compute_losses(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> list[Tensor]:
         """Returns the loss of each run on its piece; the denoiser works once for all pieces of one shape."""
         losses: dict[Run, Tensor] = {}
-        shapes: dict[torch.Size, list[int]] = {}
-        for place, piece in enumerate(pieces):
-            shapes.setdefault(piece.noisy.shape[1:], []).append(place)
-        for places in shapes.values():
-            losses |= self._compute_equal(
-                [runs[place] for place in places], [pieces[place] for place in places]
-            )
-        return [losses[run] for run in runs]
-
-    def _compute_equal(self, runs: Sequence[Run], pieces: Sequence[Batch]) -> dict[Run, Tensor]:
-        conditionings = []
+        shapes: dict[tuple[torch.Size, torch.Size], list[_Part]] = {}
         for run, piece in zip(runs, pieces, strict=True):
             with self.only(run):
-                conditionings.append(run.learner.condition([pair.concept for pair in piece.prompts]))
-        sizes = [len(piece.prompts) for piece in pieces]
-        self.shared.share({self.numbers[run]: size for run, size in zip(runs, sizes, strict=True)})
-        context = runs[0].context
+                conditioning = run.learner.condition([pair.concept for pair in piece.prompts])
+            shape = (piece.noisy.shape[1:], conditioning.states.shape[1:])
+            shapes.setdefault(shape, []).append(_Part(run, piece, conditioning))
+        for parts in shapes.values():
+            losses |= self._compute_equal(parts)
+        return [losses[run] for run in runs]
+
+    def _compute_equal(self, parts: Sequence[_Part]) -> dict[Run, Tensor]:
+        sizes = [len(part.piece.prompts) for part in parts]
+        self.shared.share({self.numbers[part.run]: size for part, size in zip(parts, sizes, strict=True)})
+        context = parts[0].run.context
         with context.autocast():
             answer = context.denoise(
-                torch.cat([piece.noisy for piece in pieces]),
-                torch.cat([piece.timesteps for piece in pieces]),
-                join_conditionings(conditionings),
+                torch.cat([part.piece.noisy for part in parts]),
+                torch.cat([part.piece.timesteps for part in parts]),
+                join_conditionings([part.conditioning for part in parts]),
             )
         answers: tuple[Tensor, ...] = answer.split(sizes)  # type: ignore[no-untyped-call]
-        return {
-            run: weighted_error(one, piece.target, piece.weights, piece.mask)
-            for run, piece, one in zip(runs, pieces, answers, strict=True)
-        }
+        losses = {}
+        for part, one in zip(parts, answers, strict=True):
+            piece = part.piece
+            losses[part.run] = weighted_error(one, piece.target, piece.weights, piece.mask)
+        return losses
+
+
+class _Part(NamedTuple):
+    """What one run puts into a shared batch."""
+
+    run: Run
+    piece: Batch
+    conditioning: Conditioning

@@ -145,5 +145,5 @@ def list_group_numbers(optimizer: torch.optim.Optimizer, row: OptimizerRow) -> d
 def put_group_number(optimizer: torch.optim.Optimizer, place: str, value: float) -> None:
     """Puts back one number of ``list_group_numbers``."""
     index, _, name = place.partition("/")
-    kind = type(optimizer.param_groups[int(index)][name])
-    optimizer.param_groups[int(index)][name] = kind(value)
+    group = optimizer.param_groups[int(index)]
+    group[name] = type(group.get(name, value))(value)
