@@ -76,9 +76,13 @@ def advise(session: Session, /, *, figures: Path | None, **given: Any) -> None:
 
 def _describe(advice: Advice) -> Iterator[str]:
     for number, choice in enumerate(advice.choices[:3], 1):
-        low, high = choice.interval
+        spread = (
+            "one subject only"
+            if choice.interval is None
+            else "identity 95 % {:.2f} to {:.2f}".format(*choice.interval)
+        )
         yield f"{number}. {choice.method}: {'; '.join(choice.reasons)}"
-        yield f"   identity 95 % {low:.2f} to {high:.2f}, {format_bytes(choice.size_bytes)}: {_write_command(choice)}"
+        yield f"   {spread}, {format_bytes(choice.size_bytes)}: {_write_command(choice)}"
     if not advice.choices:
         yield "no method can be recommended by numbers"
         yield "   concepts benchmark-methods --seconds 2400, then --summary, measures them on this machine"

@@ -48,7 +48,7 @@ class Choice:
     trainer: str
     score: float
     identity: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     prompt: float
     subjects: int
     size_bytes: int
@@ -94,7 +94,7 @@ def _parse(text: str, name: str) -> Mapping[str, Any]:
         document = json.loads(text)
         rows = [*document["rows"], *document.get("styles", ())]
         for row in rows:
-            str(row["method"]), float(row["identity"]), float(row["prompt"]), list(row["interval"])
+            str(row["method"]), float(row["identity"]), float(row["prompt"]), list(row["interval"] or ())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidFileError(
             f"{name!r} is no summary of the benchmark", hint="concepts benchmark-methods --summary writes one"
@@ -135,13 +135,13 @@ def _judge(row: Mapping[str, Any], need: Need) -> Choice | None:
         )
     settings = dict(variant.settings) if variant else {}
     gate = {f"gate.{key}": value for key, value in (variant.gate or {}).items()} if variant else {}
-    low, high = row["interval"]
+    interval = row["interval"]
     return Choice(
         method=str(row["method"]),
         trainer=trainer.id,
         score=score,
         identity=identity,
-        interval=(float(low), float(high)),
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
         prompt=prompt,
         subjects=subjects,
         size_bytes=int(row.get("size_bytes", 0)),

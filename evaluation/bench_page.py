@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from PIL import Image
 
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
-from conceptry.evaluation.bench_summary import MethodSummary, summarise
+from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
 from conceptry.evaluation.charts import Point, draw_front
 from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
 
@@ -63,7 +63,7 @@ def make_benchmark_page(results: ResultFile, folder: Path) -> str:
                 make_table(
                     _COLUMNS, [_list_cells(one) for one in rows], marked=[one.is_front for one in rows]
                 ),
-                _show_categories(rows),
+                _show_details(rows),
             ]
     parts += _show_pictures(results.rows, folder)
     return make_page(f"ToyBench: {results.suite}", parts)
@@ -84,9 +84,9 @@ def _list_cells(one: MethodSummary) -> tuple[object, ...]:
         one.method,
         one.subjects,
         one.identity,
-        list(one.interval),
+        one.interval,
         one.prompt,
-        list(one.prompt_interval),
+        one.prompt_interval,
         one.balance,
         list(one.rank_interval),
         one.preservation,
@@ -98,14 +98,29 @@ def _list_cells(one: MethodSummary) -> tuple[object, ...]:
     )
 
 
-def _show_categories(rows: Sequence[MethodSummary]) -> str:
-    names = sorted({name for one in rows for name in one.categories})
-    if not names:
-        return ""
-    cells = [(one.method, *(one.categories.get(name) for name in names)) for one in rows]
-    return make_note(
-        "agreement with the prompts of each category, as a share of the base's own"
-    ) + make_table(("method", *names), cells)
+def _show_details(rows: Sequence[MethodSummary]) -> str:
+    """Agreement by category of prompt, and what further scorers say."""
+    tables: tuple[tuple[str, list[Mapping[str, float]]], ...] = (
+        (
+            "agreement with the prompts of each category, as a share of the base's own",
+            [one.categories for one in rows],
+        ),
+        ("likeness as further scorers see it, normalised", [one.others for one in rows]),
+    )
+    parts = []
+    for note, found in tables:
+        names = sorted({name for values in found for name in values})
+        if names:
+            cells = [
+                (one.method, *(values.get(name) for name in names))
+                for one, values in zip(rows, found, strict=True)
+            ]
+            parts += [make_note(note), make_table(("method", *names), cells)]
+    parts += [
+        make_note(f"order of methods by identity and by {name}: rank correlation {value:.2f}")
+        for name, value in compare_scorers(rows).items()
+    ]
+    return "".join(parts)
 
 
 def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
@@ -159,6 +174,10 @@ def make_markdown(results: ResultFile, document: Mapping[str, Any] | None = None
         if rows:
             lines += ["", f"## {title}", "", f"![Identity against prompt](toybench-{kind}.svg)", ""]
             lines += _make_markdown_table(rows)
+            lines += [
+                f"\nOrder of methods by identity and by {name}: rank correlation {value:.2f}."
+                for name, value in compare_scorers(rows).items()
+            ]
     more = document or {}
     return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
 
@@ -228,12 +247,12 @@ def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
     ]
     for one in rows:
         name = f"**{one.method}**" if one.is_front else one.method
-        low, high = one.interval
+        spread = "" if one.interval is None else " ({:.2f} to {:.2f})".format(*one.interval)
         cells = (
             str(one.rank),
             name,
             str(one.subjects),
-            f"{one.identity:.2f} ({low:.2f} to {high:.2f})",
+            f"{one.identity:.2f}{spread}",
             f"{one.prompt:.2f}",
             f"{one.balance:.2f}",
             f"{one.rank_interval[0]} to {one.rank_interval[1]}",

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
-from conceptry.evaluation.scores import bootstrap_interval
+from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks
 
 RESAMPLES: Final = 2000
 _LEVEL: Final = 0.95
 Values = NDArray[np.float64]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +31,18 @@ class MethodSummary:
     title: str
     subjects: int
     identity: float
-    interval: tuple[float, float]
-    """Of identity, over subjects."""
+    interval: Interval | None
+    """Of identity, over subjects; None for a single one, of which nothing can be said."""
 
     prompt: float
-    prompt_interval: tuple[float, float]
+    prompt_interval: Interval | None
     balance: float
     preservation: float | None
     diversity: float | None
     leakage: float | None
+    others: Mapping[str, float]
+    """Further likenesses of the protocol: what a second scorer says."""
+
     categories: Mapping[str, float]
     """Agreement with the prompts of each category, as a share of the base's own."""
 
@@ -83,18 +87,23 @@ def _summarise_one(rows: Sequence[ResultRow]) -> MethodSummary:
         title=first.title,
         subjects=len(rows),
         identity=float(np.mean(identity)),
-        interval=bootstrap_interval(identity),
+        interval=_find_interval(identity),
         prompt=float(np.mean(prompt)),
-        prompt_interval=bootstrap_interval(prompt),
+        prompt_interval=_find_interval(prompt),
         balance=float(np.mean(balance(identity, prompt))),
         preservation=_mean_of(rows, "preservation"),
         diversity=_mean_of(rows, "diversity"),
         leakage=_mean_of(rows, "leakage"),
+        others=_mean_others(rows),
         categories=_mean_categories(rows),
         size_bytes=round(float(np.median([row.size_bytes for row in rows]))),
         seconds=float(np.median([row.training_seconds for row in rows])),
         sample_passes=round(float(np.mean([row.sample_passes for row in rows]))),
     )
+
+
+def _find_interval(values: Values) -> Interval | None:
+    return bootstrap_interval(values) if values.size > 1 else None
 
 
 def balance(identity: Values, prompt: Values) -> Values:
@@ -110,8 +119,13 @@ def rank_methods(rows: Mapping[str, Sequence[ResultRow]]) -> dict[str, tuple[flo
         return {}
     common = sorted(set.intersection(*({row.subject for row in own} for own in rows.values())))
     names = sorted(rows)
-    if not common:
-        return {name: (float(len(names)), (1, len(names))) for name in names}
+    if len(common) < 2:
+        order = (
+            sorted(names, key=lambda name: -float(_balance_of(rows[name], common).mean()))
+            if common
+            else names
+        )
+        return {name: (float(order.index(name) + 1), (1, len(names))) for name in names}
     table = np.asarray([_balance_of(rows[name], common) for name in names])
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(common), (RESAMPLES, len(common)))
@@ -141,6 +155,22 @@ def _mean_of(rows: Sequence[ResultRow], name: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def _mean_others(rows: Sequence[ResultRow]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row.others})
+    found = {name: [row.others[name].normalised for row in rows if name in row.others] for name in names}
+    means = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in means.items() if values}
+
+
+def compare_scorers(rows: Sequence[MethodSummary]) -> dict[str, float]:
+    """Returns for each further likeness the rank correlation of its order of methods with that of identity."""
+    names = sorted(set.intersection(*({*row.others} for row in rows))) if len(rows) > 2 else []
+    return {
+        name: correlate_ranks([row.identity for row in rows], [row.others[name] for row in rows])
+        for name in names
+    }
+
+
 def _mean_categories(rows: Sequence[ResultRow]) -> dict[str, float]:
     tally: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
@@ -167,6 +197,9 @@ def to_json(results: ResultFile) -> dict[str, Any]:
         "machine": results.machine,
         "rows": [{"instances": one.subjects, **_describe(one)} for one in summarise(results, "instance")],
         "styles": [{"styles": one.subjects, **_describe(one)} for one in summarise(results, "style")],
+        "scorer_agreement": {
+            name: round(value, 4) for name, value in compare_scorers(summarise(results, "instance")).items()
+        },
     }
 
 
@@ -178,13 +211,16 @@ def _describe(one: MethodSummary) -> dict[str, Any]:
         "method": one.method,
         "title": one.title,
         "identity": shorten(one.identity),
-        "interval": [shorten(value) for value in one.interval],
+        "interval": None if one.interval is None else [shorten(value) for value in one.interval],
         "prompt": shorten(one.prompt),
-        "prompt_interval": [shorten(value) for value in one.prompt_interval],
+        "prompt_interval": None
+        if one.prompt_interval is None
+        else [shorten(value) for value in one.prompt_interval],
         "balance": shorten(one.balance),
         "preservation": shorten(one.preservation),
         "diversity": shorten(one.diversity),
         "leakage": shorten(one.leakage),
+        "others": {name: shorten(value) for name, value in one.others.items()},
         "categories": {name: shorten(value) for name, value in sorted(one.categories.items())},
         "size_bytes": one.size_bytes,
         "seconds": shorten(one.seconds),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptry.bases import FamilyId
 from conceptry.evaluation.examination import Drawing, draw_pictures
+from conceptry.evaluation.scores import correlate_ranks
 from conceptry.evaluation.second_scorer import SecondScorer
 from conceptry.evaluation.toybench import Suite
 from conceptry.toybox.examples import held_out_instance, instance_scenes
@@ -72,14 +72,16 @@ def calibrate(
     )
 
 
-def grade_instances(scorer: Scorer, *, instances: int, views: int) -> tuple[Values, Values]:
+def grade_instances(
+    scorer: Scorer, *, instances: int, views: int, references: int = REFERENCES
+) -> tuple[Values, Values]:
     """Returns identities (instances, grades, views) by both scorers, of near-duplicates with ever more changes."""
     rng, second = np.random.default_rng(31), SecondScorer(scorer)
     rows: list[tuple[list[Values], list[Values]]] = []
     for number in range(instances):
         instance = make_instance(CLASSES[number % len(CLASSES)], _FIRST_INSTANCE + number)
-        references = render(instance_scenes(instance, REFERENCES, part=1))
-        one, other = scorer.prototype(references), second.prototype(references)
+        truth = render(instance_scenes(instance, references, part=1))
+        one, other = scorer.prototype(truth), second.prototype(truth)
         pictures = [
             render(instance_scenes(changed, views, part=2)) for changed in change_by_grades(instance, rng)
         ]
@@ -128,15 +130,3 @@ def measure_false_identity(suite: Suite, scorer: Scorer, pipeline: Any) -> tuple
         hits += list(own >= threshold)
         errors += list(other >= threshold)
     return float(np.mean(hits)), float(np.mean(errors))
-
-
-def correlate_ranks(one: Sequence[float] | Values, other: Sequence[float] | Values) -> float:
-    """Returns Spearman's rank correlation: Pearson's of the ranks, ties at their mean rank."""
-    first, second = (_rank(np.asarray(values, np.float64)) for values in (one, other))
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _rank(values: Values) -> Values:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse])

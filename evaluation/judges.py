@@ -14,9 +14,11 @@ from conceptry.bases import FAMILY_BY_ID, FamilyId
 from conceptry.errors import UsageError
 from conceptry.evaluation.protocols import Prompt, ProtocolRow
 from conceptry.evaluation.references import Pictures, References
+from conceptry.evaluation.second_scorer import SecondScorer
 from conceptry.toybox.roundtrip import round_trip
 from conceptry.toybox.scorer import Reading, Scorer, as_pixels
 
+SECOND: Final = "identity_second"
 _COARSE_PIXELS: Final = 16
 _KEPT_ROWS: Final = 16
 Values = NDArray[np.float64]
@@ -57,6 +59,8 @@ class ToyboxJudge:
         self.scorer, self.truth = scorer, truth
         instance = truth.subject == "instance"
         self.prototype = (scorer.prototype if instance else scorer.style_prototype)(truth.reference)
+        self._second = SecondScorer(scorer) if instance else None
+        self._second_prototype = self._second.prototype(truth.reference) if self._second else None
         self._readings: dict[int, tuple[Pictures, list[Reading]]] = {}
         self._seen = (
             None
@@ -85,8 +89,10 @@ class ToyboxJudge:
         return np.asarray(likeness)
 
     def measure_others(self, pictures: Pictures) -> Mapping[str, Values]:
-        """Returns nothing: this protocol has one likeness."""
-        return {}
+        """Returns for instances what a scorer without learned weights says, which guards against the first's taste."""
+        if self._second is None or self._second_prototype is None:
+            return {}
+        return {SECOND: self._second.identity(pictures, self._second_prototype, self._read(pictures))}
 
     def measure_prompts(
         self, prompts: Sequence[Prompt], pictures: Pictures, superclass: str | None

@@ -128,3 +128,15 @@ def bootstrap_interval(values: Values, seed: int = 0) -> tuple[float, float]:
     means = array[rng.integers(0, array.size, (_RESAMPLES, array.size))].mean(axis=1)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
+
+
+def correlate_ranks(one: Values, other: Values) -> float:
+    """Returns Spearman's rank correlation: Pearson's of the ranks, ties at their mean rank."""
+    first, second = (_rank(np.asarray(values, np.float64)) for values in (one, other))
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from conceptry.toybox.networks import crop_objects
-from conceptry.toybox.scorer import Pictures, Scorer, as_pixels
+from conceptry.toybox.scorer import Pictures, Reading, Scorer, as_pixels
 
 _CELLS: Final = 4
 _LEVELS: Final = 4
@@ -32,9 +32,9 @@ class SecondScorer:
         self._finder = finder
         self._mean = _mean_features(finder)
 
-    def read(self, pictures: Pictures) -> list[Values]:
-        """Returns for each picture the unit features (objects, d) of what the finder found in it."""
-        pixels, readings = as_pixels(pictures), self._finder.read(pictures)
+    def read(self, pictures: Pictures, found: Sequence[Reading] | None = None) -> list[Values]:
+        """Returns for each picture the unit features (objects, d) of what the finder found in it, or found before."""
+        pixels, readings = as_pixels(pictures), self._finder.read(pictures) if found is None else found
         rows = [row for row, reading in enumerate(readings) for _ in reading.objects]
         boxes = [(one.x, one.y, one.half) for reading in readings for one in reading.objects]
         crops = crop_objects(pixels[rows], torch.tensor(boxes, dtype=torch.float32)).numpy()
@@ -45,12 +45,14 @@ class SecondScorer:
 
     def prototype(self, pictures: Pictures) -> Values:
         """Returns the unit mean of the surest object's features."""
-        mean = np.mean([found[0] for found in self.read(pictures)], axis=0)
+        mean = np.mean([rows[0] for rows in self.read(pictures)], axis=0)
         return np.asarray(mean / np.linalg.norm(mean))
 
-    def identity(self, pictures: Pictures, prototype: Values) -> Values:
+    def identity(
+        self, pictures: Pictures, prototype: Values, found: Sequence[Reading] | None = None
+    ) -> Values:
         """Returns for each picture the best object's cosine with ``prototype``."""
-        return np.asarray([float((found @ prototype).max()) for found in self.read(pictures)])
+        return np.asarray([float((rows @ prototype).max()) for rows in self.read(pictures, found)])
 
 
 def describe_crop(crop: NDArray[np.float32]) -> Values:

@@ -50,6 +50,7 @@ def test_the_choice_follows_the_need_and_carries_its_numbers(need: Need, method:
     first = advise(need, FIGURES).choices[0]
     assert first.method == method
     assert f"identity {first.identity:.2f}" in first.reasons[0]
+    assert first.interval is not None
     assert first.interval[0] < first.identity < first.interval[1]
     assert first.subjects == 24
 

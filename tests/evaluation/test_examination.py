@@ -22,11 +22,11 @@ from tests.evaluation.painters import Behaviour, Painter
 
 IMP = held_out_instance("creature", 7)
 PLAN = Plan(
-    prompts=load_prompts("instance")[4:10],
+    prompts=load_prompts("instance")[4:9],
     plain=load_plain_prompt("instance"),
     drawing=Drawing(steps=1, guidance=1.0),
-    plain_pictures=6,
-    superclass_pictures=6,
+    plain_pictures=5,
+    superclass_pictures=4,
 )
 Examine = Callable[[Behaviour], Examination]
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conceptry.evaluation.calibration import GRADES, change_by_grades, correlate_ranks, grade_instances
+from conceptry.evaluation.calibration import GRADES, change_by_grades, grade_instances
+from conceptry.evaluation.scores import correlate_ranks
 from conceptry.toybox.sampling import ATTRIBUTES, make_instance
 from conceptry.toybox.scene import Instance
 from conceptry.toybox.scorer import Scorer
@@ -15,7 +16,7 @@ from conceptry.toybox.scorer import Scorer
 
 @pytest.fixture(scope="module")
 def graded() -> tuple[Any, Any]:
-    return grade_instances(Scorer.load(), instances=6, views=2)
+    return grade_instances(Scorer.load(), instances=5, views=2, references=8)
 
 
 def test_identity_falls_with_every_further_change_of_a_near_duplicate(graded: tuple[Any, Any]) -> None:
@@ -41,7 +42,8 @@ def test_grades_change_as_many_attributes_as_they_say() -> None:
             getattr(one, name) != getattr(instance, name)
             for name in ("color", "second", "pattern", "width", "build")
         )
-        return simple + sum(a != b for a, b in zip(one.details, instance.details, strict=True))
+        details = sum(a != b for a, b in zip(one.details, instance.details, strict=True))
+        return int(simple) + int(details)
 
     assert rows[0] == instance
     assert [count(row) for row in rows] == list(GRADES)

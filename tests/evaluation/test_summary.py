@@ -60,11 +60,46 @@ def test_ranks_are_sure_where_methods_differ_and_open_where_they_do_not() -> Non
     assert rows == summarise(gather(*twins, *spread("best", 0.9, 0.9)), "instance")
 
 
+def test_one_subject_gives_an_order_without_confidence() -> None:
+    rows = summarise(gather(make_row("good", "s0", 0.9, 0.9), make_row("bad", "s0", 0.3, 0.9)), "instance")
+    assert [(row.method, row.interval, row.rank_interval) for row in rows] == [
+        ("good", None, (1, 2)),
+        ("bad", None, (1, 2)),
+    ]
+
+
 def test_the_front_is_what_no_other_beats_in_both() -> None:
     rows = summarise(
         gather(*spread("exact", 0.9, 0.5), *spread("free", 0.5, 0.9), *spread("worse", 0.4, 0.4)), "instance"
     )
     assert {row.method for row in rows if row.is_front} == {"exact", "free"}
+
+
+def test_a_second_scorer_says_whether_it_orders_the_methods_alike() -> None:
+    def look(second: dict[str, float]) -> float:
+        rows = [
+            make_row(
+                name,
+                "s0",
+                identity,
+                0.5,
+                others={
+                    "identity_second": {
+                        "score": second[name],
+                        "floor": 0.0,
+                        "ceiling": 1.0,
+                        "interval": [0.0, 1.0],
+                        "normalised": second[name],
+                    }
+                },
+            )
+            for name, identity in (("a", 0.2), ("b", 0.5), ("c", 0.8))
+        ]
+        agreement: float = to_json(gather(*rows))["scorer_agreement"]["identity_second"]
+        return agreement
+
+    assert look({"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(1.0)
+    assert look({"a": 0.3, "b": 0.2, "c": 0.1}) == pytest.approx(-1.0)
 
 
 def test_methods_are_ranked_on_the_subjects_that_all_have() -> None:
