@@ -96,6 +96,7 @@ bench: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python benchmarks/syncing.py benchmarks/results/syncing.json
 	$(OFFLINE) $(BIN)/python benchmarks/adopting.py benchmarks/results/adopting.json
 	$(OFFLINE) $(BIN)/python benchmarks/index.py benchmarks/results/index.json
+	$(OFFLINE) $(BIN)/python benchmarks/byte_planes.py
 
 # Every training method on equal work, one piece a call: it goes on where it stopped and begins nothing that would end
 # after PIECE_SECONDS. The results go to docs/toybench/, the table and the plots beside them.
