@@ -111,7 +111,8 @@ def load_factors(module: LoraModule, layer: Any) -> LoraFactors:
     """Returns the factors in the shape, precision and place of ``layer``; a core is folded into the first of them."""
     weight = unwrap_layer(layer).weight
     rank, shape = module.rank, tuple(weight.shape)
-    place = {"device": weight.device, "dtype": weight.dtype}
+    # What is offloaded has no place of its own; the factors go where the layer's output is.
+    place = {"device": "cpu" if weight.is_meta else weight.device, "dtype": weight.dtype}
     down = fold_core(module) if "core" in module.parts else module.down
     bias = dense_bias_delta(module, dtype="float32")
     return LoraFactors(

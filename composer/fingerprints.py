@@ -18,7 +18,6 @@ from conceptry.bases import (
     choose_probes,
     digest_layout,
 )
-from conceptry.composer.full import read_original
 from conceptry.composer.pipelines import (
     Pipeline,
     iter_state,
@@ -26,6 +25,7 @@ from conceptry.composer.pipelines import (
     list_text_encoders,
     spell_published,
 )
+from conceptry.composer.standins import read_original
 from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError
 
@@ -128,6 +128,11 @@ def fingerprint_component(module: nn.Module) -> Fingerprint:
         reading = _READINGS[module] = _make_reading(module)
         tensors = reading.find_tensors(module) or []
     originals = [read_original(tensor) for tensor in tensors]
+    if any(tensor.is_meta for tensor in originals):
+        raise IncompatibleError(
+            f"the weights of {type(module).__name__} are not in memory, so that the base cannot be told",
+            hint="attach before enable_sequential_cpu_offload(), or call pipeline.remove_all_hooks() first",
+        )
     values = [
         original[index]
         for place, original in zip(reading.places, originals, strict=True)

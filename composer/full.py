@@ -90,7 +90,11 @@ class WeightPatch(Patch):
 
     def _take_out(self) -> None:
         for place in self._places.values():
+            original = read_original(place.target)
             forget(place.target, self._mark)
+            current = read_place(place.module, place.leaf)
+            if current is not None and current is not place.target and not is_wanted(place.target):
+                _restore_elsewhere(place.module, place.leaf, current, original)
             if hasattr(place.target, _MADE) and not is_wanted(place.target):
                 place.module._parameters[place.leaf] = None
         self._places.clear()
@@ -138,3 +142,21 @@ def _make_bias(module: nn.Module) -> Tensor:
     setattr(bias, _MADE, True)
     module._parameters["bias"] = bias
     return bias
+
+
+@torch.no_grad()
+def _restore_elsewhere(module: nn.Module, leaf: str, current: Tensor, original: Tensor) -> None:
+    """Gives a weight its bytes back where another tensor has taken its place since, as accelerate's offloading does."""
+    if not current.is_meta:
+        current.data.copy_(original)
+        return
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        kept = getattr(one, "weights_map", None)
+        if kept is not None and leaf in kept:
+            kept[leaf].copy_(original)
+            return
+    raise IncompatibleError(
+        f"the base's {leaf} of a {type(module).__name__} was put where it cannot be given back",
+        hint="open the base again; detach before its weights are offloaded",
+    )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
+from conceptry.composer.compiled import unwrap_compiled
 from conceptry.composer.loading import load_pipeline  # noqa: F401  # opening is asked for here
 from conceptry.errors import IncompatibleError, InvalidPlaceholderError
 
@@ -60,7 +61,7 @@ def list_text_encoders(pipeline: Pipeline) -> tuple[TextEncoder, ...]:
     for component, tokenizer_name in _ENCODERS:
         module = getattr(pipeline, component, None)
         if isinstance(module, nn.Module) and getattr(pipeline, tokenizer_name, None) is not None:
-            found.append(TextEncoder(ComponentName(component), module, tokenizer_name))
+            found.append(TextEncoder(ComponentName(component), unwrap_compiled(module), tokenizer_name))
     return tuple(found)
 
 
@@ -70,19 +71,9 @@ def list_components(pipeline: Pipeline) -> dict[ComponentName, nn.Module]:
     for name in ("unet", "transformer"):
         module = getattr(pipeline, name, None)
         if isinstance(module, nn.Module):
-            parts[ComponentName(name)] = module
+            parts[ComponentName(name)] = unwrap_compiled(module)
     for encoder in list_text_encoders(pipeline):
         parts[encoder.component] = encoder.module
-    for name, module in parts.items():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise IncompatibleError(
-                f"{name} is compiled, and compiled code does not notice what is attached",
-                hint="attach to the pipeline as it was before torch.compile",
-            )
-    if not parts:
-        raise IncompatibleError(
-            f"{type(pipeline).__name__} has no denoiser and no text encoder that is known here"
-        )
     return parts
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
+from conceptry.composer.guards import is_joined
 from conceptry.composer.hooks import Generation, Patch, Probing
 from conceptry.composer.locks import encode_superclass, find_superclass
 from conceptry.composer.pipelines import (
@@ -238,7 +239,7 @@ def _check_edit(edit: RankOneEdit, layers: Mapping[str, Any]) -> None:
                 f"the edit of {path!r} maps {edit.i_star.shape[0]} to {edit.o_v[path].shape[0]} values, "
                 f"the base's layer is {list(weight.shape)}"
             )
-        if getattr(attention, "fused_projections", False):
+        if is_joined(attention):
             raise IncompatibleError(
                 "keys and values of this pipeline are fused into one layer",
                 hint="call pipeline.unfuse_qkv_projections() first",

@@ -1,0 +1,144 @@
+"""What must not be done to a pipeline while concepts are in it: refused at the call, before anything changes."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from conceptry.composer.hooks import Patch
+from conceptry.composer.presence import EncodingLog
+from conceptry.errors import IncompatibleError
+
+# Method of a pipeline or a component -> what it would do.
+JOINS_PROJECTIONS: Final = {
+    "fuse_qkv_projections": "joins keys, queries and values into layers that the concepts are not in",
+    "unfuse_qkv_projections": "takes layers apart that the concepts may be in",
+}
+CHANGES_WEIGHTS: Final = {
+    "fuse_lora": "adds to weights that concepts stand in for",
+    "unfuse_lora": "subtracts from weights that concepts stand in for",
+    "enable_sequential_cpu_offload": "puts weights elsewhere that concepts stand in for",
+    "enable_group_offload": "keeps copies of weights that concepts stand in for",
+}
+
+_COUNTS: Final[weakref.WeakKeyDictionary[Any, dict[str, int]]] = weakref.WeakKeyDictionary()
+_LOGS: Final[weakref.WeakKeyDictionary[Any, list[EncodingLog]]] = weakref.WeakKeyDictionary()
+
+
+class GuardPatch(Patch):
+    """Refuses calls of ``methods`` on ``owners`` while attached.
+
+    Args:
+        owners: a pipeline and its components.
+        methods: names, and what each would do; owners without a method are left alone.
+    """
+
+    def __init__(self, owners: Sequence[Any], methods: Mapping[str, str]) -> None:
+        super().__init__()
+        self._owners = tuple(owners)
+        self._methods = dict(methods)
+        self._guarded: list[tuple[Any, str]] = []
+
+    def _put_in(self) -> None:
+        for owner in self._owners:
+            for name in self._methods:
+                if not callable(getattr(type(owner), name, None)):
+                    continue
+                counts = _COUNTS.setdefault(owner, {})
+                counts[name] = counts.get(name, 0) + 1
+                vars(owner)[name] = _refuse(name, self._methods[name])
+                self._guarded.append((owner, name))
+
+    def _take_out(self) -> None:
+        for owner, name in self._guarded:
+            _COUNTS[owner][name] -= 1
+            if not _COUNTS[owner][name]:
+                vars(owner).pop(name, None)
+        self._guarded.clear()
+
+
+def _refuse(name: str, why: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise IncompatibleError(
+            f"{name} {why}", hint=f"detach first: attachment.detach(); then {name}, then attach again"
+        )
+
+    return refuse
+
+
+class PromptPatch(Patch):
+    """Refuses text encodings that were not made with the words in place, while attached.
+
+    Args:
+        pipeline: its ``encode_prompt`` is asked by every call.
+        log: what knows the encodings of prompts since the words came in.
+    """
+
+    def __init__(self, pipeline: Any, log: EncodingLog) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self._log = log
+
+    def _put_in(self) -> None:
+        logs = _LOGS.setdefault(self._pipeline, [])
+        logs.append(self._log)
+        own = getattr(type(self._pipeline), "encode_prompt", None)
+        if own is not None and len(logs) == 1:
+            vars(self._pipeline)["encode_prompt"] = _check_encodings(own.__get__(self._pipeline), logs)
+
+    def _take_out(self) -> None:
+        logs = _LOGS.get(self._pipeline, [])
+        if self._log in logs:
+            logs.remove(self._log)
+        if not logs:
+            vars(self._pipeline).pop("encode_prompt", None)
+
+
+def _check_encodings(encode: Callable[..., Any], logs: list[EncodingLog]) -> Callable[..., Any]:
+    @functools.wraps(encode)
+    def check(*args: Any, **options: Any) -> Any:
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            given = options.get(name)
+            if isinstance(given, Tensor) and any(None in log.find(given) for log in logs):
+                raise IncompatibleError(
+                    f"{name} was not encoded with the concepts' words in place",
+                    hint="give the pipeline prompt=, or call pipeline.encode_prompt(...) after attach(...)",
+                )
+        return encode(*args, **options)
+
+    return check
+
+
+def is_guarded(owner: Any, name: str) -> bool:
+    """Returns whether calls of ``name`` on ``owner`` are refused now, so that what it does was not done since."""
+    return bool(_COUNTS.get(owner, {}).get(name))
+
+
+def is_joined(module: nn.Module) -> bool:
+    """Returns whether an attention reads keys and values from one joined layer; its flag stays set after unfusing."""
+    joined = vars(module).get("fused_projections", False)
+    return joined and type(vars(module).get("processor")).__name__.startswith("Fused")
+
+
+def refuse_joined(root: nn.Module, name: str) -> None:
+    """Raises IncompatibleError if a layer of ``root`` is one of those that joined projections stand in for."""
+    if any(is_joined(module) for module in root.modules()):
+        raise IncompatibleError(
+            f"keys and values of {name} are fused into one layer, so that a change to one of them does nothing",
+            hint="call pipeline.unfuse_qkv_projections() first",
+        )
+
+
+def refuse_grouped(root: nn.Module, name: str) -> None:
+    """Raises IncompatibleError if diffusers keeps copies of weights by group, which a change would not reach."""
+    for module in root.modules():
+        hooks = vars(module).get("_diffusers_hook")
+        if hooks is not None and hooks.get_hook("group_offloading") is not None:
+            raise IncompatibleError(
+                f"the weights of {name} are offloaded by group, so that a change to them does nothing",
+                hint="attach the concept unfused, or open the pipeline without enable_group_offload",
+            )
