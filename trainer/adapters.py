@@ -129,8 +129,9 @@ class Decomposed(LowRank):
     @torch.no_grad()
     def _measure(self) -> Float[Tensor, " outputs"]:
         weight = self.layer.weight.float()
-        delta = (self.up.flatten(1) @ self.down.flatten(1)).reshape(weight.shape)
-        norm = _norm_of_outputs(weight + self.scale * delta)
+        with torch.autocast(weight.device.type, enabled=False):  # use computes the norm in float32, too
+            delta = (self.up.flatten(1) @ self.down.flatten(1)).reshape(weight.shape)
+            norm = _norm_of_outputs(weight + self.scale * delta)
         return torch.where(norm == 0, torch.ones_like(norm), norm)
 
     def to_module(self) -> LoraModule:
@@ -164,8 +165,9 @@ class Lightweight(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         """The products with the frozen factors."""
         shape = self.layer.weight.shape
-        down = (self.down @ self.basis_down).reshape(-1, *shape[1:])
-        up = (self.basis_up @ self.up).reshape(shape[0], -1, *[1] * (len(shape) - 2))
+        with torch.autocast(self.up.device.type, enabled=False):  # the products are stored in float32, too
+            down = (self.down @ self.basis_down).reshape(-1, *shape[1:])
+            up = (self.basis_up @ self.up).reshape(shape[0], -1, *[1] * (len(shape) - 2))
         return down, up
 
 

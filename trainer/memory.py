@@ -59,6 +59,10 @@ def _count_rows(pipeline: Any, settings: Settings) -> int:
     return settings.vectors * sum(encoder.table.embedding_dim for encoder in list_text_encoders(pipeline))
 
 
+def _count_layered_rows(pipeline: Any, settings: Settings) -> int:
+    return _count_rows(pipeline, settings) * sum(1 for _ in iter_cross_attention(pipeline.unet))
+
+
 def _count_perfusion(pipeline: Any, settings: Settings) -> int:
     values = sum(int(layer.to_v.weight.shape[0]) for _, layer in iter_cross_attention(pipeline.unet))
     return values + sum(encoder.table.embedding_dim for encoder in list_text_encoders(pipeline))
@@ -89,6 +93,7 @@ def _count_all(*counters: _Counter) -> _Counter:
 
 _COUNTERS: Final[Mapping[str, _Counter]] = {
     "textual_inversion": _count_rows,
+    "xti": _count_layered_rows,
     "perfusion": _count_perfusion,
     "lora": _count_lora,
     "dreambooth_lora": _count_lora,

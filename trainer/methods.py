@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from conceptry.errors import UsageError, suggest_nearest
+from conceptry.errors import IncompatibleError, UsageError, suggest_nearest
 from conceptry.kinds import KIND_BY_ID, Kind, KindId
 
 if TYPE_CHECKING:
@@ -28,7 +28,22 @@ class TrainerRow:
     names_superclass: bool
     """Prompts say "placeholder superclass"; otherwise the placeholder stands alone."""
 
-    prepare: Callable[[TrainingContext], Learner]
+    make: Callable[[TrainingContext], Learner]
+    trains_transformers: bool = False
+    """It also works on denoisers that are no UNets (SD3, Flux, Qwen-Image, Z-Image)."""
+
+    def prepare(self, context: TrainingContext) -> Learner:
+        """Returns the learner of a run. Raises IncompatibleError if the method is not for the base's denoiser."""
+        from conceptry.trainer.denoisers import name_denoiser
+
+        if name_denoiser(context.pipeline) != "unet" and not self.trains_transformers:
+            able = [row.id for row in TRAINERS if row.trains_transformers]
+            raise IncompatibleError(
+                f"{self.title} is for bases with a UNet, {context.job.family} has a transformer",
+                where="method",
+                hint=f"methods for it: {', '.join(able)}",
+            )
+        return self.make(context)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -93,7 +108,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="rows of the text encoders' tables for the placeholder: a few KB",
         kind_ids=("embedding",),
         names_superclass=False,
-        prepare=_prepare_textual_inversion,
+        make=_prepare_textual_inversion,
     ),
     TrainerRow(
         id="xti",
@@ -102,7 +117,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="rows for each cross-attention layer: 50 KB on SD1.5",
         kind_ids=("embedding",),
         names_superclass=False,
-        prepare=_prepare_extended_inversion,
+        make=_prepare_extended_inversion,
     ),
     TrainerRow(
         id="perfusion",
@@ -111,7 +126,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="gated values for cross-attention, keys locked to the superclass: under 100 KB on SD1.5",
         kind_ids=("rank_one",),
         names_superclass=False,
-        prepare=_prepare_perfusion,
+        make=_prepare_perfusion,
     ),
     TrainerRow(
         id="lora",
@@ -120,7 +135,8 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="low-rank factors beside the denoiser's layers; --set algorithm=dora decomposes them",
         kind_ids=("lora",),
         names_superclass=True,
-        prepare=_prepare_lora,
+        make=_prepare_lora,
+        trains_transformers=True,
     ),
     TrainerRow(
         id="dreambooth_lora",
@@ -129,7 +145,8 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="LoRA with a prior that keeps the superclass as it was",
         kind_ids=("lora",),
         names_superclass=True,
-        prepare=_prepare_lora,
+        make=_prepare_lora,
+        trains_transformers=True,
     ),
     TrainerRow(
         id="pivotal",
@@ -138,7 +155,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="the placeholder's rows first, then LoRA around them, in one package",
         kind_ids=("embedding", "lora"),
         names_superclass=False,
-        prepare=_prepare_words_and_lora,
+        make=_prepare_words_and_lora,
     ),
     TrainerRow(
         id="textual_inversion_dreambooth_lora",
@@ -147,7 +164,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="rows and LoRA at once, with a prior that keeps the superclass as it was",
         kind_ids=("embedding", "lora"),
         names_superclass=True,
-        prepare=_prepare_words_and_lora,
+        make=_prepare_words_and_lora,
     ),
     TrainerRow(
         id="lidb",
@@ -156,7 +173,8 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="a rank-one LoRA between frozen orthonormal factors: a tenth of its numbers are trained",
         kind_ids=("lora",),
         names_superclass=True,
-        prepare=_prepare_lora,
+        make=_prepare_lora,
+        trains_transformers=True,
     ),
     TrainerRow(
         id="custom_diffusion",
@@ -165,7 +183,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="keys and values of cross-attention and the placeholder's row, with a prior",
         kind_ids=("embedding", "full"),
         names_superclass=True,
-        prepare=_prepare_words_and_weights,
+        make=_prepare_words_and_weights,
     ),
     TrainerRow(
         id="textual_inversion_dreambooth",
@@ -174,7 +192,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="rows and the denoiser's own weights at once, with a prior",
         kind_ids=("embedding", "full"),
         names_superclass=True,
-        prepare=_prepare_words_and_weights,
+        make=_prepare_words_and_weights,
     ),
     TrainerRow(
         id="dreambooth",
@@ -183,7 +201,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         summary="the denoiser's own weights, with a prior that keeps the superclass as it was",
         kind_ids=("full",),
         names_superclass=True,
-        prepare=_prepare_dreambooth,
+        make=_prepare_dreambooth,
     ),
 )
 TRAINER_BY_ID: Final[dict[str, TrainerRow]] = {row.id: row for row in TRAINERS}

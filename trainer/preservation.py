@@ -49,8 +49,9 @@ class Preservation:
             texts = [write_class_prompt(self.context.wording)] * len(batch.prompts)
             generator = seed_generator(self.context.job.job.seed, "prior", step)
             clean = self.class_latents.pick(len(texts), generator).to(batch.noisy)
-            noisy = self.context.schedule.add_noise(clean, batch.noise, batch.timesteps)
-            target = self.context.schedule.make_target(clean, batch.noise, batch.timesteps)
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            noisy = self.context.schedule.add_noise(clean, noise, batch.timesteps)
+            target = self.context.schedule.make_target(clean, noise, batch.timesteps)
         conditioning = learner.condition(texts)
         with self.context.autocast():
             prediction = self.context.denoise(noisy, batch.timesteps, conditioning)

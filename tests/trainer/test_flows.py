@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
-from conceptry.errors import InterruptedByUserError
+from conceptry.errors import IncompatibleError, InterruptedByUserError
 from conceptry.formats.export_files import write_export
 from conceptry.formats.exporting import ExportSettings, plan_export
 from conceptry.trainer.conditioning import denoise, encode_prompts
@@ -112,6 +112,14 @@ def test_lora_learns_resumes_and_is_read_by_diffusers(family: str, tmp_path: Pat
         warnings.simplefilter("ignore")
         theirs.load_lora_weights(str(tmp_path / "out"))
     assert torch.allclose(ask(theirs), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_method_for_unets_names_those_that_a_transformer_can_be_trained_with(tmp_path: Path) -> None:
+    job = write_job("dreambooth", tmp_path, settings={"resolution_pixels": 16})
+    with pytest.raises(IncompatibleError, match="for bases with a UNet, sd3 has a transformer") as caught:
+        train(job, base=make_flow_pipeline("sd3"), workdir=tmp_path / "work", cache_folder=tmp_path / "cache")
+    assert caught.value.hint == "methods for it: lora, dreambooth_lora, lidb"
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_sigmas_of_a_flow_are_logit_normal_and_shifted_as_the_scheduler_says() -> None:

@@ -100,7 +100,8 @@ def test_the_saved_package_changes_pictures_with_its_word_and_leaves_the_base_al
     assert_same(runs.before, snapshot(runs.pipeline))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_the_loss_on_fixed_samples_falls(name: str, tmp_path: Path) -> None:
     method, _, settings = CASES[name]
     pipeline = StableDiffusionPipeline.from_pretrained(toybox.path())
