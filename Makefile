@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Nothing is ever downloaded by a demonstration or a test.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: benchmark-methods install demo test test-hub faults faults-http slow fuzz system-packages bench check lint types imports docs links clean
+.PHONY: benchmark-methods bench-training install demo test test-hub faults faults-http mutants slow fuzz system-packages bench check lint types imports docs links clean
 
 install: $(INSTALLED_DEV)
 
@@ -62,6 +62,12 @@ faults-http: $(INSTALLED_DEV)
 	PYTHONPATH=. $(BIN)/python tests/registry/http_sweep.py --shard $(SHARD)
 	cat docs/faults-http.md
 
+# Small wrong changes to core and registry, a seeded sample, each against the tests of its module; goes on where it
+# stopped (tests/mutants/results.jsonl) and begins none after MUTANT_SECONDS. Writes docs/mutants.md.
+MUTANT_SECONDS ?= 3000
+mutants: $(INSTALLED_DEV)
+	$(OFFLINE) PYTHONPATH=. $(BIN)/python -m tests.mutants --seconds $(MUTANT_SECONDS)
+
 # The Hub's client in its versions 1 and 2, which stand on different HTTP libraries, against the double of the Hub.
 HUB_CLIENTS := 1.33.0 2.4.0
 HUB_TESTS := tests/registry/test_hub.py tests/registry/test_remotes.py tests/cli/test_hub.py
@@ -106,6 +112,10 @@ benchmark-methods: $(INSTALLED)
 	$(OFFLINE) $(BIN)/concepts benchmark-methods --summary --out docs/toybench
 	$(OFFLINE) $(BIN)/concepts report --benchmark docs/toybench --out docs/toybench.html
 	cp docs/toybench.json evaluation/toybench.json
+
+# Ours against the loop that the field copies, at equal identity, and 16 concepts together against 16 apart: hours.
+bench-training: $(INSTALLED_DEV)
+	$(OFFLINE) $(BIN)/python benchmarks/training.py benchmarks/results/training.json
 
 check: lint types imports docs
 

@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from measuring import interleave, make_command, make_environment, report
+from measuring import Timing, interleave, make_command, make_environment, report
 from stores import WORDS, fill_store, iter_documents
 
 RUNS = 7
@@ -109,7 +109,8 @@ def main() -> None:
     chosen = parser.parse_args()
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # memory
     figures: dict[str, Any] = {"concepts": chosen.concepts}
-    timings, cpu = {}, {name: [] for name in COMMANDS}
+    timings: dict[str, Timing] = {}
+    cpu: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory(dir=memory) as text:
         folder = Path(text)
         if chosen.words:

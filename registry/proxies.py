@@ -26,12 +26,13 @@ def find_proxy(url: str) -> str | None:
     Raises:
         UsageError: if the environment names a proxy of a kind that is not supported.
     """
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib import request
 
     parts = urlsplit(url)
-    if find_host(url) in _HERE or proxy_bypass_environment(parts.netloc):
+    bypass: Callable[[str], bool] = vars(request)["proxy_bypass_environment"]  # its stubs lack it
+    if find_host(url) in _HERE or bypass(parts.netloc):
         return None
-    proxies = getproxies_environment()
+    proxies = request.getproxies_environment()
     found = proxies.get(parts.scheme) or proxies.get("all")
     if not found:
         return None

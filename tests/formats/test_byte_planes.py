@@ -117,7 +117,7 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
         ({"rows": {"up.bias": ["I64", [320], None]}}, IncompatibleError, "has no planes"),
     ):
         write_planes(path, tune, base)
-        damage(path, **more)  # type: ignore[arg-type]
+        damage(path, **more)
         with pytest.raises(error, match=said):
             read_planes(path, base)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conceptry.registry import Filter, Registry
-from conceptry.registry.index import iter_entries
+from conceptry.registry.entries import iter_entries
 from tests.registry.folders import write_folder
 
 EVERYTHING = Filter(all_versions=True)

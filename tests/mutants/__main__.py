@@ -1,0 +1,280 @@
+"""``make mutants``: a seeded sample of wrong changes to ``core`` and ``registry``, each run against its tests.
+
+The tools of the field (mutmut, cosmic-ray) want one source folder and a file that is changed in place; here folders at
+the root are the packages, and others may be working in them. So a wrong module is made in memory and put in the place
+of the right one by an import hook, in a child of a process that has imported the libraries already. Programs that tests
+start as processes of their own do not have it: what only they would notice counts as survived.
+
+Results are lines of ``results.jsonl``; a mutant is run again once its module changed. ``reasons.toml`` says of
+survivors why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from tests.mutants.mutations import Mutation, apply_mutation, describe_change, list_mutations
+
+ROOT: Final = Path(__file__).parent.parent.parent
+RESULTS: Final = Path(__file__).parent / "results.jsonl"
+REASONS: Final = Path(__file__).parent / "reasons.toml"
+PAGE: Final = ROOT / "docs" / "mutants.md"
+ROOMS: Final = {"core": "conceptry", "registry": "conceptry.registry"}
+SEED: Final = 20261121
+SAMPLE: Final = 400
+CPU_SECONDS: Final = 60
+WALL_SECONDS: Final = 600
+_BROKEN: Final = 99
+_MISUSED: Final = 4  # pytest's own code
+# What imports long, and no test changes.
+LIBRARIES: Final = (
+    "pytest", "pydantic", "sqlite_utils", "tomlkit", "urllib3", "fsspec", "huggingface_hub", "numpy",
+    "ml_dtypes", "click", "rich", "semver", "rfc8785", "safetensors",
+)  # fmt: skip
+# Whole behaviours, which most modules of the room take part in; run after the tests that name the module.
+COMMON: Final = {
+    "core": ("tests/core",),
+    "registry": (
+        "tests/registry/test_publish.py",
+        "tests/registry/test_references.py",
+        "tests/registry/test_transfer.py",
+        "tests/registry/test_verify.py",
+        "tests/registry/test_sync.py",
+        "tests/registry/test_collection.py",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one mutant ended."""
+
+    module: str
+    code: str
+    """Digest of the module's source."""
+
+    key: str
+    line: int
+    function: str
+    before: str
+    after: str
+    outcome: str
+    """``killed``, ``survived``, or ``endless``, which counts as killed."""
+
+    seconds: float
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """Which mutant it is."""
+        return self.module, self.code, self.key
+
+
+def choose_sample(count: int) -> list[tuple[str, Mutation]]:
+    """Return the mutants of the sample, in the order in which they were drawn."""
+    paths = sorted(
+        path for room in ROOMS for path in (ROOT / room).glob("*.py") if path.name != "__init__.py"
+    )
+    points = [
+        (path.relative_to(ROOT).as_posix(), one)
+        for path in paths
+        for one in list_mutations(path.read_text(encoding="utf-8"))
+    ]
+    return random.Random(SEED).sample(points, min(count, len(points)))
+
+
+def list_tests(module: str) -> list[str]:
+    """Return the test files for a module: the one of its name, those that import it, then those of whole behaviours."""
+    room, _, file = module.partition("/")
+    stem = file.removesuffix(".py")
+    dotted = f"{ROOMS[room]}.{stem}"
+    quick = [
+        path
+        for folder in ("core", "registry", "property")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
+    ]
+    same = [path for path in quick if path.stem == f"test_{stem}"]
+    naming = [
+        path
+        for path in sorted(quick)
+        if f"from {dotted} import" in (text := path.read_text(encoding="utf-8"))
+        or (room == "registry" and f"import {stem}\n" in text)
+    ]
+    files = [path.relative_to(ROOT).as_posix() for path in dict.fromkeys([*same, *naming])]
+    return list(dict.fromkeys([*files[:6], *COMMON[room]]))
+
+
+class _Wrong(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Puts a wrong module in the place of the right one."""
+
+    def __init__(self, module: str, mutation: Mutation | None) -> None:
+        room, _, file = module.partition("/")
+        self._path, self._mutation = ROOT / module, mutation
+        self._name = f"{ROOMS[room]}.{file.removesuffix('.py')}"
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self._path, loader=self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        source = self._path.read_text(encoding="utf-8")
+        tree: Any = source if self._mutation is None else apply_mutation(source, self._mutation)
+        exec(compile(tree, str(self._path), "exec"), module.__dict__)  # noqa: S102 - the project's own source
+
+
+def run_mutant(module: str, mutation: Mutation | None) -> str:
+    """Return how the tests of a module end with a mutation of it: ``killed``, ``survived`` or ``endless``."""
+    child = os.fork()
+    if child == 0:
+        _run_tests(module, mutation)
+    deadline = time.monotonic() + WALL_SECONDS
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if code in (_BROKEN, _MISUSED):
+                raise RuntimeError(f"the tests of {module} could not be run")
+            return {0: "survived", -signal.SIGXCPU: "endless", -signal.SIGKILL: "endless"}.get(code, "killed")
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "endless"
+
+
+def _run_tests(module: str, mutation: Mutation | None) -> None:
+    code = _BROKEN
+    try:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        silent = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(silent, descriptor)
+        sys.meta_path.insert(0, _Wrong(module, mutation))
+        pytest = importlib.import_module("pytest")
+        late = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins whose libraries are imported already
+        words = ["-q", "-x", "-p", "no:cacheprovider", "-W", late, *list_tests(module)]
+        code = int(pytest.main(words))
+    finally:
+        os._exit(code)
+
+
+def read_results() -> dict[tuple[str, str, str], Result]:
+    """Return what was kept, by mutant."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    found = [Result(**json.loads(line)) for line in lines if line]
+    return {one.name: one for one in found}
+
+
+def digest_module(module: str) -> str:
+    """Return the first digits of the digest of a module's source."""
+    return hashlib.sha256((ROOT / module).read_bytes()).hexdigest()[:12]
+
+
+def main() -> int:
+    """Run what was not run, for as long as is allowed, and write the page; returns 1 below 85 %."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", type=int, default=SAMPLE)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no mutant later than this")
+    parser.add_argument(
+        "--check", action="store_true", help="only check that the tests pass with no mutation"
+    )
+    chosen = parser.parse_args()
+    os.chdir(ROOT)
+    os.nice(10)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    sample, known, begun = choose_sample(chosen.sample), read_results(), time.monotonic()
+    if chosen.check:
+        wrong = [
+            module
+            for module in sorted({module for module, _ in sample})
+            if run_mutant(module, None) != "survived"
+        ]
+        print(f"tests that do not pass by themselves: {wrong}")  # noqa: T201
+        return 1 if wrong else 0
+    for module, mutation in sample:
+        if (module, digest_module(module), mutation.key) in known:
+            continue
+        if time.monotonic() - begun > chosen.seconds:
+            break
+        result = try_mutant(module, mutation)
+        print(f"{result.outcome}: {module}:{result.line} {result.before} -> {result.after}", flush=True)  # noqa: T201
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result), sort_keys=True) + "\n")
+    done = [one for one in read_results().values() if one.code == digest_module(one.module)]
+    PAGE.write_text(write_page(done, chosen.sample), encoding="utf-8")
+    killed = sum(one.outcome != "survived" for one in done)
+    return 1 if len(done) < chosen.sample or killed < 0.85 * len(done) else 0
+
+
+def try_mutant(module: str, mutation: Mutation) -> Result:
+    """Return how one mutant ended."""
+    source, begun = (ROOT / module).read_text(encoding="utf-8"), time.monotonic()
+    before, after = describe_change(source, mutation)
+    code = digest_module(module)
+    outcome = run_mutant(module, mutation)
+    return Result(
+        module=module,
+        code=code,
+        key=mutation.key,
+        line=mutation.line,
+        function=mutation.function,
+        before=before,
+        after=after,
+        outcome=outcome,
+        seconds=round(time.monotonic() - begun, 1),
+    )
+
+
+def write_page(done: list[Result], wanted: int) -> str:
+    """Return the page: how many were killed, and each survivor with its reason."""
+    counts = Counter(one.outcome for one in done)
+    killed = counts["killed"] + counts["endless"]
+    share = 100 * killed / len(done) if done else 0.0
+    reasons = tomllib.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {}
+    lines = [
+        "# Mutants",
+        "",
+        "Written by `make mutants`, which goes on where it stopped: small wrong changes to `core` and `registry`,",
+        f"drawn with a fixed seed ({SEED}), each against the tests that name its module and those of whole behaviours.",
+        "",
+        f"Run: {len(done)} of a sample of {wanted}. Killed: {killed} ({share:.1f} %), of which {counts['endless']} by",
+        f"the time limit ({CPU_SECONDS} s of processor time). Survived: {counts['survived']}.",
+        "",
+        "| survivor | in | before | after | why |",
+        "|---|---|---|---|---|",
+    ]
+    for one in sorted(done, key=lambda one: (one.module, one.line)):
+        if one.outcome == "survived":
+            why = reasons.get(one.module, {}).get(one.before, "")
+            cells = [f"{one.module}:{one.line}", one.function, f"`{one.before}`", f"`{one.after}`", why]
+            lines.append(f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
