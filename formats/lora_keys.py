@@ -231,11 +231,14 @@ def _collect(header: Header, dialect: Dialect) -> _Parsed:
     tensors = header.tensors
     names = "\n".join(tensors)
     prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
-    if not any(map(names.__contains__, prefixes)) or not dialect.applies(names, header.metadata):
+    rewritten = dialect.rewrite(names)
+    if not any(map(rewritten.__contains__, prefixes)) or not dialect.applies(names, header.metadata):
         return []
     suffixes = _map_suffixes(dialect.ends)
     stems: dict[str, _Parts] = {}
-    spelled = _spell_sides(dialect.rewrite(names).split("\n"), tensors) if tensors else []
+    spelled = rewritten.split("\n") if tensors else []
+    if _SIDE in names:
+        spelled = _spell_sides(spelled, tensors)
     for name, spelling in zip(tensors, spelled, strict=True):
         stem, suffix = cut_suffix(spelling) if spelling.startswith(prefixes) else _NO_SUFFIX
         if suffix in suffixes:
@@ -246,8 +249,6 @@ def _collect(header: Header, dialect: Dialect) -> _Parsed:
 
 
 def _spell_sides(names: list[str], tensors: Container[str]) -> list[str]:
-    if not any(name.endswith(_SIDE) for name in names):
-        return names
     stems = ((name, name.removesuffix(_PLAIN)) for name in names)
     return [stem + _IA3 if stem != name and stem + _SIDE in tensors else name for name, stem in stems]
 
