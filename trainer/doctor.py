@@ -129,13 +129,19 @@ def measure_resident(context: TrainingContext, learner: Learner) -> MemoryEstima
 def measure_sample(context: TrainingContext, learner: Learner) -> int:
     """Returns how many bytes one more sample keeps for the backward pass, by shapes alone: nothing is computed.
 
-    With activations computed twice it is what one would keep without: an upper bound.
+    Only for a learner that looks at values (the gates of Perfusion) a forward pass is made. With activations computed
+    twice it is what one would keep without: an upper bound.
     """
-    one, two = (_measure_saved(context, learner, count) for count in _PROBES)
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    try:
+        one, two = (_measure_saved(context, learner, count, by_shape=True) for count in _PROBES)
+    except DataDependentOutputException:
+        one, two = (_measure_saved(context, learner, count, by_shape=False) for count in _PROBES)
     return max(0, two - one)
 
 
-def _measure_saved(context: TrainingContext, learner: Learner, count: int) -> int:
+def _measure_saved(context: TrainingContext, learner: Learner, count: int, *, by_shape: bool) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     batch = _take(context.draw_fixed_batch(max(_PROBES)), count)
@@ -151,17 +157,15 @@ def _measure_saved(context: TrainingContext, learner: Learner, count: int) -> in
         stack.enter_context(learner.attached())
         stack.enter_context(plain_attention(context.pipeline, positions=positions))
         conditioning = learner.condition([pair.concept for pair in batch.prompts])
-        states = conditioning.states.detach().requires_grad_()
-        fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        values = [conditioning.states.detach().requires_grad_(), *_list_further(conditioning)]
+        inputs: list[Any] = [batch.noisy, batch.timesteps, *values]
+        if by_shape:
+            fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            inputs = [_to_fake(fake, value) for value in inputs]
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda value: value))
+        noisy, timesteps, *read = inputs
         with context.autocast():
-            denoiser = type(conditioning)(
-                fake.from_tensor(states),
-                *(_to_fake(fake, value) for value in _list_further(conditioning)),
-            )
-            answer = context.denoise(
-                fake.from_tensor(batch.noisy), fake.from_tensor(batch.timesteps), denoiser
-            )
+            answer = context.denoise(noisy, timesteps, Conditioning(*read))
         answer.float().square().mean()
     return sum(int(storage.nbytes()) for storage in saved.values())
 

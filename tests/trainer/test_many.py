@@ -92,14 +92,18 @@ def test_methods_of_different_kinds_share_a_batch(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", QUICK)
-def test_in_double_precision_neighbours_change_nothing_to_nine_places(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "group"), [("textual_inversion", "embedding"), ("lora", "lora")])
+def test_in_double_precision_neighbours_change_nothing_to_nine_places(
+    method: str, group: str, tmp_path: Path
+) -> None:
     base = make_pipeline()
     for part in (base.unet, base.text_encoder, base.vae):
         part.double()
     torch.set_default_dtype(torch.float64)
     try:
-        jobs = write_jobs(tmp_path, [method] * 2, steps=50)
+        # At larger steps a network of random numbers is chaotic: any rounding doubles with each step, alone too.
+        settings = {"learning_rates": {group: 5e-5}}
+        jobs = write_jobs(tmp_path, [method] * 2, steps=50, settings=settings)
         together = train_values(jobs, base, tmp_path)
         apart = [train_values([job], base, tmp_path)[0] for job in jobs]
     finally:
