@@ -78,7 +78,7 @@ def apply_factors(layer: Layer, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Returns ``up(down(x))`` as the layer itself would apply a weight of its shape."""
     x = x.to(down.dtype)
     if isinstance(layer, nn.Conv2d):
-        low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+        low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
         return F.conv2d(low, up)
     return F.linear(F.linear(x, down), up)
 
@@ -178,11 +178,13 @@ def _draw_uniform(shape: tuple[int, ...], place: Place) -> Tensor:
 
 def _draw_orthonormal(rows: int, columns: int, generator: torch.Generator) -> Float[Tensor, "rows columns"]:
     drawn = torch.randn((rows, columns), generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn)[0].float()
+    basis: Tensor = torch.linalg.qr(drawn)[0]
+    return basis.float()
 
 
 def _norm_of_outputs(weight: Tensor) -> Float[Tensor, " outputs"]:
-    return weight.flatten(1).norm(dim=1)
+    norm: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norm
 
 
 class AdapterPatch(Patch):

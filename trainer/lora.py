@@ -145,7 +145,7 @@ def _iter_places(context: TrainingContext) -> Iterator[Place]:
 
 def _name_parameters(adapters: Sequence[Adapter], pipeline: Any) -> dict[str, nn.Parameter]:
     denoiser = name_denoiser(pipeline)
-    named = {}
+    named: dict[str, nn.Parameter] = {}
     for one in adapters:
         prefix = "lora/" if one.component == denoiser else f"text_encoder/{one.component}."
         named |= {f"{prefix}{one.path}/{name}": value for name, value in one.parameters.items()}

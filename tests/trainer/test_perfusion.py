@@ -43,12 +43,12 @@ def test_keys_values_and_their_gradients_are_those_of_the_formula(shape: Shape, 
             states = learner.condition(["a photo of a <imp>", "a picture of a <imp>"]).states
             states = states.detach().requires_grad_(True)
             keys, values = attention.to_k(states), attention.to_v(states)
-            values.square().sum().backward()
+            torch.autograd.backward(values.square().sum())
 
     exact = states.detach().double().requires_grad_(True)
     target = learner.o_v[path].detach().double().requires_grad_(True)
     expected = edit(learner, attention.to_v.weight, exact, target)
-    expected.square().sum().backward()
+    torch.autograd.backward(expected.square().sum())
     locked = attention.to_k.weight.detach().double() @ learner.e_super.double()
     assert close(values, expected)
     assert close(keys, edit(learner, attention.to_k.weight, exact, locked))
