@@ -5,8 +5,8 @@ is imported in each folder, beside SHA-256 of the same file and a copy with fsyn
 turn. Peak memory is the resident set of that process, what Python itself takes included.
 
 An import computes three different digests of the same bytes: of the source (its provenance), of the file that is
-written, whose header differs, and of its tensors. SHA-256 has no shared beginnings, so that is three times the
-processor's time of one; each runs in a thread, and the share of the slower reference depends on how many cores are free.
+written, whose header differs, and of its tensors. What SHA-256 made of one beginning is of no use to another, so that
+is three times the processor's time of one; each has a thread, and the speed depends on how many cores are free.
 """
 
 from __future__ import annotations
