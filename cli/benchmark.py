@@ -31,6 +31,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
     cls=ConceptsCommand,
     examples=(
         "concepts benchmark-methods --out docs/toybench --seconds 2400",
+        "concepts benchmark-methods --out own-budgets --passes 0 --subject creature-20",
         "concepts benchmark-methods --out results --method lora --method perfusion --subject creature-20",
         "concepts benchmark-methods --out results --base sd15 --images subjects --protocol clip-dino "
         "--clip clip-b32 --dino dino-s16",
@@ -51,7 +52,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 @click.option("--clip", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
 @click.option("--dino", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
 @click.option(
-    "--passes", type=click.IntRange(1), help="Budget of each method in sample passes.  [default: 1600]"
+    "--passes", type=click.IntRange(0), help="Sample passes of each method; 0: its own.  [default: 800]"
 )
 @click.option("--prompts", type=click.IntRange(1), help="At most so many for each subject, for a sample.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Begin nothing that would end later.")
@@ -174,14 +175,16 @@ def read_all(session: Session, folders: Sequence[Path]) -> ResultFile:
 
 
 def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
-    from conceptry.evaluation.bench_multi import locate_rows, read_rows
     from conceptry.evaluation.bench_page import draw_plot, make_markdown
-    from conceptry.evaluation.bench_results import write_json
+    from conceptry.evaluation.bench_results import locate_groups, read_groups, write_json
     from conceptry.evaluation.bench_summary import summarise, to_json
+    from conceptry.evaluation.concordance import judge_pairs
 
     results = read_all(session, [out, *others])
     document = to_json(results)
-    groups = read_rows(locate_rows(out))
+    verdicts = judge_pairs(summarise(results, "instance"))
+    document["concordance"] = {"pairs": len(verdicts), "same": sum(one.agrees for one in verdicts)}
+    groups, _ = read_groups(locate_groups(out))
     if groups:
         document["compositions"] = groups
     if (out / CALIBRATION_NAME).is_file():

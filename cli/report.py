@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,11 @@ from conceptry.cli.options import PATH, REFERENCE, base_option
 from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConceptryError, UsageError
 from conceptry.names import Reference
+
+if TYPE_CHECKING:
+    from conceptry.concepts import Concept
+    from conceptry.evaluation.examination import Examination
+    from conceptry.evaluation.protocols import Subject
 
 
 @click.command(
@@ -64,24 +69,29 @@ def _report_concept(session: Session, reference: Reference, given: dict[str, Any
     concept = session.registry.get(reference)
     shown = session.registry.show(Reference(concept.manifest.name, concept.manifest.version))
     record = None if shown.record is None else json.loads(shown.record.read_text(encoding="utf-8"))
-    options, examination = read_options(given), None
-    if given["draw"]:
-        location = choose_base(session, given["base"], [concept])
-        pipeline = open_base(session, location, device=given["device"])
-        examination = examine_one(session, concept, pipeline, options)
+    examination = _examine(session, concept, given) if given["draw"] else None
     from conceptry.evaluation.concept_page import make_concept_page
     from conceptry.evaluation.references import find_references
 
+    subject: Subject = "style" if given["subject"] == "style" else "instance"
     try:
-        references = find_references(concept.manifest, options.references, subject=options.subject).reference
+        references = find_references(concept.manifest, given["references"], subject=subject).reference
     except ConceptryError:
         references = None  # a page can be made of what is known
     return make_concept_page(concept, examination=examination, references=references, record=record)
 
 
+def _examine(session: Session, concept: Concept, given: dict[str, Any]) -> Examination:
+    options = read_options(given)
+    pipeline = open_base(session, choose_base(session, given["base"], [concept]), device=given["device"])
+    return examine_one(session, concept, pipeline, options)
+
+
 def _report_benchmark(session: Session, folder: Path | None) -> str:
     from conceptry.cli.benchmark import read_all
     from conceptry.evaluation.bench_page import make_benchmark_page
+    from conceptry.evaluation.bench_results import locate_groups, read_groups
 
     chosen = folder or Path()
-    return make_benchmark_page(read_all(session, [chosen]), chosen)
+    groups, _ = read_groups(locate_groups(chosen))
+    return make_benchmark_page(read_all(session, [chosen]), chosen, groups)

@@ -166,7 +166,7 @@ def weigh(identity: float, prompt: float, beta: float) -> float:
 
 def _list_remarks(document: Mapping[str, Any], need: Need) -> list[str]:
     base = document.get("base", {})
-    passes = document.get("sample_passes", "an unknown number of")
+    passes = document.get("sample_passes") or "its own number of"
     remarks = [
         f"measured on {base.get('family', 'an unknown base')} with {passes} sample passes for each method: an order of "
         "methods, not what they reach on a larger base"

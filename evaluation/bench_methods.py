@@ -46,7 +46,7 @@ class Lesson:
     subject: Literal["object", "style"]
     seed: int
     sample_passes: int
-    """How many pictures may go through the denoiser; those of a prior count."""
+    """How many pictures may go through the denoiser, those of a prior included; 0 leaves it to the method."""
 
     placeholder: str
     plain_word: str
@@ -191,9 +191,9 @@ def _train_once(lesson: Lesson, job: TrainJob, folder: Path) -> tuple[Concept, d
 
 
 def plan_job(lesson: Lesson, row: TrainerRow, settings: Mapping[str, Any]) -> TrainJob:
-    """Returns the job that spends exactly the lesson's budget at the method's own defaults for everything else."""
+    """Returns the job that spends the lesson's budget at the method's own defaults for everything else."""
     defaults = resolve_settings(row.id, lesson.family, settings)
-    steps = max(1, lesson.sample_passes // count_passes(defaults))
+    steps = max(1, lesson.sample_passes // count_passes(defaults)) if lesson.sample_passes else defaults.steps
     return make_job(
         {
             "method": row.id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,9 @@ from conceptry.composer.merge_methods import find_merge_method
 from conceptry.composer.merging import MergeRequest, merge_layers, write_merge
 from conceptry.composer.plan import make_plan
 from conceptry.concepts import Concept
-from conceptry.errors import ConflictError, IncompatibleError, InvalidFileError, UsageError
+from conceptry.errors import ConflictError, IncompatibleError, UsageError
 from conceptry.evaluation.bench_methods import BenchMethod
-from conceptry.evaluation.bench_results import write_json
+from conceptry.evaluation.bench_results import GROUPS_NAME, Row, locate_groups, read_groups, write_json
 from conceptry.evaluation.bench_running import Bench, OnStep, digest_base, make_strip
 from conceptry.evaluation.examination import draw_pictures
 from conceptry.evaluation.presence import Identity, Presence, find_members, score_presences
@@ -35,11 +34,9 @@ from conceptry.names import ConceptName, parse_version
 from conceptry.toybox.roundtrip import round_trip
 from conceptry.toybox.scorer import Scorer
 
-RESULTS_NAME: Final = "multi"
 _FIRST_SEED: Final = 9_000
 _UNCALLED: Final = ("a photo of a {} in the forest", "a picture of a {} at sunset")
 _MERGED: Final = ConceptName("toybench", "merged")
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +214,7 @@ class MultiBench:
     def _keep(
         self, drawn: Sequence[Any], way: str, subjects: Sequence[BenchSubject], method: BenchMethod
     ) -> str:
-        name = (
-            f"pictures/{RESULTS_NAME}/{method.id}-{way}-{'-'.join(subject.id for subject in subjects)}.webp"
-        )
+        name = f"pictures/{GROUPS_NAME}/{method.id}-{way}-{'-'.join(subject.id for subject in subjects)}.webp"
         path = self.bench.options.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         make_strip(drawn).save(path, format="WEBP", quality=80)
@@ -246,8 +241,8 @@ def _as_bytes(pictures: Any) -> Any:
 
 def run_all(bench: Bench, methods: Sequence[BenchMethod], on_step: OnStep) -> list[Row]:
     """Returns all rows, those of earlier runs and the new ones, each kept as soon as it is there."""
-    suite, multi, path = load_multi_suite(), MultiBench(bench), locate_rows(bench.options.out)
-    rows = read_rows(path, bench)
+    suite, multi, path = load_multi_suite(), MultiBench(bench), locate_groups(bench.options.out)
+    rows = _read_known(path, bench)
     for method in methods:
         for row in multi.run(method, suite.groups, suite.ways, rows):
             on_step(f"{method.id}, {row['way']}: {' + '.join(row['members'])}")
@@ -256,33 +251,15 @@ def run_all(bench: Bench, methods: Sequence[BenchMethod], on_step: OnStep) -> li
     return rows
 
 
-def locate_rows(folder: Path) -> Path:
-    """Returns where the rows of a folder of results lie."""
-    return folder / RESULTS_NAME / f"{RESULTS_NAME}.json"
-
-
-def read_rows(path: Path, bench: Bench | None = None) -> list[Row]:
-    """Returns the rows of an earlier run, none where there is none.
-
-    Raises:
-        InvalidFileError: if the file is none of ours.
-        ConflictError: if they were not measured as ``bench`` measures.
-    """
-    if not path.is_file():
-        return []
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = [dict(row) for row in document["rows"]]
-        for row in rows:
-            _key(row)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidFileError(f"{str(path)!r} is no file of results", hint="move it away") from error
-    if bench is not None and {key: document.get(key) for key in _describe(bench)} != _describe(bench):
+def _read_known(path: Path, bench: Bench) -> list[Row]:
+    """Returns the rows of an earlier run. Raises InvalidFileError, or ConflictError if it measured otherwise."""
+    rows, document = read_groups(path)
+    if rows and {key: document.get(key) for key in _describe(bench)} != _describe(bench):
         raise ConflictError(
             f"{str(path)!r} was measured with another suite, base or budget",
             hint="name another folder with --out",
         )
-    return list(rows)
+    return rows
 
 
 def _describe(bench: Bench) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
 from conceptry.evaluation.charts import Point, draw_front
+from conceptry.evaluation.concordance import write_concordance
 from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
 
 _COLUMNS: Final = (
@@ -44,15 +45,18 @@ _KINDS: Final[tuple[tuple[Literal["instance", "style"], str], ...]] = (
 def describe_setting(results: ResultFile) -> str:
     """Returns in a line what all rows have in common."""
     machine = ", ".join(f"{key} {value}" for key, value in results.machine.items() if value is not None)
+    passes = f"{results.sample_passes} for every method" if results.sample_passes else "each method's own"
     return (
         f"suite {results.suite}, protocol {results.protocol}, base {results.base.family} "
-        f"({results.base.digest[7:19]}), {results.sample_passes} sample passes for every method, commit "
-        f"{results.commit}; {machine}"
+        f"({results.base.digest[7:19]}), sample passes {passes}, commit {results.commit}; {machine}"
     )
 
 
-def make_benchmark_page(results: ResultFile, folder: Path) -> str:
-    """Returns the page of the benchmark; ``folder`` holds the pictures that its rows name."""
+def make_benchmark_page(results: ResultFile, folder: Path, groups: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Returns the page of the benchmark; ``folder`` holds the pictures that its rows name.
+
+    ``groups`` are the rows of several concepts in one picture.
+    """
     parts = [make_note(describe_setting(results)), make_note(_EXPLAINED)]
     for kind, title in _KINDS:
         rows = summarise(results, kind)
@@ -65,7 +69,7 @@ def make_benchmark_page(results: ResultFile, folder: Path) -> str:
                 ),
                 _show_details(rows),
             ]
-    parts += _show_pictures(results.rows, folder)
+    parts += [*_show_groups(groups, folder), *_show_pictures(results.rows, folder)]
     return make_page(f"ToyBench: {results.suite}", parts)
 
 
@@ -121,6 +125,33 @@ def _show_details(rows: Sequence[MethodSummary]) -> str:
         for name, value in compare_scorers(rows).items()
     ]
     return "".join(parts)
+
+
+def _show_groups(groups: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    if not groups:
+        return []
+    names = ("joint", "recall", "swaps", "leaks", "region", "style")
+    cells = [
+        (row["method"], row["way"], " + ".join(row["members"]), *(row.get(name) for name in names))
+        for row in groups
+    ]
+    figures = []
+    for row in groups:
+        picture = open_picture(folder, row.get("pictures_file"))
+        if picture is not None:
+            said = f"{row['method']}, {row['way']}: {' + '.join(row['members'])}"
+            figures.append(Figure(picture=picture, caption=said))
+    impossible = [
+        make_note(f"{row['method']}, {row['way']}: {row['impossible']}")
+        for row in groups
+        if "impossible" in row
+    ]
+    return [
+        make_heading("Several concepts in one picture"),
+        make_table(("method", "way", "members", *names), cells),
+        *dict.fromkeys(impossible),
+        make_pictures(figures, strip=True),
+    ]
 
 
 def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
@@ -179,6 +210,7 @@ def make_markdown(results: ResultFile, document: Mapping[str, Any] | None = None
                 for name, value in compare_scorers(rows).items()
             ]
     more = document or {}
+    lines += write_concordance(summarise(results, "instance"))
     return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
 
 

@@ -18,7 +18,9 @@ from conceptry.errors import ConflictError, InvalidFileError, NotFoundError
 from conceptry.evaluation.scores import IdentityScore, Measure, PromptScore
 
 SCHEMA_VERSION: Final = 1
+GROUPS_NAME: Final = "multi"
 MAX_FILE_BYTES: Final = 64 << 20
+Row = Mapping[str, Any]
 Share = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -186,6 +188,31 @@ def _name_difference(one: ResultFile, other: ResultFile) -> str:
     names = ("suite", "digest of the suite", "protocol", "base", "sample passes")
     pairs = zip(names, one.setting, other.setting, strict=True)
     return "; ".join(f"{name} {a!s:.24} and {b!s:.24}" for name, a, b in pairs if a != b)
+
+
+def locate_groups(folder: Path) -> Path:
+    """Returns where a folder of results keeps what was measured of several concepts in one picture."""
+    return folder / GROUPS_NAME / f"{GROUPS_NAME}.json"
+
+
+def read_groups(path: Path) -> tuple[list[Row], Mapping[str, Any]]:
+    """Returns the rows of several concepts in one picture, and their document; none where there is none.
+
+    Raises:
+        InvalidFileError: if the file is none of ours.
+    """
+    if not path.is_file():
+        return [], {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[Row] = [dict(row) for row in document["rows"]]
+        for row in rows:
+            if "impossible" not in row:
+                _ = [row[name] for name in ("joint", "recall", "swaps", "leaks", "region")]
+            _ = (str(row["method"]), str(row["way"]), [str(one) for one in row["members"]])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidFileError(f"{str(path)!r} is no file of results", hint="move it away") from error
+    return rows, document
 
 
 def describe_machine(device: str, threads: int) -> dict[str, str | int | None]:

@@ -60,13 +60,13 @@ class BenchOptions:
     protocol: str = PROTOCOL
     models: Mapping[str, str] = field(default_factory=dict)
     sample_passes: int | None = None
-    """None takes the suite's budget."""
+    """None takes the suite's budget, 0 leaves each method its own."""
 
     seconds: float | None = None
     """No new subject is begun when it would probably end later than this."""
 
-    plain_pictures: int = 8
-    superclass_pictures: int = 6
+    plain_pictures: int = 6
+    superclass_pictures: int = 4
     most_prompts: int | None = None
     """Of each subject; for a sample."""
 
@@ -95,7 +95,8 @@ class Bench:
     @property
     def sample_passes(self) -> int:
         """The budget of every method."""
-        return self.options.sample_passes or self.suite.sample_passes
+        given = self.options.sample_passes
+        return self.suite.sample_passes if given is None else given
 
     def run(
         self, methods: Sequence[BenchMethod], subjects: Sequence[BenchSubject], on_step: OnStep

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from conceptry.base_locations import find_hub_cache, read_config
 from conceptry.errors import InvalidFileError, NotFoundError, UsageError
-from conceptry.evaluation.judges import Values, as_images, mean_distances
+from conceptry.evaluation.judges import Values, mean_distances
 from conceptry.evaluation.protocols import Prompt
-from conceptry.evaluation.references import Pictures, References
+from conceptry.evaluation.references import Pictures, References, as_images
 
 _BATCH: Final = 32
 _HUB: Final = "hf://"

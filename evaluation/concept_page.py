@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conceptry.concepts import Concept
 from conceptry.evaluation.charts import Curve, draw_curves
-from conceptry.evaluation.examination import Drawn, Examination
-from conceptry.evaluation.judges import as_images
 from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
-from conceptry.evaluation.references import Pictures
+from conceptry.evaluation.references import Pictures, as_images
+
+if TYPE_CHECKING:
+    from conceptry.evaluation.examination import Drawn, Examination
 
 _SHOWN_REFERENCES: Final = 6
 _ROLES: Final = (

@@ -8,7 +8,6 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from conceptry.bases import FAMILY_BY_ID, FamilyId
 from conceptry.errors import UsageError
@@ -183,11 +182,3 @@ def mean_distances(vectors: Sequence[Values], distance: Callable[[Values, Values
 
 def _mean_difference(one: Values, other: Values) -> float:
     return float(np.abs(one - other).mean())
-
-
-def as_images(pictures: Pictures) -> list[Image.Image]:
-    """Returns pictures of either form as images."""
-    return [
-        picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-        for picture in pictures
-    ]

@@ -125,3 +125,11 @@ def read_pictures(folder: Path) -> list[Image.Image]:
 def _read_picture(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
+
+
+def as_images(pictures: Pictures) -> list[Image.Image]:
+    """Returns pictures of either form as images."""
+    return [
+        picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+        for picture in pictures
+    ]

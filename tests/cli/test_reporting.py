@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conceptry.evaluation.bench_results import BaseModelId, ResultFile, write_results
+from conceptry.evaluation.bench_results import BaseModelId, ResultFile, write_json, write_results
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
 from tests.evaluation.rows import make_row
@@ -48,9 +48,19 @@ def test_the_page_of_a_concept_says_what_is_known_and_escapes_it(run: Run, tmp_p
 
 
 def test_the_page_of_a_benchmark_is_whole(run: Run, results: Path) -> None:
+    head = {"method": "lora", "members": ["creature-20", "cup-20"]}
+    shares = {"joint": 0.5, "recall": [0.5, 1.0], "swaps": 0.0, "leaks": None, "region": 1.0}
+    groups = [{**head, "way": "attached", **shares}, {**head, "way": "merge-sum", "impossible": EVIL}]
+    write_json(results / "multi" / "multi.json", {"rows": groups})
     run("report", "--benchmark", str(results), "--out", "bench.html")
     parsed = parse_strictly(Path("bench.html").read_text(encoding="utf-8"))
-    assert {"lora", "perfusion"} <= {text.strip() for text in parsed.text}
+    assert {"lora", "perfusion", "creature-20 + cup-20"} <= {text.strip() for text in parsed.text}
+    assert any(EVIL in text for text in parsed.text)
+    run("benchmark-methods", "--summary", "--out", str(results))
+    page = (results.parent / "toybench.md").read_text(encoding="utf-8")
+    assert "| lora | attached | creature-20 + cup-20 | 0.50 | 0.50 1.00 |" in page
+    (results / "multi" / "multi.json").write_text("{", encoding="utf-8")
+    assert "no file of results" in run("report", "--benchmark", str(results), code=4).err
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no chromium on this machine")

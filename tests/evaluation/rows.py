@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conceptry.evaluation.bench_results import ResultRow
+from conceptry.evaluation.bench_results import BaseModelId, ResultFile, ResultRow
 
 
 def make_row(method: str, subject: str, identity: float, prompt: float, **fields: Any) -> ResultRow:
@@ -27,4 +27,18 @@ def make_row(method: str, subject: str, identity: float, prompt: float, **fields
             "prompt": {**score, "score": prompt, "normalised": prompt},
             **fields,
         }
+    )
+
+
+def gather(*rows: ResultRow) -> ResultFile:
+    """Returns a file of results with these rows."""
+    return ResultFile(
+        suite="toybench-1",
+        suite_digest="sha256:0",
+        protocol="toybox-1",
+        base=BaseModelId(family="toybox", digest="sha256:" + "1" * 64),
+        sample_passes=8,
+        commit="abc",
+        machine={"cores": 2},
+        rows=rows,
     )

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from conceptry.bases import FamilyId
+from conceptry.composer.attach import attach
+from conceptry.composer.compositions import Composition
 from conceptry.errors import ConflictError, InvalidFileError, NotFoundError, UsageError
 from conceptry.evaluation.bench_methods import (
     Lesson,
@@ -22,6 +24,7 @@ from conceptry.evaluation.bench_methods import (
     find_method,
     list_methods,
     plan_job,
+    use_gate,
 )
 from conceptry.evaluation.bench_results import merge_results, read_results, write_results
 from conceptry.evaluation.bench_running import Bench, BenchOptions, thin_prompts
@@ -29,8 +32,10 @@ from conceptry.evaluation.toybench import list_own_subjects, load_suite, prepare
 from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, POSITIONS, STYLES
 from conceptry.trainer.jobs import resolve
 from conceptry.trainer.methods import TRAINERS
+from conceptry.trainer.settings import resolve_settings
 from tests.evaluation.models import save_models
-from tests.fakes.pipelines import make_pipeline
+from tests.fakes.concepts import make_rank_one
+from tests.fakes.pipelines import make_pipeline, render
 from tests.trainer.runs import paint_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' remarks
@@ -122,6 +127,8 @@ def test_every_method_of_the_trainer_takes_part_and_spends_the_same_budget(tmp_p
         workdir=tmp_path,
         cache=tmp_path,
     )
+    own = plan_job(replace(lesson, sample_passes=0), TRAINERS[0], {})
+    assert own.steps == resolve_settings(TRAINERS[0].id, FamilyId("toybox"), {}).steps
     for row in TRAINERS:
         settings = resolve(plan_job(lesson, row, {}), FamilyId("toybox")).settings
         spent = settings.steps * count_passes(settings)
@@ -185,6 +192,22 @@ def test_a_method_of_another_package_runs_by_name(folder: Path, tmp_path: Path, 
     assert row.size_bytes == 4 * 24
     assert row.identity.score != row.identity.floor
     assert read_results(tmp_path / "text-shift.json").rows == (row,)
+
+
+def test_a_gate_is_changed_in_use_and_what_was_trained_stays(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    concept = make_rank_one(tmp_path / "edit", pipeline)
+    used = use_gate(concept, {"bias": 0.25, "temperature": 0.5})
+    (part,) = used.manifest.builds[0].parts
+    assert part.method.kind == "rank_one"
+    assert (part.method.gate.bias, part.method.gate.temperature) == (0.25, 0.5)
+    assert used.blobs == concept.blobs
+    assert used.digest != concept.digest
+    pictures = []
+    for one in (concept, used):
+        with attach(Composition(one), pipeline):
+            pictures.append(render(pipeline, "a photo of <r> on the beach"))
+    assert not torch.equal(*pictures)
 
 
 def test_no_time_left_begins_nothing(folder: Path, tmp_path: Path) -> None:

@@ -10,24 +10,10 @@ import pytest
 from PIL import Image
 
 from conceptry.evaluation.bench_page import make_benchmark_page, make_markdown, open_picture
-from conceptry.evaluation.bench_results import BaseModelId, ResultFile, ResultRow
+from conceptry.evaluation.bench_results import ResultRow
 from conceptry.evaluation.bench_summary import balance, summarise, to_json
-from tests.evaluation.rows import make_row
+from tests.evaluation.rows import gather, make_row
 from tests.evaluation.strict_html import parse_strictly
-
-
-def gather(*rows: ResultRow) -> ResultFile:
-    """Returns a file of results with these rows."""
-    return ResultFile(
-        suite="toybench-1",
-        suite_digest="sha256:0",
-        protocol="toybox-1",
-        base=BaseModelId(family="toybox", digest="sha256:" + "1" * 64),
-        sample_passes=8,
-        commit="abc",
-        machine={"cores": 2},
-        rows=rows,
-    )
 
 
 def spread(
