@@ -11,6 +11,7 @@ import click
 from conceptry.bases import BaseIdentity, Fit
 from conceptry.cli.bases import identify_base
 from conceptry.cli.conflicts import conflicts_to_json, describe_conflicts
+from conceptry.cli.drift import DriftReader, describe_drifts, drifts_to_json
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document
 from conceptry.cli.options import MEMBER, PATH, base_option
@@ -38,11 +39,13 @@ FIT: Final = click.Choice([fit.word for fit in sorted(Fit, reverse=True) if fit 
         "concepts check me/imp --base sdxl",
         "concepts check --file composition.toml --base toybox --json",
         "concepts check me/imp me/look me/other --picture conflicts.png",
+        "concepts check me/imp --on other-model.safetensors --base sd1-folder",
     ),
 )
 @click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
 @click.option("--file", type=PATH, metavar="FILE", help="A composition file instead of references.")
 @base_option
+@click.option("--on", metavar="BASE", help="Another model of the family: say how far it has drifted there.")
 @click.option("--fit", type=FIT, help="How closely every concept must fit.  [default: what its kind asks]")
 @click.option("--picture", type=PATH, metavar="FILE", help="Draw the overlaps by block to a PNG.")
 @pass_session
@@ -58,14 +61,20 @@ def check(
     """
     document = read_document(members, file)
     composition = fetch_composition(session, document)
-    identity = find_identity(session, base or document.base, composition)
+    drifted = None
+    if given["on"] is None:
+        identity = find_identity(session, base or document.base, composition)
+    else:
+        drifted = DriftReader(session, composition, base or document.base, given["on"])
+        identity = drifted.identity
     plan, overlaps = plan_composition(composition, identity, given["fit"])
     conflicts = _compare(session, plan)
     if given["picture"] is not None:
         _draw(conflicts, given["picture"])
+    drifts = () if drifted is None else drifted.measure(plan)
     session.out.emit(
-        {**to_json(plan, overlaps), **conflicts_to_json(plan, conflicts)},
-        (*describe(plan, overlaps), *describe_conflicts(plan, conflicts)),
+        {**to_json(plan, overlaps), **conflicts_to_json(plan, conflicts), **drifts_to_json(drifts)},
+        (*describe(plan, overlaps), *describe_conflicts(plan, conflicts), *describe_drifts(drifts)),
         quiet=(),
     )
     for warning in plan.warnings:

@@ -19,10 +19,15 @@ def conflicts_to_json(plan: Plan, conflicts: Sequence[Conflict]) -> dict[str, An
     from conceptry.licenses import explain_permissions
 
     return {
-        "conflicts": [{**asdict(one), "severity": one.severity, "overlap": one.overlap} for one in conflicts],
+        "conflicts": [_conflict_to_json(one) for one in conflicts],
         "licenses": [asdict(one) for one in explain_permissions(_list_licenses(plan))],
         "credits": _list_credits(plan),
     }
+
+
+def _conflict_to_json(one: Conflict) -> dict[str, Any]:
+    layers = [layer._asdict() for layer in one.layers]
+    return {**asdict(one), "layers": layers, "severity": one.severity, "overlap": one.overlap}
 
 
 def describe_conflicts(plan: Plan, conflicts: Sequence[Conflict]) -> Iterator[str]:

@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Final, NamedTuple
+
+import torch
 
 from conceptry.composer.low_rank import LowRank
 from conceptry.composer.low_rank_modules import has_factors, to_low_rank
@@ -34,8 +36,7 @@ STRONG: Final = 8.0
 _DROWNING: Final = 4.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerConflict:
+class LayerConflict(NamedTuple):
     """Two concepts on one layer."""
 
     module: str
@@ -135,25 +136,30 @@ def collect_layers(tables: Iterator[LayerTable]) -> Mapping[tuple[int, int], lis
     """Returns the rows of each pair of places."""
     found: dict[tuple[int, int], list[_Row]] = {}
     for table in tables:
-        inner, inputs, outputs = (
-            one.tolist()
-            for one in (
-                table.inner,
-                table.shared_inputs / table.chance_inputs,
-                table.shared_outputs / table.chance_outputs,
-            )
-        )
-        for row, column in combinations(range(len(table.members)), 2):
-            mine, theirs, both = inner[row][row], inner[column][column], inner[row][column]
-            layer = LayerConflict(
-                module=table.name,
-                **_compare(both, mine, theirs),
-                input_overlap=inputs[row][column],
-                output_overlap=outputs[row][column],
-            )
-            pair = table.members[row], table.members[column]
-            found.setdefault(pair, []).append((layer, both, mine, theirs))
+        for pair, row in zip(combinations(table.members, 2), _iter_rows(table), strict=True):
+            found.setdefault(pair, []).append(row)
     return found
+
+
+def _iter_rows(table: LayerTable) -> Iterator[_Row]:
+    """Returns the row of every pair of a layer: all measures are computed together, since there may be thousands."""
+    first, second = torch.triu_indices(len(table.members), len(table.members), 1)
+    energies = table.inner.diagonal()
+    mine, theirs, both = energies[first], energies[second], table.inner[first, second]
+    total, product = mine + theirs, (mine * theirs).sqrt()
+    silent = product == 0
+    columns = (
+        torch.where(silent, 0.0, both / product).clamp(-1, 1),
+        torch.where(total == 0, 1.0, (total + 2 * both) / total).clamp(min=0),
+        (table.shared_inputs / table.chance_inputs)[first, second],
+        (table.shared_outputs / table.chance_outputs)[first, second],
+        torch.where(silent, 1.0, mine / theirs),
+        both,
+        mine,
+        theirs,
+    )
+    for *measures, shared, one, other in zip(*(column.tolist() for column in columns), strict=True):
+        yield LayerConflict(table.name, *measures), shared, one, other
 
 
 def _compare(both: float, mine: float, theirs: float) -> dict[str, float]:

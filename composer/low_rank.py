@@ -10,10 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# A pivot beside the greatest from which the Gram matrix in float64 keeps what single precision can tell.
+_INDEPENDENT: Final = 1e-4
+# A singular value beside the greatest below which its square is rounding.
+_ROUNDING: Final = 1e-7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +56,13 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """Singular directions of a delta, the strongest first: ``left * values @ right`` is the delta."""
+    """Singular directions of a delta, the strongest first; all of them, or the first few."""
 
-    left: Float[Tensor, "out rank"]
+    left: Float[Tensor, "out kept"]
     values: Float[Tensor, " rank"]
-    right: Float[Tensor, "rank columns"]
+    """All singular values, also of directions that are left out."""
+
+    right: Float[Tensor, "kept columns"]
 
     @property
     def energy(self) -> float:
@@ -96,14 +104,10 @@ def decompose(delta: LowRank) -> Spectrum:
 
     With up = Q_u R_u and down^T = Q_d R_d, the product is Q_u (R_u R_d^T) Q_d^T and the core is small.
     """
-    outputs, columns = delta.shape
-    if delta.rank > min(outputs, columns):
+    if delta.rank > min(delta.shape):
         left, values, right = torch.linalg.svd(delta.to_dense(), full_matrices=False)
         return Spectrum(left, values, right)
-    outer, upper = torch.linalg.qr(delta.up)
-    inner, lower = torch.linalg.qr(delta.down.T)
-    left, values, right = torch.linalg.svd(upper @ lower.T)
-    return Spectrum(outer @ left, values, right @ inner.T)
+    return Spectrum(*_decompose(delta.up, delta.down.mT, delta.rank))
 
 
 def decompose_all(deltas: Sequence[LowRank]) -> list[Spectrum]:
@@ -112,21 +116,61 @@ def decompose_all(deltas: Sequence[LowRank]) -> list[Spectrum]:
     for place, delta in enumerate(deltas):
         groups.setdefault((*delta.shape, delta.rank), []).append(place)
     found: dict[int, Spectrum] = {}
-    for places in groups.values():
-        if len(places) == 1 or deltas[places[0]].rank > min(deltas[places[0]].shape):
+    for (*shape, rank), places in groups.items():
+        if len(places) == 1 or rank > min(shape):
             found |= {place: decompose(deltas[place]) for place in places}
             continue
-        outer, upper = torch.linalg.qr(torch.stack([deltas[place].up for place in places]))
-        inner, lower = torch.linalg.qr(torch.stack([deltas[place].down.T for place in places]))
-        left, values, right = torch.linalg.svd(upper @ lower.mT)
-        rows = zip(outer @ left, values, right @ inner.mT, strict=True)
+        ups = torch.stack([deltas[place].up for place in places])
+        downs = torch.stack([deltas[place].down for place in places])
+        rows = zip(*_decompose(ups, downs.mT, rank), strict=True)
         found |= {place: Spectrum(*row) for place, row in zip(places, rows, strict=True)}
     return [found[place] for place in range(len(deltas))]
 
 
 def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
     """Returns the nearest delta of at most ``rank`` (Eckart and Young, 1936), and the share of energy it retains."""
-    return compose(decompose(delta), rank, delta)
+    if delta.rank > min(delta.shape):
+        return compose(decompose(delta), rank, delta)
+    return compose(Spectrum(*_decompose(delta.up, delta.down.mT, rank)), rank, delta)
+
+
+def _decompose(
+    up: Float[Tensor, "*batch out rank"], down: Float[Tensor, "*batch columns rank"], kept: int
+) -> tuple[
+    Float[Tensor, "*batch out kept"], Float[Tensor, "*batch values"], Float[Tensor, "*batch kept columns"]
+]:
+    """Returns the first ``kept`` singular directions, and all singular values, in the precision of ``up``.
+
+    R of a factor is the Cholesky factor of its Gram matrix, in float64, where its columns are independent enough that
+    this rounds no more than single precision does; Householder's QR elsewhere. Q is never formed: Q_u x = up R_u^-1 x.
+    """
+    wide_up, wide_down = up.double(), down.double()
+    upper, lower = _find_triangle(wide_up), _find_triangle(wide_down)
+    if upper is None or lower is None:
+        outer, upper = torch.linalg.qr(wide_up)
+        inner, lower = torch.linalg.qr(wide_down)
+        left, values, right = torch.linalg.svd(upper @ lower.mT)
+        left, right = outer @ left[..., :kept], right[..., :kept, :] @ inner.mT
+    else:
+        core = upper @ lower.mT
+        energies, left = torch.linalg.eigh(core @ core.mT)
+        values, left = energies.clamp(min=0).sqrt().flip(-1), left.flip(-1)[..., :kept]
+        # What is below the rounding of squares has no direction of its own; it is given none.
+        scales = values[..., None, :kept]
+        right = torch.where(scales > _ROUNDING * values[..., None, :1], core.mT @ left / scales, 0.0)
+        left = wide_up @ torch.linalg.solve_triangular(upper, left, upper=True)
+        right = (wide_down @ torch.linalg.solve_triangular(lower, right, upper=True)).mT
+    return left.to(up.dtype), values.to(up.dtype), right.to(up.dtype)
+
+
+def _find_triangle(factor: Float[Tensor, "*batch rows rank"]) -> Float[Tensor, "*batch rank rank"] | None:
+    """Returns R of QR; None where a column nearly depends on others, so that the Gram matrix would not tell."""
+    triangle, failures = torch.linalg.cholesky_ex(factor.mT @ factor, upper=True)
+    if bool(failures.any()):
+        return None
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
+    sound = bool((diagonal.amin(dim=-1) > _INDEPENDENT * diagonal.amax(dim=-1)).all())
+    return triangle if sound else None
 
 
 def truncate_dense(
@@ -143,7 +187,7 @@ def compose(spectrum: Spectrum, rank: int, like: LowRank) -> tuple[LowRank, floa
 
     The energy is a share of the whole; what is zero retains all of it.
     """
-    kept = max(1, min(rank, len(spectrum.values)))
+    kept = max(1, min(rank, spectrum.left.shape[1]))
     roots = spectrum.values[:kept].sqrt()
     up, down = spectrum.left[:, :kept] * roots, roots[:, None] * spectrum.right[:kept]
     energies = spectrum.values.double() ** 2

@@ -42,6 +42,11 @@ def find_overlaps(plan: Plan) -> tuple[Overlap, ...]:
     )
 
 
+def list_changed_modules(member: PlannedMember) -> tuple[str, ...]:
+    """Returns ``component.module`` of all that a planned concept changes, sorted. Raises as ``find_overlaps``."""
+    return tuple(sorted(set(_iter_modules(member))))
+
+
 def _iter_modules(member: PlannedMember) -> Iterator[str]:
     for part in member.build.parts:
         find = _MODULES.get(part.kind)

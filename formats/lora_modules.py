@@ -6,6 +6,7 @@ rule that gave it, so that the meaning no longer depends on the program that rea
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping
@@ -140,6 +141,7 @@ def split_canonical(name: str) -> tuple[str, str] | None:
     return None
 
 
+@functools.cache
 def _list_suffixes() -> tuple[tuple[str, str], ...]:
     # The longest first, so that `.lora_B.bias` is not taken for another part that ends in the same way.
     parts = sorted((*list_parts(), *NUMBERS), key=lambda part: -len(suffix_of(part)))
