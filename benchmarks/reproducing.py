@@ -1,14 +1,15 @@
 """Claim: pictures come back byte for byte from what they carry, an empty store and a remote; elsewhere they come close.
 
 ``python benchmarks/reproducing.py [OUT.json]``: 100 pictures of the bundled base, with every kind of concept, words
-that collide, weights, tags, batches, samplers, pictures and masks to draw over, are drawn by ``concepts generate`` and
-drawn again by ``concepts reproduce`` in a process of its own, with another store and another number of threads. Then
+that collide, weights, tags, batches, samplers, pictures and masks to draw over, are drawn by ``concepts generate`` with
+one and two threads, and drawn again by ``concepts reproduce`` in a process of its own, with an empty store. Then
 some of them once more with the instructions of older processors, which is what another machine does to sums: the
 largest and the mean difference are measured. ``STEPS=20`` takes the base's usual number of steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -96,26 +97,28 @@ def run(folder: Path, home: str, *words: str, **settings: str) -> Any:
 
 def draw(folder: Path) -> list[str]:
     """Returns the pictures of the series, drawn from the store ``here``; their concepts lie on a remote too."""
-    remote = (folder / "remote").as_uri()
+    import torch
+    from click.testing import CliRunner
+
+    from conceptry.cli.main import concepts
+
+    def run_here(*words: str) -> Any:
+        done = CliRunner(env={"CONCEPTRY_HOME": str(folder / "here")}).invoke(concepts, [*words, "--json"])
+        if done.exit_code:
+            raise SystemExit(f"{' '.join(words[:8])} ...\n{done.stderr}")
+        return json.loads(done.stdout)
+
+    os.chdir(folder)
     for package in make_concepts(folder / "packages"):
-        run(folder, "here", "publish", str(package))
-        run(folder, "here", "push", f"test/{package.name}", remote)
+        run_here("publish", str(package))
+        run_here("push", f"test/{package.name}", (folder / "remote").as_uri())
     found = []
     for number, (count, words) in enumerate(SERIES):
+        torch.set_num_threads(1 + number % 2)
         settings = ("--base", "toybox", "--steps", STEPS, "--seed", str(1000 * number), "--out", f"{number}")
-        document = run(
-            folder,
-            "here",
-            "generate",
-            *words,
-            "-n",
-            str(count),
-            *settings,
-            OMP_NUM_THREADS=str(1 + number % 2),
-        )
-        for row in document["pictures"]:
+        for row in run_here("generate", *words, "-n", str(count), *settings)["pictures"]:
             name = f"{number}-{Path(row['path']).name}"
-            (folder / row["path"]).rename(folder / name)
+            Path(row["path"]).rename(name)
             found.append(name)
     return found
 
@@ -135,13 +138,13 @@ def sum_up(document: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Draws, draws again, prints a table, and writes it as JSON where a path is given."""
-    with tempfile.TemporaryDirectory() as text:
+    with tempfile.TemporaryDirectory() as text, contextlib.chdir(ROOT):
         folder = Path(text)
         paint(folder)
         pictures = draw(folder)
         run(folder, "there", "remote", "add", "theirs", (folder / "remote").as_uri())
         words = ("--image", "room.png", "--image", "mask.png")
-        again = run(folder, "there", "reproduce", *pictures, *words, "--out", "again", OMP_NUM_THREADS="2")
+        again = run(folder, "there", "reproduce", *pictures, *words, "--out", "again")
         same = sum(
             (folder / name).read_bytes() == (folder / "again" / name).read_bytes() for name in pictures
         )

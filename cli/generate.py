@@ -32,12 +32,12 @@ from conceptry.cli.text import count_things
 from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
+    from conceptry.base_locations import BaseLocation
     from conceptry.composer.compositions import Composition
     from conceptry.composer.generate import Canvas
     from conceptry.composer.report import Report
     from conceptry.composition import CompositionDocument
     from conceptry.formats.picture_records import PictureRecord
-    from conceptry.trainer.precision import DeviceName
 
 MAX_PICTURES: Final = 10_000
 MAX_BATCH: Final = 64
@@ -50,6 +50,9 @@ _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How pictures are drawn, beside words and concepts."""
+
+    base: str | None
+    """As it was named, None where the toybox is taken."""
 
     seed: int
     count: int
@@ -133,7 +136,7 @@ class Group:
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
 )
 @pass_session
-def generate(session: Session, /, *, out: Path, fit: str | None, device: DeviceName, **given: Any) -> None:
+def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     """Draw pictures with concepts attached to a base.
 
     Each PNG carries all that draws it again: prompt, seed, sampler, and the exact concepts. Without --with the base
@@ -142,37 +145,47 @@ def generate(session: Session, /, *, out: Path, fit: str | None, device: DeviceN
     """
     groups = _group_tasks(session, _make_tasks(session, given))
     members = [member for group in groups if group.composition for member in group.composition.members]
-    location = choose_base(session, _name_base(given, groups), [member.concept for member in members])
-    settings = _make_settings(given, is_toybox=location.family == TOYBOX)
-    make_folder(out)
-    pipeline = open_base(session, location, device=device)
-    from conceptry.composer.canvases import describe_source, make_canvas
-    from conceptry.composer.generate import adapt_pipeline
-    from conceptry.composer.pictures import describe_base, describe_machine, same_rounding, set_sampler
+    named = given["base"] or (groups[0].document.base if groups[0].document else None)
+    location = choose_base(session, named, [member.concept for member in members])
+    settings = _make_settings(given, named, is_toybox=location.family == TOYBOX)
+    pipeline, canvas, facts = _open(session, location, settings, given)
+    from conceptry.composer.pictures import same_rounding
 
-    canvas = make_canvas(
-        pipeline, given["image"], given["mask"], strength=settings.strength, size=settings.size
-    )
-    facts = {
-        "sampler": set_sampler(pipeline, settings.sampler),
-        "source": describe_source(given["image"], given["mask"], settings.strength),
-        "base": describe_base(pipeline, name_base(session, location, _name_base(given, groups))),
-        "machine": describe_machine(pipeline),
-        "width": canvas.width,
-        "height": canvas.height,
-        "fit": fit,
-    }
-    pipeline = adapt_pipeline(pipeline, canvas)
+    make_folder(out)
     names, total = iter_free_names(out), settings.count * len(given["prompts"])
     rows: list[dict[str, Any]] = []
     with track(session.out, "drawing") as meter, same_rounding():
         for group in groups:
-            with attached(pipeline, group.composition, fit) as report:
+            with attached(pipeline, group.composition, given["fit"]) as report:
                 _warn(session, report, group)
                 for record in _iter_batches(group, settings, facts, report):
                     rows += _draw(pipeline, record, canvas, names=names)
                     meter.update(len(rows), total, Path(rows[-1]["path"]).name)
     _say(session, rows, out)
+
+
+def _open(
+    session: Session, location: BaseLocation, settings: Settings, given: dict[str, Any]
+) -> tuple[Any, Canvas, dict[str, Any]]:
+    """Returns the pipeline, what is drawn on, and what of a picture's record is the same for all."""
+    from conceptry.composer.canvases import describe_source, make_canvas
+    from conceptry.composer.generate import adapt_pipeline
+    from conceptry.composer.pictures import describe_base, describe_machine, set_sampler
+
+    image, mask = given["image"], given["mask"]
+    source = describe_source(image, mask, settings.strength)
+    pipeline = open_base(session, location, device=given["device"])
+    canvas = make_canvas(pipeline, image, mask, strength=settings.strength, size=settings.size)
+    facts = {
+        "sampler": set_sampler(pipeline, settings.sampler),
+        "source": source,
+        "base": describe_base(pipeline, name_base(session, location, settings.base)),
+        "machine": describe_machine(pipeline),
+        "width": canvas.width,
+        "height": canvas.height,
+        "fit": given["fit"],
+    }
+    return adapt_pipeline(pipeline, canvas), canvas, facts
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -210,12 +223,7 @@ def _group_tasks(session: Session, tasks: Iterator[Task]) -> list[Group]:
     return groups
 
 
-def _name_base(given: dict[str, Any], groups: Sequence[Group]) -> str | None:
-    first = groups[0].document
-    return given["base"] or (first.base if first else None)
-
-
-def _make_settings(given: dict[str, Any], *, is_toybox: bool) -> Settings:
+def _make_settings(given: dict[str, Any], named: str | None, *, is_toybox: bool) -> Settings:
     from conceptry.toybox import GUIDANCE_SCALE, INFERENCE_STEPS
 
     if given["image"] is None and (given["mask"] or given["strength"]):
@@ -229,6 +237,7 @@ def _make_settings(given: dict[str, Any], *, is_toybox: bool) -> Settings:
             f"{steps} steps at strength {strength:g} are none", hint=f"--steps {int(1 / strength) + 1}"
         )
     return Settings(
+        base=named,
         seed=given["seed"],
         count=given["count"],
         batch=given["batch"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from conceptry.cli.session import Session
 from conceptry.errors import NotFoundError, UsageError
-from conceptry.names import Reference
+from conceptry.names import LATEST, Reference
 
 if TYPE_CHECKING:
     from conceptry.composer.prompts import Tag
@@ -65,19 +65,24 @@ class TagReader:
         from conceptry.registry.mentions import Shelf
 
         self._shelf = self._shelf or Shelf(self._session.registry)
-        matches = dict.fromkeys(match.reference for match in self._shelf.find_name(tag.name, tag.kind))
-        if not matches:
+        matches = self._shelf.find_name(tag.name, tag.kind)
+        names = list(dict.fromkeys(Reference.parse(match.reference).concept for match in matches))
+        if not names:
             raise NotFoundError(
                 f"the prompt names the {tag.kind} {tag.name!r}, and nothing in the store is called so",
                 hint=f"concepts import FILE --name me/{tag.name.lower()[:40]}, or concepts adopt FOLDER",
             )
-        if len(matches) > 1:
+        if len(names) > 1:
             raise UsageError(
-                f"{tag.name!r} may be {', '.join(list(matches)[:5])}",
-                hint=f"write the whole name, such as <{tag.kind}:{next(iter(matches)).partition('@')[0]}:0.8>",
+                f"{tag.name!r} may be {', '.join(map(str, names[:5]))}",
+                hint=f"write the whole name, such as {_write(tag, str(names[0]))}",
             )
-        self._found[tag] = Reference.parse(next(iter(matches)))
+        self._found[tag] = Reference(names[0], LATEST)
         return self._found[tag]
+
+
+def _write(tag: Tag, name: str) -> str:
+    return f"embedding:{name}" if tag.kind == "embedding" else f"<lora:{name}:{tag.strength:g}>"
 
 
 def settle_wording(prompt: str, negative: str, called: Mapping[str, str], report: Report | None) -> Wording:

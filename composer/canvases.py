@@ -53,12 +53,10 @@ def make_canvas(
 
 
 def describe_source(image: Path | None, mask: Path | None, strength: float) -> SourceRecord | None:
-    """Returns the digests of the files that are drawn over, None where nothing is."""
+    """Returns the digests of the files that are drawn over, None where nothing is. Raises NotFoundError."""
     if image is None:
         return None
-    return SourceRecord(
-        image=Digest.of_file(image), mask=None if mask is None else Digest.of_file(mask), strength=strength
-    )
+    return SourceRecord(image=_hash(image), mask=None if mask is None else _hash(mask), strength=strength)
 
 
 def find_native_size(pipeline: Pipeline) -> tuple[int, int]:
@@ -85,6 +83,13 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
                 hint="--size 512x768",
             )
     return size
+
+
+def _hash(path: Path) -> Digest:
+    try:
+        return Digest.of_file(path)
+    except OSError as error:
+        raise NotFoundError(f"there is no picture at {str(path)!r} that can be read") from error
 
 
 def _open(path: Path) -> Image.Image:
