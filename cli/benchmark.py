@@ -102,8 +102,17 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
         for row in bench.run(methods, subjects, meter.phase):
             rows.append(row)
             session.out.log(_describe(row))
+    if bench.failures and not rows:
+        raise bench.failures[0]
+    for failure in bench.failures:
+        session.out.warn(f"not measured: {failure}")
     session.out.emit(
-        {"folder": str(out), "measured": len(rows), "rows": [_to_json(row) for row in rows]},
+        {
+            "folder": str(out),
+            "measured": len(rows),
+            "rows": [_to_json(row) for row in rows],
+            "failed": [str(failure) for failure in bench.failures],
+        },
         [*map(_describe, rows), f"measured {count_things(len(rows), 'row')} in {out}"],
     )
 

@@ -16,7 +16,7 @@ from PIL import Image
 from conceptry.bases import FamilyId
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import ConflictError
+from conceptry.errors import ConceptryError, ConflictError, InterruptedByUserError
 from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
 from conceptry.evaluation.bench_results import (
     BaseModelId,
@@ -84,6 +84,9 @@ class Bench:
     family: FamilyId = field(init=False)
     base: BasePictures = field(init=False)
     judges: dict[str, Judge] = field(default_factory=dict)
+    failures: list[ConceptryError] = field(default_factory=list)
+    """What methods raised; their rows are missing and are tried again by the next run."""
+
     _started: float = field(default_factory=time.monotonic)
     _longest_seconds: float = 0.0
 
@@ -101,11 +104,11 @@ class Bench:
     def run(
         self, methods: Sequence[BenchMethod], subjects: Sequence[BenchSubject], on_step: OnStep
     ) -> Generator[ResultRow, None, None]:
-        """Gives each new row once it is kept; ends early where the time is up.
+        """Gives each new row once it is kept; ends early where the time is up, and keeps what failed in ``failures``.
 
         Raises:
             ConflictError: if the results that are there were not measured alike.
-            ConceptryError: what a method raises.
+            InterruptedByUserError: after Ctrl-C; what is kept stays.
         """
         for method in methods:
             path = self.options.out / f"{method.id}.json"
@@ -117,7 +120,15 @@ class Bench:
                 if self._is_late():
                     return
                 on_step(f"{method.id} on {subject.id}")
-                row = self._measure(method, subject)
+                try:
+                    row = self._measure(method, subject)
+                except InterruptedByUserError:
+                    raise
+                except (
+                    ConceptryError
+                ) as error:  # one method that fails does not keep the others from their rows
+                    self.failures.append(error.inside(f"{method.id} on {subject.id}"))
+                    continue
                 results = results.model_copy(update={"rows": (*results.rows, row)})
                 write_results(path, results)
                 yield row

@@ -93,13 +93,16 @@ def _read_type(folder: Path) -> str:
 def _find_snapshot(text: str) -> Path:
     namespace, _, repo = text.removeprefix(_HUB).partition("/")
     folder = find_hub_cache() / f"models--{namespace}--{repo}"
-    snapshots = sorted((folder / "snapshots").glob("*")) if ".." not in text else []
+    main = folder / "refs" / "main"
+    named = [folder / "snapshots" / main.read_text(encoding="ascii").strip()] if main.is_file() else []
+    found = [*named, *sorted((folder / "snapshots").glob("*"))] if ".." not in text else []
+    snapshots = [path for path in found if path.is_dir()]
     if not snapshots:
         raise NotFoundError(
             f"{text[:200]!r} is not in the local cache",
             hint=f"hf download {text.removeprefix(_HUB)} --include '*.json' '*.safetensors' '*.txt'",
         )
-    return snapshots[-1]
+    return snapshots[0]
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from PIL import Image
 from conceptry.bases import FamilyId
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
-from conceptry.errors import ConflictError, InvalidFileError, NotFoundError, UsageError
+from conceptry.errors import ConflictError, InvalidFileError, NotFoundError, TrainingError, UsageError
 from conceptry.evaluation.bench_methods import (
+    BenchMethod,
     Lesson,
+    Taught,
     choose_methods,
     count_passes,
     find_method,
@@ -192,6 +194,18 @@ def test_a_method_of_another_package_runs_by_name(folder: Path, tmp_path: Path, 
     assert row.size_bytes == 4 * 24
     assert row.identity.score != row.identity.floor
     assert read_results(tmp_path / "text-shift.json").rows == (row,)
+
+
+def test_a_method_that_fails_is_named_and_the_others_are_measured(folder: Path, tmp_path: Path) -> None:
+    def refuse(lesson: Lesson) -> Taught:
+        raise TrainingError("the loss is not finite")
+
+    bad = BenchMethod(id="bad", title="bad", teach=refuse)
+    good = find_method("textual_inversion", SUITE)
+    bench = make_bench(folder, tmp_path)
+    rows = list(bench.run([bad, good], list_own_subjects(folder / "subjects")[:1], note))
+    assert [row.method for row in rows] == ["textual_inversion"]
+    assert [str(failure) for failure in bench.failures] == ["bad on cat-1: the loss is not finite"]
 
 
 def test_a_gate_is_changed_in_use_and_what_was_trained_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from conceptry.errors import InvalidFileError, NotFoundError, UsageError
-from conceptry.evaluation.clip_dino import ClipDinoJudge, Models, load_models, prepare_pixels
+from conceptry.evaluation.clip_dino import ClipDinoJudge, Models, load_models, locate_model, prepare_pixels
 from conceptry.evaluation.protocols import Prompt
 from conceptry.evaluation.references import References
 from tests.evaluation.models import save_models
@@ -95,6 +95,21 @@ def test_a_model_that_is_not_there_is_named(folders: tuple[Path, Path], tmp_path
     with pytest.raises(NotFoundError, match="not in the local cache") as caught:
         load_models(folders[0], Path("hf://facebook/dino-vits16"))
     assert "hf download facebook/dino-vits16" in str(caught.value.hint)
+
+
+def test_a_repository_is_read_from_the_local_cache_at_its_main_revision(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--me--dino"
+    for commit in ("a" * 40, "b" * 40):
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        config = (folders[1] / "config.json").read_bytes()
+        (cached / "snapshots" / commit / "config.json").write_bytes(config)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("b" * 40, encoding="ascii")
+    found = locate_model(Path("hf://me/dino"), "dino", ("vit",))
+    assert found.name == "b" * 40
 
 
 def test_a_model_of_another_kind_and_one_that_is_cut_are_refused(

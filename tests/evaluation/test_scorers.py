@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from conceptry.evaluation.calibration import GRADES, change_by_grades, grade_instances
+from conceptry.evaluation.calibration import (
+    GRADES,
+    change_by_grades,
+    grade_instances,
+    measure_false_identity,
+)
 from conceptry.evaluation.scores import correlate_ranks
+from conceptry.evaluation.toybench import load_suite
+from conceptry.toybox.examples import held_out_instance
 from conceptry.toybox.sampling import ATTRIBUTES, make_instance
-from conceptry.toybox.scene import Instance
+from conceptry.toybox.scene import Instance, Scene
 from conceptry.toybox.scorer import Scorer
+from tests.evaluation import painters
+from tests.evaluation.painters import Painter
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +64,18 @@ def test_ranks_correlate_as_spearman_says() -> None:
     assert correlate_ranks([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]) == pytest.approx(1.0)
     assert correlate_ranks([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
     assert correlate_ranks([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)
+
+
+def test_a_base_that_draws_the_taught_thing_by_itself_counts_as_false_identity() -> None:
+    suite = replace(load_suite(), subjects=load_suite().subjects[:1])
+    painter = Painter(held_out_instance("creature", 20))
+    scorer = Scorer.load()
+    assert measure_false_identity(suite, scorer, painter) == (1.0, 0.0)
+    with painter.attached(half_forget):
+        found, false = measure_false_identity(suite, scorer, painter)
+    assert (found, false) == (1.0, 0.5)
+
+
+def half_forget(painter: Painter, prompt: str, seed: int) -> Scene:
+    """Draws the taught instance for every second seed."""
+    return (painters.forget if seed % 2 else painters.follow)(painter, prompt, seed)
