@@ -46,7 +46,10 @@ def count_saved_bytes(ready: Stage, samples: int) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-@pytest.mark.parametrize("method", ["textual_inversion", "lora", "perfusion"])
+@pytest.mark.parametrize(
+    "method",
+    ["textual_inversion", *(pytest.param(one, marks=pytest.mark.slow) for one in ("lora", "perfusion"))],
+)
 def test_the_predicted_bytes_of_a_sample_are_those_that_a_real_one_keeps(method: str, tmp_path: Path) -> None:
     base = make_pipeline()
     with prepared(base):

@@ -21,7 +21,7 @@ from conceptry.trainer.training import train
 from tests.fakes.pipelines import assert_same, make_pipeline, render, snapshot
 from tests.trainer.runs import METHODS, paint_pictures, write_job
 
-QUICK = ("textual_inversion", "perfusion", "lora")
+QUICK = ("textual_inversion",)
 REST = tuple(method for method in METHODS if method not in QUICK)
 
 
@@ -83,12 +83,10 @@ def test_methods_of_different_kinds_share_a_batch(tmp_path: Path, monkeypatch: p
     jobs = write_jobs(tmp_path, ["textual_inversion", "perfusion", "lora"], steps=3)
     outcomes = run_many(tmp_path, jobs, base=base)
     assert sizes == [[3, 4, 5]] * 3
-    for number in (1, 2):
-        mine = outcomes[number].result
-        assert mine is not None
-        work = tmp_path / f"apart-{number}"
-        apart = train(jobs[number], base=base, workdir=work, cache_folder=tmp_path / "cache")
-        assert measure_difference(mine.folder, apart.folder) < 1e-5
+    mine = outcomes[1].result
+    assert mine is not None
+    apart = train(jobs[1], base=base, workdir=tmp_path / "apart", cache_folder=tmp_path / "cache")
+    assert measure_difference(mine.folder, apart.folder) < 1e-5
 
 
 @pytest.mark.slow
@@ -159,6 +157,7 @@ def test_one_bad_job_is_named_and_the_others_are_finished(tmp_path: Path) -> Non
         assert not torch.equal(render(base, "a photo of a <imp>"), plain)
 
 
+@pytest.mark.slow
 def test_a_job_that_diverges_does_not_touch_its_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +187,7 @@ def test_two_jobs_of_one_name_and_version_are_not_both_begun(tmp_path: Path) -> 
     assert "two jobs make tests/imp-0@0.1.0" in str(second.error)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_every_job_and_resuming_ends_as_if_there_had_been_none(tmp_path: Path) -> None:
     jobs = write_jobs(tmp_path, ["textual_inversion", "perfusion"], steps=6)
     whole = run_many(tmp_path / "whole", jobs)

@@ -21,6 +21,10 @@ from tests.trainer.runs import write_job
 FLAT = {"early_stop": {"window_steps": 4, "ratio": 0.9, "samples": 2}}
 
 
+def slowly(method: str) -> Any:
+    return pytest.param(method, marks=pytest.mark.slow)
+
+
 def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> TrainResult:
     options = {key: changes.pop(key) for key in ("on_event", "resume") if key in changes}
     job = write_job(method, folder, **changes)
@@ -64,6 +68,7 @@ def test_a_flat_loss_ends_the_run_and_the_record_says_at_which_step(tmp_path: Pa
     assert build.provenance.training.steps == record["kept_step"] == result.steps
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_at_the_same_flat_step_when_it_goes_on(tmp_path: Path) -> None:
     settings = {**FLAT, "evaluate_every_steps": 2}
     whole = run(tmp_path, steps=60, settings=settings, title="work")
@@ -79,7 +84,7 @@ def test_a_run_that_was_stopped_ends_at_the_same_flat_step_when_it_goes_on(tmp_p
     assert resumed.concept.digest == whole.concept.digest
 
 
-@pytest.mark.parametrize("method", ["textual_inversion", "perfusion", "dreambooth"])
+@pytest.mark.parametrize("method", ["textual_inversion", slowly("perfusion"), slowly("dreambooth")])
 def test_the_values_with_the_lowest_loss_on_held_out_noise_are_stored(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +103,7 @@ def test_the_values_with_the_lowest_loss_on_held_out_noise_are_stored(
             assert np.array_equal(kept[name].to_numpy(), tensor.to_numpy()), name
 
 
+@pytest.mark.slow
 def test_the_last_values_are_stored_where_the_job_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +194,7 @@ def test_an_optimizer_whose_package_is_missing_says_what_to_install(
     assert "conceptry[optimizers]" in caught.value.hint
 
 
-@pytest.mark.parametrize("method", ["textual_inversion", "perfusion", "lora"])
+@pytest.mark.parametrize("method", ["perfusion", slowly("textual_inversion"), slowly("lora")])
 def test_computing_activations_twice_changes_no_number(method: str, tmp_path: Path) -> None:
     plain = run(tmp_path, method, steps=3, title="plain")
     twice = run(tmp_path, method, steps=3, title="twice", settings={"gradient_checkpointing": True})
@@ -197,6 +203,7 @@ def test_computing_activations_twice_changes_no_number(method: str, tmp_path: Pa
         assert (twice.folder / file.path).stat().st_size == (plain.folder / file.path).stat().st_size
 
 
+@pytest.mark.slow
 def test_adafactor_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = {"optimizer": "adafactor"}
     whole = run(tmp_path, settings=settings)
