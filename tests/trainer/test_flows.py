@@ -81,7 +81,9 @@ def unpack(latents: Tensor) -> Tensor:
     return latents.reshape(1, 4, 4, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 16, 8, 8)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "sd3" else pytest.mark.slow) for name in FAMILIES]
+)
 def test_lora_learns_resumes_and_is_read_by_diffusers(family: str, tmp_path: Path) -> None:
     pipeline = make_flow_pipeline(family)
     before = ask(pipeline)

@@ -23,7 +23,8 @@ from tests.fakes.pipelines import Shape, assert_same, make_pipeline, render, sna
 from tests.trainer.runs import write_job
 
 CASES: dict[str, tuple[str, Shape, dict[str, Any]]] = {
-    "xti": ("xti", "sdxl", {}),
+    "xti": ("xti", "sd1", {}),
+    "xti of two encoders": ("xti", "sdxl", {}),
     "dora with text encoders": (
         "lora",
         "sd1",
@@ -34,14 +35,15 @@ CASES: dict[str, tuple[str, Shape, dict[str, Any]]] = {
         },
     ),
     "lidb": ("lidb", "sd1", {}),
-    "pivotal": ("pivotal", "sdxl", {}),
+    "pivotal": ("pivotal", "sd1", {}),
+    "pivotal of two encoders": ("pivotal", "sdxl", {}),
     "custom_diffusion": ("custom_diffusion", "sd2", {}),
     "dreambooth_lora": ("dreambooth_lora", "sd2", {}),
     "textual_inversion_dreambooth_lora": ("textual_inversion_dreambooth_lora", "sd1", {}),
     "textual_inversion_dreambooth": ("textual_inversion_dreambooth", "sd1", {}),
 }
-SLOW = ("dreambooth_lora", "textual_inversion_dreambooth_lora", "textual_inversion_dreambooth")
-_LISTED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
+QUICK = ("xti", "lidb", "pivotal")
+_LISTED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def test_the_saved_package_changes_pictures_with_its_word_and_leaves_the_base_al
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "two" not in name])
 def test_the_loss_on_fixed_samples_falls(name: str, tmp_path: Path) -> None:
     method, _, settings = CASES[name]
     pipeline = StableDiffusionPipeline.from_pretrained(toybox.path())
@@ -194,6 +196,7 @@ def test_pivotal_tuning_moves_the_rows_first_and_the_weights_after_them(tmp_path
     assert both.concept.manifest.usage.prompts == ("a photo of a <imp>",)
 
 
+@pytest.mark.slow
 def test_rows_stay_as_they_are_once_their_share_of_the_steps_is_over(tmp_path: Path) -> None:
     rows = []
     for steps in (4, 8):
