@@ -19,6 +19,9 @@ from conceptry.registry.rows import CELL_BREAK, ListedVersion, describe_row
 SHOWN_ROWS: Final = 100
 """How many rows a person is shown without asking for more."""
 
+MOST_FOUND: Final = 1000
+"""How many matches of a search are looked at for a person, who adds a word rather than read them."""
+
 if TYPE_CHECKING:
     from conceptry.registry.adopted_files import AdoptedFile, Collection
     from conceptry.registry.protocol import RemoteConcept
@@ -193,6 +196,7 @@ def _make_filter(session: Session, chosen: Mapping[str, Any]) -> Filter:
         family=chosen.get("family"),
         all_versions=chosen.get("all_versions", False),
         limit=_choose_limit(session, chosen),
+        most_found=MOST_FOUND if session.out.mode == "human" else None,
     )
 
 
@@ -232,7 +236,8 @@ def _print_rows(
     if len(shown) < len(adopted or ()) and not as_json:
         session.out.note(f"{len(shown)} of {len(adopted or ())} adopted files: --json shows all")
     if len(found.rows) < found.count:
-        session.out.note(f"{len(found.rows)} of {found.count}: --limit 0 shows all")
+        more = "" if found.is_all else "more than "
+        session.out.note(f"{len(found.rows)} of {more}{found.count}: --limit 0 shows all")
 
 
 def _to_json(row: ListedVersion) -> dict[str, Any]:

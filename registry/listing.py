@@ -47,6 +47,9 @@ class Filter:
     limit: int | None = None
     """At most so many rows."""
 
+    most_found: int | None = None
+    """Of a search with a limit: looking ends at so many rows, however many match; None to look at all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -54,6 +57,8 @@ class Listing:
 
     rows: tuple[ListedVersion, ...]
     count: int
+    is_all: bool = True
+    """Whether there are no more than ``count``, because all were looked at."""
 
 
 def read_index(layout: Layout, read: Callable[[sqlite3.Connection], T]) -> T | None:
@@ -155,11 +160,14 @@ def query_search(connection: sqlite3.Connection, words: str, wanted: Filter) -> 
     A digest, or its first 12 digits or more, finds what has that manifest, that file or those tensors.
     """
     digest = _HEX.fullmatch(words.strip())
-    terms = " ".join(f'"{word}"*' for word in _WORD.findall(words[:_MAX_QUERY_CHARS]))
+    found = _WORD.findall(words[:_MAX_QUERY_CHARS])
+    terms = " ".join(f'"{word}"*' for word in found)
     if not terms:
         return query_listing(connection, wanted)
     if digest:
         return query_digest(connection, digest[1], wanted)
+    if wanted.limit is not None and wanted.most_found is not None:
+        return _query_best(connection, found, wanted, limit=wanted.limit, most=wanted.most_found)
     return _query_found(connection, _WORDS, (terms,), wanted)
 
 
@@ -167,6 +175,28 @@ def query_digest(connection: sqlite3.Connection, digits: str, wanted: Filter) ->
     """Returns what has a manifest, a file or tensors whose digest begins with these digits, from an open index."""
     terms = f"sha256:{digits}"
     return _query_found(connection, _DIGESTS, (terms, terms), wanted)
+
+
+def _query_best(
+    connection: sqlite3.Connection, words: list[str], wanted: Filter, *, limit: int, most: int
+) -> Listing:
+    from conceptry.registry.relevance import find_best
+
+    where, values = _restrict(wanted)
+    try:
+        best = find_best(connection, words, where, values, most=max(most, limit))
+    except sqlite3.Error as error:
+        raise IndexBehindError from error
+    shown = best.places[:limit]
+    marks = ", ".join("?" * len(shown))
+    sql = f"SELECT {_COLUMNS}, versions.rowid FROM versions WHERE versions.rowid IN ({marks})"  # noqa: S608
+    try:
+        rows = {row[-1]: row[:-1] for row in connection.execute(sql, shown)}
+    except sqlite3.Error as error:
+        raise IndexBehindError from error
+    if len(rows) != len(shown) or not all(map(is_sound, rows.values())):
+        raise IndexBehindError
+    return Listing(tuple(ListedVersion(rows[place]) for place in shown), len(best.places), best.is_all)
 
 
 def _query_found(
@@ -199,7 +229,7 @@ def find_tensors(connection: sqlite3.Connection, digests: Iterable[Digest]) -> t
         raise IndexBehindError from error
 
 
-_LATEST: Final = "WHERE latest = 1"
+_LATEST: Final = "WHERE versions.latest = 1"
 _WORDS: Final = "(SELECT rowid AS place, rank FROM versions_fts WHERE versions_fts MATCH ?) AS found"
 _DIGESTS: Final = (
     "(SELECT rowid AS place, 0 AS rank FROM versions WHERE digest >= ?1 AND digest < ?1 || 'g' UNION "
@@ -209,17 +239,17 @@ _DIGESTS: Final = (
 
 
 def _restrict(wanted: Filter) -> tuple[str, tuple[Any, ...]]:
-    rules: list[str] = [] if wanted.all_versions else ["latest = 1"]
+    rules: list[str] = [] if wanted.all_versions else ["versions.latest = 1"]
     values: list[Any] = []
     if wanted.name is not None:
-        rules += ["namespace = ?", "name = ?"]
+        rules += ["versions.namespace = ?", "versions.name = ?"]
         values += [wanted.name.namespace, wanted.name.name]
     if wanted.namespace is not None:
-        rules.append("namespace = ?")
+        rules.append("versions.namespace = ?")
         values.append(wanted.namespace)
     for column, value in (("kinds", wanted.kind), ("families", wanted.family)):
         if value is not None:
-            rules.append(f"instr({column}, ?)")
+            rules.append(f"instr(versions.{column}, ?)")
             values.append(json.dumps(value))
     return f"WHERE {' AND '.join(rules)}" if rules else "", tuple(values)
 

@@ -70,8 +70,8 @@ def apply_mutation(source: str, mutation: Mutation) -> ast.Module:
     tree = ast.parse(source)
     node = next(node for place, node in enumerate(ast.walk(tree)) if place == mutation.place)
     changed = _change(node, mutation.what)
-    result = _Replace(node, changed).visit(tree)
-    return ast.fix_missing_locations(result)
+    _Replace(node, changed).visit(tree)
+    return ast.fix_missing_locations(tree)
 
 
 def describe_change(source: str, mutation: Mutation) -> tuple[str, str]:

@@ -133,6 +133,26 @@ def test_full_text_stays_in_step_with_the_rows(filled: Registry) -> None:
     assert len(filled.search("woodblock")) == 1
 
 
+def test_quick_search_puts_names_first_and_says_where_it_stopped(filled: Registry, tmp_path: Path) -> None:
+    filled.publish(write_folder(tmp_path / "d", name="carol/creature", title="Cup"))
+    filled.publish(write_folder(tmp_path / "e", name="carol/creatures-of-blue", title="More"))
+    wanted = Filter(limit=2, most_found=3)
+    found = filled.find("creature", wanted)
+    assert [row.concept_text for row in found.rows] == ["carol/creature", "carol/creatures-of-blue"]
+    assert (found.count, found.is_all) == (2, True)
+    assert filled.find("Creature blu", wanted).rows[0].concept_text == "carol/creatures-of-blue"
+    assert filled.find("imp", Filter(limit=1, most_found=1, all_versions=True)).is_all is False
+    assert filled.find("imp", Filter(limit=5, most_found=5, namespace="me", all_versions=True)).count == 2
+    assert filled.find("nothing-like-it", wanted) == filled.find("nothing-like-it")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_quick_search_finds_the_same_in_a_damaged_index(filled: Registry, damage: str) -> None:
+    before = filled.find("imp", Filter(limit=5, most_found=5))
+    DAMAGES[damage](filled.root / "index.sqlite")
+    assert filled.find("imp", Filter(limit=5, most_found=5)) == before
+
+
 def test_publishing_adds_to_the_index_and_does_not_make_it_anew(filled: Registry, tmp_path: Path) -> None:
     run_sql(filled.root / "index.sqlite", "INSERT INTO state VALUES ('seen', 'yes')")
     filled.publish(write_folder(tmp_path / "d", name="carol/cup", description="porcelain"))
