@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from conceptry.cli.session import Session
+from conceptry.cli.tags import TagReader
 from conceptry.formats.header import read_header
 from conceptry.formats.tensors import RawTensor, write_tensors
+from conceptry.registry import Registry
 from tests.cli.conftest import Run
 
-UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
 def write_picture(path: Path, **texts: str) -> Path:
@@ -30,7 +33,7 @@ def write_picture(path: Path, **texts: str) -> Path:
 def write_kohya(path: Path, fill: float) -> tuple[str, str]:
     """Returns AutoV2 and AutoV3 of a LoRA as kohya's trainer writes it, which is at ``path`` now."""
     tensors = {
-        f"{UNET}.lora_down.weight": np.full((2, 320), fill, np.float32),
+        f"{UNET}.lora_down.weight": np.full((2, 768), fill, np.float32),
         f"{UNET}.lora_up.weight": np.full((320, 2), fill, np.float32),
         f"{UNET}.alpha": np.float32(2),
     }
@@ -108,3 +111,16 @@ def test_a_picture_that_says_nothing_or_nonsense_is_refused(
     finished = run("reproduce", str(path), "--explain", code=4)
     assert (finished.out, said in finished.err) == ("", True)
     assert run("reproduce", str(path), code=4).out == ""
+
+
+def test_a_prompt_names_an_adopted_file_as_its_program_does(run: Run, tmp_path: Path) -> None:
+    write_kohya(tmp_path / "models" / "Old Ink.safetensors", 0.5)
+    run("adopt", str(tmp_path / "models"), "--hash")
+    for _ in range(2):  # a version of it is made at its first use, and is no second one of that name
+        document, called = TagReader(Session()).add_members(None, "a cat <lora:Old Ink:0.5>", "")
+        assert document is not None
+        assert [(str(one.reference.concept), one.strength) for one in document.concepts] == [
+            ("adopted/old-ink", 0.5)
+        ]
+        assert called == {}
+        Registry().get(document.concepts[0].reference)
