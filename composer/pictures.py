@@ -28,8 +28,8 @@ from conceptry.errors import InvalidFileError, UsageError
 from conceptry.formats.picture_notes import format_parameters
 from conceptry.formats.picture_records import TEXT_KEY, BaseRecord, Machine, PictureRecord, Sampler
 
-CLOSE_MAX_LEVELS: Final = 24
-CLOSE_MEAN_LEVELS: Final = 0.5
+CLOSE_MAX_LEVELS: Final = 8
+CLOSE_MEAN_LEVELS: Final = 0.1
 """How far rounding alone takes a picture, of 255 levels; benchmarks/reproducing.py measures it."""
 
 _THREADS_PER_CORE: Final = 4  # more than that is no honest number
