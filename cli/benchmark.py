@@ -52,7 +52,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 @click.option("--clip", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
 @click.option("--dino", metavar="MODEL", help="Of clip-dino: a folder, or hf://ns/repo in the cache.")
 @click.option(
-    "--passes", type=click.IntRange(0), help="Sample passes of each method; 0: its own.  [default: 800]"
+    "--passes", type=click.IntRange(0), help="Sample passes of each method; 0: its own.  [default: 640]"
 )
 @click.option("--prompts", type=click.IntRange(1), help="At most so many for each subject, for a sample.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Begin nothing that would end later.")

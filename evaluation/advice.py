@@ -108,7 +108,7 @@ def advise(need: Need, figures: tuple[str, Mapping[str, Any]] | None) -> Advice:
         remark = "nothing was measured yet, so nothing can be recommended by numbers"
         return Advice(need=need, source="", choices=(), remarks=(remark,))
     source, document = figures
-    rows = document["styles"] if need.subject == "style" else document["rows"]
+    rows = document.get("styles", ()) if need.subject == "style" else document["rows"]
     choices = [choice for choice in (_judge(row, need) for row in rows) if choice is not None]
     remarks = [*_list_remarks(document, need), *_list_gaps(rows, need)]
     ordered = sorted(choices, key=lambda one: (-one.score, one.size_bytes, one.method))

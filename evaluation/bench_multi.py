@@ -29,7 +29,7 @@ from conceptry.evaluation.bench_running import Bench, OnStep, digest_base, make_
 from conceptry.evaluation.examination import draw_pictures
 from conceptry.evaluation.presence import Identity, Presence, find_members, score_presences
 from conceptry.evaluation.references import References
-from conceptry.evaluation.toybench import FILE_NAME, BenchSubject, prepare_pictures
+from conceptry.evaluation.toybench import FILE_NAME, BenchSubject
 from conceptry.names import ConceptName, parse_version
 from conceptry.toybox.roundtrip import round_trip
 from conceptry.toybox.scorer import Scorer
@@ -141,9 +141,8 @@ class MultiBench:
 
     def teach(self, method: BenchMethod, subject: BenchSubject) -> tuple[Concept, str]:
         """Returns the concept that a method makes of a subject and its word; an earlier training is used again."""
-        place = self.bench.options.workdir / subject.id
-        truth = prepare_pictures(subject, self.bench.suite.training_pictures, place / "pictures")
-        taught = method.teach(self.bench.make_lesson(subject, place))
+        truth = self.bench.prepare(subject)
+        taught = method.teach(self.bench.make_lesson(subject))
         if taught.concept is None:
             raise UsageError(f"{method.id} makes no package, so nothing can be composed with it")
         self._know(subject, truth)

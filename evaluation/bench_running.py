@@ -39,6 +39,7 @@ from conceptry.evaluation.protocols import (
     load_plain_prompt,
     load_prompts,
 )
+from conceptry.evaluation.references import References
 from conceptry.evaluation.toybench import BenchSubject, Suite, prepare_pictures
 from conceptry.trainer.preparation import plain_attention
 
@@ -83,6 +84,7 @@ class Bench:
     options: BenchOptions
     family: FamilyId = field(init=False)
     base: BasePictures = field(init=False)
+    truths: dict[str, References] = field(default_factory=dict)
     judges: dict[str, Judge] = field(default_factory=dict)
     failures: list[ConceptryError] = field(default_factory=list)
     """What methods raised; their rows are missing and are tried again by the next run."""
@@ -160,13 +162,12 @@ class Bench:
 
     def _measure(self, method: BenchMethod, subject: BenchSubject) -> ResultRow:
         started = time.monotonic()
-        place = self.options.workdir / subject.id
-        truth = prepare_pictures(subject, self.suite.training_pictures, place / "pictures")
+        truth = self.prepare(subject)
         if subject.id not in self.judges:
             self.judges[subject.id] = make_judge(
                 find_protocol(self.options.protocol), truth, family=self.family, models=self.options.models
             )
-        taught = method.teach(self.make_lesson(subject, place))
+        taught = method.teach(self.make_lesson(subject))
         drawing = time.monotonic()
         plan = self._plan(subject.subject)
         with plain_attention(self.pipeline, positions=int(self.pipeline.unet.config.sample_size) ** 2):
@@ -182,8 +183,16 @@ class Bench:
         seconds = time.monotonic() - drawing
         return self._make_row(method, subject, taught, found, plan=plan, seconds=seconds, shown=shown)
 
-    def make_lesson(self, subject: BenchSubject, place: Path) -> Lesson:
-        """Returns what a method is given to learn a subject whose pictures lie in ``place``."""
+    def prepare(self, subject: BenchSubject) -> References:
+        """Returns what a subject is compared with; its training pictures lie in the working folder then."""
+        if subject.id not in self.truths:
+            folder = self.options.workdir / subject.id / "pictures"
+            self.truths[subject.id] = prepare_pictures(subject, self.suite.training_pictures, folder)
+        return self.truths[subject.id]
+
+    def make_lesson(self, subject: BenchSubject) -> Lesson:
+        """Returns what a method is given to learn a subject that was prepared."""
+        place = self.options.workdir / subject.id
         return Lesson(
             subject_id=subject.id,
             pipeline=self.pipeline,

@@ -26,7 +26,7 @@ def make_figures(**scores: tuple[float, float, float]) -> tuple[str, dict[str, A
         }
         for method, (identity, prompt, preservation) in scores.items()
     ]
-    return "made up", {"rows": rows, "styles": [], "sample_passes": 1600, "base": {"family": "toybox"}}
+    return "made up", {"rows": rows, "sample_passes": 1600, "base": {"family": "toybox"}}
 
 
 FIGURES = make_figures(
