@@ -46,7 +46,7 @@ class Drift:
     layers: tuple[LayerDrift, ...]
     """The most drifted first; empty where the base was not at hand."""
 
-    components: Mapping[str, float]
+    components: Mapping[ComponentName, float]
     """By component, the relative difference of the values that the base's fingerprint holds; sampled, not complete."""
 
     missing: tuple[str, ...] = ()

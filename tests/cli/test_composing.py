@@ -46,8 +46,10 @@ def test_check_compares_each_pair_and_says_whom_the_permissions_depend_on(
     run("publish", str(far))
     document = run("check", "me/imp", "me/look*0.5", "me/far", "--json").document
     (conflict,) = document["conflicts"]
-    assert (conflict["first"], conflict["second"], conflict["severity"]) == (imp, look, "strong")
-    # Both packages hold one and the same delta.
+    assert (conflict["first"], conflict["second"]) == (imp, look)
+    # Both packages hold one and the same delta of rank 1, on a layer of 8 inputs.
+    assert conflict["overlap"] == pytest.approx(8.0, rel=1e-5)
+    assert conflict["severity"] in ("noticeable", "strong")
     assert conflict["cosine"] == pytest.approx(1.0, abs=1e-5)
     assert conflict["layers"][0]["module"] == TO_Q
     assert conflict["advice"][0].startswith("they reinforce one another: try me/imp*0.75 me/look*0.37")
@@ -64,6 +66,30 @@ def test_check_draws_its_conflicts(run: Run, imp: str, look: str) -> None:
     assert Path("conflicts.png").read_bytes().startswith(b"\x89PNG")
     assert "no two of these concepts meet" in run("check", "me/imp", "--picture", "one.png", code=2).err
     assert not Path("one.png").exists()
+
+
+def test_drift_asks_for_a_model_with_weights(run: Run, imp: str) -> None:
+    assert "sdxl is declared without weights" in run("check", "me/imp", "--on", "sdxl", code=2).err
+
+
+def test_a_composition_file_with_steps_and_regions_is_checked_as_it_stands(
+    run: Run, imp: str, look: str
+) -> None:
+    text = """schema = 1
+way = "switch"
+period = 3
+[[concepts]]
+reference = "me/imp"
+parts = {"text_encoder" = 0.5}
+schedule = {start = 0.2, stop = 0.8}
+[[concepts]]
+reference = "me/look"
+region = {box = [0.0, 0.0, 0.5, 1.0], prompt = "an imp"}
+"""
+    Path("timed.toml").write_text(text, encoding="utf-8")
+    assert len(run("check", "--file", "timed.toml", "--json").document["concepts"]) == 2
+    Path("wrong.toml").write_text(text.replace("0.8}", "0.1}"), encoding="utf-8")
+    assert "start 0.2 is not before stop 0.1" in run("check", "--file", "wrong.toml", code=2).err
 
 
 def test_a_concept_of_strength_zero_overlaps_with_nothing(run: Run, imp: str, look: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.cli.packages import TO_Q, write_package
 def look(run: Run, tmp_path: Path) -> str:
     """Give a second concept for the same base, which changes the same module."""
     token = {"placeholder": "<look>"}
-    fields = {"authors": ["bob"], "license": {"spdx": "CC-BY-4.0"}}
+    fields: Any = {"authors": ["bob"], "license": {"spdx": "CC-BY-4.0"}}
     run("publish", str(write_package(tmp_path / "look", "me/look", "2.0.0", tokens=[token], **fields)))
     return "me/look@2.0.0"
 

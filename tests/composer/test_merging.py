@@ -53,7 +53,8 @@ def merge(method: str, deltas: Sequence[LowRank], density: float = 1.0, **settin
 
 
 def dense(delta: LowRank) -> Array:
-    return delta.up.double().numpy() @ delta.down.double().numpy()
+    product: Array = delta.up.double().numpy() @ delta.down.double().numpy()
+    return product
 
 
 def best(matrix: Array, rank: int) -> Array:
@@ -316,7 +317,7 @@ def test_the_same_merge_is_the_same_digest(sd1: Any, tmp_path: Path) -> None:
 
 
 def test_words_with_rows_are_carried_over_and_renamed_where_they_collide(sd1: Any, tmp_path: Path) -> None:
-    concepts = []
+    concepts: list[Concept] = []
     for name in ("a", "b"):
         rows = make_embedding(tmp_path / f"{name}-rows", sd1, "<x>", seed=len(concepts))
         weights = make_lora(tmp_path / name, sd1, name=f"test/{name}", seed=len(concepts))
