@@ -17,10 +17,14 @@ from conceptry.composer.compositions import Composition
 from conceptry.composer.pipelines import iter_cross_attention
 from conceptry.errors import InterruptedByUserError, UsageError
 from conceptry.formats.tensors import read_tensors
-from conceptry.trainer.events import TrainEvent
+from conceptry.trainer.events import TrainEvent, ignore
+from conceptry.trainer.images import scan_pictures
+from conceptry.trainer.memory import FLOAT_BYTES, estimate_memory
+from conceptry.trainer.preparation import prepared
+from conceptry.trainer.staging import OpenBase, prepare_run
 from conceptry.trainer.training import TrainResult, train
 from tests.fakes.pipelines import Shape, assert_same, make_pipeline, render, snapshot
-from tests.trainer.runs import write_job
+from tests.trainer.runs import FAST, write_job
 
 CASES: dict[str, tuple[str, Shape, dict[str, Any]]] = {
     "xti": ("xti", "sd1", {}),
@@ -225,3 +229,26 @@ def test_custom_diffusion_changes_keys_and_values_of_cross_attention_and_no_othe
     assert result.concept.manifest.usage.prompts == ("a photo of a <imp> creature",)
     (token,) = result.concept.manifest.tokens
     assert (token.vectors, token.superclass) == (1, "creature")
+
+
+def test_the_predicted_count_of_trained_numbers_is_right_for_every_method(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    rates = {"lora": 1e-2, "text_encoder": 1e-2}
+    variants: dict[str, dict[str, Any]] = {
+        "lora": {"algorithm": "dora", "train_text_encoder": True, "learning_rates": rates}
+    }
+    for method in FAST:
+        settings = {**variants.get(method, {}), "prior": "none"}
+        job = write_job(method, tmp_path, settings=settings)
+        with prepared(pipeline):
+            stage = prepare_run(
+                job,
+                scan_pictures(job.images),
+                OpenBase(pipeline=pipeline),
+                folder=tmp_path / "work",
+                cache_folder=tmp_path / "cache",
+                on_event=ignore,
+            )
+            trained = sum(parameter.numel() for parameter in stage.learner.parameters.values())
+            predicted = estimate_memory(pipeline, method, stage.context.job.settings).trained_bytes
+        assert predicted == trained * FLOAT_BYTES, method
