@@ -25,6 +25,8 @@ from conceptry.errors import UsageError
 from conceptry.names import Placeholder
 
 _ATTACHMENTS: Final = "_conceptry_attachments"
+_SPARE_SLOTS: Final = 16
+"""Concepts that left most recently stay in memory, so that they come back without a look at their files."""
 
 
 class Attachment:
@@ -39,6 +41,7 @@ class Attachment:
         self._fit = fit
         self._fused = fused
         self._compiled = find_compiled(pipeline)
+        self._spare: tuple[Slot, ...] = ()
         self._slots = prepare_slots(plan.members, pipeline, fused=fused, compiled=self._compiled)
         self.report = _make_report(plan, self._slots)
         put_all_in(self._slots)
@@ -90,11 +93,16 @@ class Attachment:
             raise UsageError("this composition was taken out of the pipeline", hint="attach it again")
         plan = make_plan(composition, self.report.plan.identity, self._fit)
         slots = prepare_slots(
-            plan.members, self._pipeline, fused=self._fused, compiled=self._compiled, kept=self._slots
+            plan.members,
+            self._pipeline,
+            fused=self._fused,
+            compiled=self._compiled,
+            kept=(*self._slots, *self._spare),
         )
         self._steering.detach()
         exchange_slots(self._slots, slots, plan.members)
-        self.composition, self._slots = composition, slots
+        left = [slot for slot in (*self._slots, *self._spare) if slot not in slots]
+        self.composition, self._slots, self._spare = composition, slots, tuple(left[:_SPARE_SLOTS])
         self._steering = self._steer()
         self.report = _make_report(plan, slots)
         Generation.value += 1

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from conceptry.composer.compiled import list_modules
 from conceptry.composer.hooks import Patch
 from conceptry.composer.presence import EncodingLog
 from conceptry.errors import IncompatibleError
@@ -126,7 +127,7 @@ def is_joined(module: nn.Module) -> bool:
 
 def refuse_joined(root: nn.Module, name: str) -> None:
     """Raises IncompatibleError if a layer of ``root`` is one of those that joined projections stand in for."""
-    if any(is_joined(module) for module in root.modules()):
+    if any(is_joined(module) for module in list_modules(root)):
         raise IncompatibleError(
             f"keys and values of {name} are fused into one layer, so that a change to one of them does nothing",
             hint="call pipeline.unfuse_qkv_projections() first",
@@ -135,7 +136,7 @@ def refuse_joined(root: nn.Module, name: str) -> None:
 
 def refuse_grouped(root: nn.Module, name: str) -> None:
     """Raises IncompatibleError if diffusers keeps copies of weights by group, which a change would not reach."""
-    for module in root.modules():
+    for module in list_modules(root):
         hooks = vars(module).get("_diffusers_hook")
         if hooks is not None and hooks.get_hook("group_offloading") is not None:
             raise IncompatibleError(

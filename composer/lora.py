@@ -57,12 +57,16 @@ class LoraPatch(Patch):
         self._root = root
         self._factors = dict(factors)
         self.strength = strength
+        self._hooks: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
 
     def _put_in(self) -> None:
-        layers = {path: require_layer(self._root, path, factors) for path, factors in self._factors.items()}
-        for path, layer in layers.items():
-            hook = _make_hook(self._factors[path], self)
-            self._handles.append(layer.register_forward_hook(hook))
+        for path, factors in self._factors.items():
+            found = find_module(self._root, path)
+            known = self._hooks.get(path)
+            if known is None or found is None or unwrap_layer(found) is not known[0]:
+                layer = require_layer(self._root, path, factors)
+                self._hooks[path] = (layer, _make_hook(factors, self))
+        self._handles += [layer.register_forward_hook(hook) for layer, hook in self._hooks.values()]
 
 
 def to_contributions(factors: Mapping[str, LoraFactors]) -> dict[str, Contribution]:

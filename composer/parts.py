@@ -17,6 +17,7 @@ from conceptry.composer.full import FullPatch, WeightPatch, require_tensor
 from conceptry.composer.hooks import Patch
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
+from conceptry.composer.packs import Pack, cut_factors, load_pack
 from conceptry.composer.pipelines import (
     UNET,
     Pipeline,
@@ -26,6 +27,7 @@ from conceptry.composer.pipelines import (
     list_components,
     list_text_encoders,
     split_word,
+    unwrap_layer,
 )
 from conceptry.composer.plan import PlannedMember
 from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
@@ -238,6 +240,9 @@ def _gather_rank_one(found: Gathered, part: Part, pipeline: Pipeline) -> None:
 def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
     parts = list_components(pipeline)
     for path in _iter_files(found, part):
+        pack = load_pack(path)
+        if pack is not None and _gather_pack(found, pack, parts):
+            continue
         for name, module in read_lora(path).modules.items():
             component, _, place = name.partition(".")
             root = parts.get(ComponentName(component))
@@ -253,6 +258,31 @@ def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
             else:
                 found.deltas.setdefault(ComponentName(component), {})[place] = module
             found.applied += len(module.parts)
+
+
+def _gather_pack(found: Gathered, pack: Pack, parts: Mapping[ComponentName, nn.Module]) -> bool:
+    """Returns whether every factor of a pack has a layer to stand beside, or none at all; they are gathered then."""
+    gathered: dict[ComponentName, dict[str, LoraFactors]] = {}
+    unmatched = []
+    for module in pack.modules:
+        component, _, place = module.name.partition(".")
+        root = parts.get(ComponentName(component))
+        outer = find_module(root, place) if root is not None else None
+        if outer is None:
+            unmatched.append(module.name)
+            continue
+        layer = unwrap_layer(outer)
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or not layer.weight.is_floating_point():
+            return False
+        factors = cut_factors(pack, module, layer)
+        if factors is None:
+            return False
+        gathered.setdefault(ComponentName(component), {})[place] = factors
+    for name, factors_by_place in gathered.items():
+        found.lora.setdefault(name, {}).update(factors_by_place)
+        found.applied += 2 * len(factors_by_place)
+    found.unmatched += unmatched
+    return True
 
 
 def _gather_full(found: Gathered, part: Part, pipeline: Pipeline) -> None:

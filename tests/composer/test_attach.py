@@ -357,9 +357,13 @@ def test_the_report_reproduces_the_composition(sd1: Any, tmp_path: Path) -> None
     assert entry["strength"] == 0.25
 
 
-def test_a_compiled_denoiser_is_refused_instead_of_ignoring_what_is_attached(tmp_path: Path) -> None:
+def test_a_compiled_denoiser_has_adapters_in_its_weights_where_it_sees_them(tmp_path: Path) -> None:
     pipeline = make_pipeline("sd1")
     concept = make_lora(tmp_path / "l", pipeline)
+    weight = pipeline.unet.mid_block.resnets[0].conv1.weight
+    plain = weight.clone()
     pipeline.unet.compile(backend="eager")
-    with pytest.raises(IncompatibleError, match="compiled"):
-        attach(Composition(concept), pipeline)
+    with attach(Composition(concept), pipeline):
+        assert not torch.equal(weight, plain)
+        assert not any(module._forward_hooks for module in pipeline.unet.modules())
+    assert torch.equal(weight, plain)

@@ -180,7 +180,7 @@ def run_sequences(concepts: dict[str, Concept], examples: int, steps: int) -> No
         pass
 
     WithConcepts.concepts = concepts
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         WithConcepts,
         settings=settings(
             max_examples=examples,

@@ -52,7 +52,7 @@ def encode_with_layer(pipeline: Any, concept: Concept, number: int, prompt: str)
         component: to_torch(raw)[number]
         for (component, _), raw in read_embedding(concept.locate(file)).rows.items()
     }
-    with TokenPatch(pipeline, [TokenRows(Placeholder("<p>"), rows)]), torch.no_grad():  # type: ignore[arg-type]
+    with TokenPatch(pipeline, [TokenRows(Placeholder("<p>"), rows)]), torch.no_grad():
         return encode_prompts(pipeline, [prompt])
 
 
