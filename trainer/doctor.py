@@ -20,7 +20,6 @@ from conceptry.composer.pipelines import list_components
 from conceptry.errors import TrainingError
 from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.context import Batch, TrainingContext
-from conceptry.trainer.denoisers import get_denoiser
 from conceptry.trainer.exhaustion import suggest_remedies
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.memory import FLOAT_BYTES, MemoryEstimate
@@ -116,10 +115,8 @@ def measure_resident(context: TrainingContext, learner: Learner) -> MemoryEstima
     settings = context.job.settings
     trained = sum(parameter.numel() for parameter in learner.parameters.values())
     copies = int(settings.ema_decay > 0) + int(settings.keep == "best" and context.device.type == "cpu")
-    parts = [*list_components(context.pipeline).values(), context.pipeline.vae]
-    values = [value for part in parts for value in (*part.parameters(), *part.buffers())]
     return MemoryEstimate(
-        base_bytes=sum(value.numel() * value.element_size() for value in values),
+        base_bytes=_count_base(context.pipeline),
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
         optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * copies),
@@ -215,8 +212,13 @@ def find_free_bytes(device: torch.device, pipeline: Any) -> int | None:
     if device.type != "cpu":
         return None
     available = _read_available()
-    held = sum(value.numel() * value.element_size() for value in get_denoiser(pipeline).parameters())
-    return None if available is None else available + held
+    return None if available is None else available + _count_base(pipeline)
+
+
+def _count_base(pipeline: Any) -> int:
+    parts = [*list_components(pipeline).values(), pipeline.vae]
+    values = [value for part in parts for value in (*part.parameters(), *part.buffers())]
+    return sum(value.numel() * value.element_size() for value in values)
 
 
 def _read_available() -> int | None:
