@@ -19,7 +19,7 @@ from conceptry.registry.rows import CELL_BREAK, ListedVersion, describe_row
 SHOWN_ROWS: Final = 100
 """How many rows a person is shown without asking for more."""
 
-MOST_FOUND: Final = 1000
+MOST_FOUND: Final = 300
 """How many matches of a search are looked at for a person, who adds a word rather than read them."""
 
 if TYPE_CHECKING:
