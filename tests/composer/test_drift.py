@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conceptry.bases import Fit
+from conceptry.bases import ComponentName, Fit
 from conceptry.composer import Composition, identify_pipeline, make_plan
 from conceptry.composer.drift import Drift, measure_drift, read_weights
 from conceptry.composer.overlaps import list_changed_modules
@@ -74,5 +74,5 @@ def test_without_the_base_its_fingerprint_is_compared(sd1: Any, tmp_path: Path) 
             value.mul_(1.25)
     found = drift_on(sd1, other, concept, at_hand=False)
     assert (found.layers, found.mean) == ((), None)
-    assert found.components["unet"] == pytest.approx(0.25, rel=1e-4)
-    assert found.components["text_encoder"] == 0.0
+    assert found.components[ComponentName("unet")] == pytest.approx(0.25, rel=1e-4)
+    assert found.components[ComponentName("text_encoder")] == 0.0
