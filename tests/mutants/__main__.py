@@ -43,6 +43,7 @@ SEED: Final = 20261121
 SAMPLE: Final = 400
 CPU_SECONDS: Final = 60
 WALL_SECONDS: Final = 600
+UNDECIDED: Final = "undecided"
 _BROKEN: Final = 99
 _MISUSED: Final = 4  # pytest's own code
 # What imports long, and no test changes.
@@ -162,7 +163,7 @@ def run_mutant(module: str, mutation: Mutation | None) -> str:
         time.sleep(0.1)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "endless"
+    return UNDECIDED  # waiting says how busy the machine is, not what the mutant does
 
 
 def _run_tests(module: str, mutation: Mutation | None) -> None:
@@ -223,8 +224,9 @@ def main() -> int:
             break
         result = try_mutant(module, mutation)
         print(f"{result.outcome}: {module}:{result.line} {result.before} -> {result.after}", flush=True)  # noqa: T201
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result), sort_keys=True) + "\n")
+        if result.outcome != UNDECIDED:
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(result), sort_keys=True) + "\n")
     done = [one for one in read_results().values() if one.code == digest_module(one.module)]
     PAGE.write_text(write_page(done, chosen.sample), encoding="utf-8")
     killed = sum(one.outcome != "survived" for one in done)
