@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conceptry.evaluation.bench_methods import find_method
+from conceptry.composer.attach import attach
+from conceptry.composer.compositions import Composition
+from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
 from conceptry.evaluation.bench_multi import MultiBench, fill, load_multi_suite
 from conceptry.evaluation.bench_running import Bench, BenchOptions
 from conceptry.evaluation.presence import Identity, find_members, score_presences
@@ -19,6 +21,7 @@ from conceptry.toybox.render import render
 from conceptry.toybox.sampling import place_two
 from conceptry.toybox.scene import NAMED_STYLES, Instance, Scene
 from conceptry.toybox.scorer import Scorer
+from tests.fakes.concepts import make_embedding, make_lora
 from tests.fakes.pipelines import make_pipeline
 
 SUITE = load_suite()
@@ -95,15 +98,36 @@ def test_the_groups_are_subjects_of_the_suite_with_prompts_for_their_size() -> N
     assert {(2, False), (3, False), (1, True), (2, True)} <= sizes
 
 
+def make_method(pipeline: Any, make: Any, folder: Path) -> BenchMethod:
+    """Returns a method that gives ready concepts of a kind."""
+
+    def teach(lesson: Lesson) -> Taught:
+        seed = len(list(folder.glob("*"))) + 1
+        name = f"test/{lesson.subject_id}"
+        concept = make(folder / str(seed), pipeline, placeholder=f"zork{seed}", name=name, seed=seed)
+        return Taught(
+            word=f"zork{seed}",
+            attach=lambda: attach(Composition(concept), pipeline),
+            size_bytes=1,
+            sample_passes=8,
+            seconds=0.0,
+            concept=concept,
+        )
+
+    return BenchMethod(id=make.__name__, title="", teach=teach)
+
+
 def test_each_way_is_a_row_and_one_that_cannot_be_is_said(tmp_path: Path) -> None:
     options = BenchOptions(out=tmp_path / "out", workdir=tmp_path / "work", sample_passes=8, steps=1)
-    bench = MultiBench(Bench(SUITE, make_pipeline("sd1"), options))
-    group = ("creature-20", "cup-20")
-    rows = list(bench.run(find_method("lora", SUITE), [group], ["attached", "merge-sum"]))
-    assert [row["way"] for row in rows] == ["attached", "merge-sum"]
+    pipeline = make_pipeline("sd1")
+    bench = MultiBench(Bench(SUITE, pipeline, options))
+    group, ways = ("creature-20", "cup-20"), ["attached", "merge-sum"]
+    lora = make_method(pipeline, make_lora, tmp_path / "lora")
+    rows = list(bench.run(lora, [group], ways))
+    assert [row["way"] for row in rows] == ways
     for row in rows:
         assert 0.0 <= row["joint"] <= min(row["recall"])
         assert (tmp_path / "out" / row["pictures_file"]).is_file()
-    assert list(bench.run(find_method("lora", SUITE), [group], ["attached", "merge-sum"], rows)) == []
-    (words,) = bench.run(find_method("textual_inversion", SUITE), [group], ["merge-sum"])
+    assert list(bench.run(lora, [group], ways, rows)) == []
+    (words,) = bench.run(make_method(pipeline, make_embedding, tmp_path / "words"), [group], ["merge-sum"])
     assert "impossible" in words
