@@ -16,7 +16,7 @@ from measuring import Timing, interleave, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conceptry.composer import Composition, attach
+from conceptry.composer import Composition, attach, export
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.tensors import from_torch
 from conceptry.concepts import Concept
@@ -26,6 +26,7 @@ from tests.fakes.real import make_sd15
 
 RANK = 16
 RUNS = 7
+PEER_NAME = "for-diffusers.safetensors"
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = make_sd15()
         concept = make_concept(Path(folder), pipeline)
+        export(Composition(concept), pipeline, Path(folder) / PEER_NAME)
         before = {
             name: value.clone() for name, value in pipeline.unet.state_dict().items() if "attn1" in name
         }
@@ -61,7 +63,7 @@ def main() -> None:
             attach(Composition(concept), pipeline).detach()
 
         def peer() -> None:
-            pipeline.load_lora_weights(folder, weight_name=LORA_NAME, adapter_name="x")
+            pipeline.load_lora_weights(folder, weight_name=PEER_NAME, adapter_name="x")
             pipeline.unload_lora_weights()
 
         timings: dict[str, Timing] = interleave(
