@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -159,7 +160,7 @@ def measure_twentieth(watch: Stopwatch, pipeline: Any, concepts: list[Concept]) 
         attachments = []
         for number, concept in enumerate(concepts):
             name = {0: "attach the 1st of 20", 19: "attach the 20th of 20"}.get(number, "attach others")
-            attachments.append(watch.measure(name, lambda one=concept: attach(Composition(one), pipeline)))
+            attachments.append(watch.measure(name, partial(attach, Composition(concept), pipeline)))
         for attachment in attachments:
             attachment.detach()
 
@@ -169,7 +170,7 @@ def measure_steps(
 ) -> None:
     """Measures denoising steps with each way in place."""
     words = [make_embedding(folder / "e", pipeline), make_rank_one(folder / "r", pipeline)]
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "step, base": lambda: None,
         "step, LoRA attached": lambda: attach(Composition(concepts[0]), pipeline),
         "step, LoRA fused": lambda: fuse(Composition(concepts[0]), pipeline),

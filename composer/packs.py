@@ -151,7 +151,7 @@ def _read_modules(
                 continue
             first = place.first * dtype.itemsize
             last = first + info.end - info.start
-            if file.readinto(memoryview(raw)[first:last]) != last - first:  # type: ignore[attr-defined]
+            if file.readinto(raw.data[first:last]) != last - first:  # type: ignore[attr-defined]
                 raise InvalidFileError(f"{path.name!r} became shorter while it was read")
     for place in places.values():
         end = place.first + math.prod(place.shape)
