@@ -9,7 +9,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # comes with the Hub's client
+import yaml  # comes with the Hub's client
 
 from conceptry.digests import Digest
 from conceptry.errors import (

@@ -140,7 +140,7 @@ class Repositories:
         }
 
     def _read_card(self, commit: Commit) -> dict[str, Any]:
-        import yaml  # type: ignore[import-untyped]  # comes with the Hub's client
+        import yaml  # comes with the Hub's client
 
         entry = commit.files.get("README.md")
         text = self.path(entry.oid).read_text(encoding="utf-8") if entry else ""
