@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from conceptry.trainer.training import TrainResult
 
 # Options of this run, which say nothing of the concept.
-_NOT_OF_THE_JOB: Final = frozenset({"job", "jobs", "shard", "together", "recipe", "like"})
+_NOT_OF_THE_JOB: Final = frozenset(
+    {"job", "jobs", "shard", "together", "recipe", "like", "resume", "dry_run", "workdir"}
+)
 _NEEDED: Final = ("images", "name", "placeholder", "superclass")
 
 # Parsed here, so that a fault is explained as everywhere else.

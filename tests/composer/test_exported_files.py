@@ -20,7 +20,8 @@ from conceptry.formats.exporting import ExportSettings, plan_export
 from conceptry.formats.lora import LoraModule, read_lora
 from tests.fakes.concepts import list_paths, make_embedding, make_full, make_lora, make_rank_one
 from tests.fakes.edits import make_generator
-from tests.fakes.pipelines import Shape, make_pipeline
+from tests.fakes.forwards import make_calm_pipeline
+from tests.fakes.pipelines import Shape
 from tests.fakes.real import make_sd15
 
 LIMIT = 1e-5
@@ -39,7 +40,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 def ours(shape: Shape) -> Any:
     """Give a pipeline that our own attach changes and restores."""
     if shape not in _MADE:
-        _MADE[shape] = make_pipeline(shape)
+        _MADE[shape] = make_calm_pipeline(shape)
     return _MADE[shape]
 
 
@@ -48,7 +49,7 @@ def theirs(shape: Shape) -> Iterator[Any]:
     """Give a pipeline with the same weights for the loaders of other libraries, which leave traces."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield make_pipeline(shape)
+        yield make_calm_pipeline(shape)
 
 
 def export(concept: Concept, path: Path, target: str = "diffusers", **settings: Any) -> Path:

@@ -75,12 +75,21 @@ def test_min_snr_weights_are_those_of_the_paper() -> None:
     assert torch.equal(epsilon.weigh(timesteps, None), torch.ones(3))
 
 
-def test_a_base_that_predicts_flow_is_refused() -> None:
+def test_a_flow_goes_straight_from_the_picture_to_the_noise() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     pipeline = make_pipeline("sd1")
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(IncompatibleError, match="cannot be trained on yet"):
+    schedule, timesteps = read_schedule(pipeline, CPU), torch.tensor([0, 500, 999])
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=seed_generator(0, "check"))
+    noisy, sigma = schedule.add_noise(clean, noise, timesteps), schedule.tell(timesteps).view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy - sigma * schedule.make_target(clean, noise, timesteps), clean)
+
+
+def test_a_base_that_predicts_something_else_is_refused() -> None:
+    pipeline = make_pipeline("sd1")
+    pipeline.scheduler.register_to_config(prediction_type="score")
+    with pytest.raises(IncompatibleError, match="prediction type 'score' cannot be trained on"):
         read_schedule(pipeline, CPU)
 
 
