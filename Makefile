@@ -102,6 +102,8 @@ bench: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python benchmarks/syncing.py benchmarks/results/syncing.json
 	$(OFFLINE) $(BIN)/python benchmarks/adopting.py benchmarks/results/adopting.json
 	$(OFFLINE) $(BIN)/python benchmarks/merging.py benchmarks/results/merging.json
+	$(OFFLINE) $(BIN)/python benchmarks/switching.py benchmarks/results/switching.json
+	$(OFFLINE) $(BIN)/python benchmarks/reproducing.py benchmarks/results/reproducing.json
 	$(OFFLINE) $(BIN)/python benchmarks/index.py benchmarks/results/index.json
 	$(OFFLINE) $(BIN)/python benchmarks/byte_planes.py
 
