@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,10 @@ os.environ.update(
 )
 os.environ.pop("SOURCE_DATE_EPOCH", None)
 os.environ.pop("FORCE_COLOR", None)
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and all their children too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _point_home_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
