@@ -314,7 +314,8 @@ def _draw(
 
 def _say(session: Session, rows: Sequence[dict[str, Any]], out: Path) -> None:
     names = [Path(row["path"]).name for row in rows]
-    said = f"{count_things(len(rows), 'picture')} in {out}: {names[0]} to {names[-1]}"
+    which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    said = f"{count_things(len(rows), 'picture')} in {out}: {which}"
     session.out.emit(
         {"folder": str(out), "pictures": list(rows)}, [said], quiet=[row["path"] for row in rows]
     )
