@@ -45,7 +45,11 @@ class Attachment:
         self._slots = prepare_slots(plan.members, pipeline, fused=fused, compiled=self._compiled)
         self.report = _make_report(plan, self._slots)
         put_all_in(self._slots)
-        self._steering = self._steer()
+        try:
+            self._steering = Steering(pipeline, composition, self._slots).attach()
+        except BaseException:  # nothing of the composition stays
+            take_all_out(self._slots)
+            raise
         pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), self]
 
     def set_strengths(self, strengths: Mapping[str, float]) -> Report:
@@ -99,11 +103,9 @@ class Attachment:
             compiled=self._compiled,
             kept=(*self._slots, *self._spare),
         )
-        self._steering.detach()
-        exchange_slots(self._slots, slots, plan.members)
+        self._steering = self._exchange(composition, slots, plan)
         left = [slot for slot in (*self._slots, *self._spare) if slot not in slots]
         self.composition, self._slots, self._spare = composition, slots, tuple(left[:_SPARE_SLOTS])
-        self._steering = self._steer()
         self.report = _make_report(plan, slots)
         Generation.value += 1
         return self.report
@@ -129,12 +131,18 @@ class Attachment:
         else:
             state.pop(_ATTACHMENTS, None)
 
-    def _steer(self) -> Steering:
-        """Returns what follows the steps of a drawing; after an error nothing of the composition is in."""
+    def _exchange(self, composition: Composition, slots: tuple[Slot, ...], plan: Plan) -> Steering:
+        """Returns what follows the steps with the new slots in; after an error the old ones are, and are followed."""
+        self._steering.detach()
         try:
-            return Steering(self._pipeline, self.composition, self._slots).attach()
+            exchange_slots(self._slots, slots, plan.members)
+            try:
+                return Steering(self._pipeline, composition, slots).attach()
+            except BaseException:
+                exchange_slots(slots, self._slots, self.report.plan.members)
+                raise
         except BaseException:
-            take_all_out(self._slots)
+            self._steering.attach()
             raise
 
     def _check_names(self, names: Iterable[str]) -> None:

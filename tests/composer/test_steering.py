@@ -14,6 +14,7 @@ from conceptry.composer import Composition, attach
 from conceptry.composer.attach import Attachment
 from conceptry.composer.pipelines import encode_prompts
 from conceptry.composer.regions import make_mask
+from conceptry.composer.slots import Slot
 from conceptry.composer.ways import WAYS
 from conceptry.composition import (
     CompositionDocument,
@@ -299,3 +300,37 @@ def test_a_composition_file_says_parts_steps_regions_and_the_way(tmp_path: Path)
     )
     with pytest.raises(UsageError):
         read_composition(path)
+
+
+@pytest.mark.parametrize("fault", ["the new way is refused", "a concept cannot be put in"])
+def test_a_change_that_fails_leaves_what_follows_the_steps(
+    sd1: Any, pair: tuple[Concept, Concept], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    timed = Composition(pair[0] * 0.5, use={"test/a": Use(schedule=Schedule(stop=0.5))})
+    region = {"test/b": Use(region=Region(box=(0.0, 0.0, 0.5, 1.0)))}
+    with attach(timed, sd1):
+        expected = draw(sd1)
+    attachment = attach(timed, sd1)
+    if fault == "the new way is refused":
+        with pytest.raises(UsageError, match="both take passes"):
+            attachment.change(Composition(*pair, use=region, way="composite"))
+    else:
+        monkeypatch.setattr(Slot, "put_in", refuse_once(Slot.put_in))
+        with pytest.raises(IncompatibleError, match="not today"):
+            attachment.change(Composition(*pair))
+    assert torch.equal(draw(sd1), expected)
+    attachment.detach()
+    assert not torch.allclose(draw(sd1), expected)
+
+
+def refuse_once(put_in: Callable[[Slot], None]) -> Callable[[Slot], None]:
+    """Return what fails the first time, as a layer that somebody else holds does, and then does as before."""
+    calls: list[Slot] = []
+
+    def refuse(slot: Slot) -> None:
+        calls.append(slot)
+        if len(calls) == 1:
+            raise IncompatibleError("not today")
+        put_in(slot)
+
+    return refuse
