@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,12 +178,14 @@ def choose_probes(shapes: Mapping[str, Sequence[int]]) -> tuple[Probe, ...]:
 
     The choice depends on names and shapes only, so every copy of a model is read at the same places.
     """
-    hashed = sorted((hashlib.sha256(name.encode()).digest(), name) for name in shapes if _count(shapes[name]))
+    hashed = sorted(
+        (hashlib.sha256(name.encode()).digest(), name) for name in shapes if math.prod(shapes[name])
+    )
     probes = []
     for key, name in hashed[:PROBE_TENSORS]:
         for part in range(PROBES_PER_TENSOR):
             number = int.from_bytes(key[8 * part : 8 * part + 8], "big")
-            probes.append(Probe(name, number % _count(shapes[name])))
+            probes.append(Probe(name, number % math.prod(shapes[name])))
     return tuple(probes)
 
 
@@ -190,13 +193,6 @@ def digest_layout(shapes: Mapping[str, Sequence[int]], settings: Mapping[str, An
     """Returns the digest of the sorted (tensor name, shape) pairs and the settings that change meaning."""
     tensors = [[name, list(shapes[name])] for name in sorted(shapes)]
     return Digest.of_bytes(canonical_json({"settings": dict(settings), "tensors": tensors}))
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _to_fp16(value: float) -> float:

@@ -15,6 +15,7 @@ the tensors that it needs, and of those that come out.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from conceptry.formats.header import DTYPE_BYTES
 from conceptry.formats.tensors import (
     RawTensor,
     Written,
-    count_elements,
     digest_tensors,
     read_tensors,
     write_tensors,
@@ -259,7 +259,7 @@ def _compress(data: bytes) -> bytes:
 def _unpack(name: str, row: _Row, planes: Mapping[str, RawTensor]) -> Array:
     import numpy as np
 
-    count, width = count_elements(row.shape), row.number_bytes
+    count, width = math.prod(row.shape), row.number_bytes
     columns = [_read_plane(planes, f"{name}{_SEPARATOR}{place}", count) for place in range(width)]
     return np.ascontiguousarray(np.stack(columns, axis=1)).view(f"<u{width}").reshape(-1)
 

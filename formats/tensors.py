@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,7 +69,7 @@ class RawTensor:
     __slots__ = ("_finite", "_source", "dtype", "shape")
 
     def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview | Source) -> None:
-        expected = count_elements(shape) * DTYPE_BYTES.get(dtype, 0)
+        expected = math.prod(shape) * DTYPE_BYTES.get(dtype, 0)
         if dtype not in DTYPE_BYTES or len(data) != expected:
             raise InvalidFileError(f"{len(data)} bytes are no tensor of {dtype} {list(shape)}")
         self.dtype = dtype
@@ -136,7 +137,7 @@ class RawTensor:
     @property
     def elements(self) -> int:
         """How many values it holds."""
-        return count_elements(self.shape)
+        return math.prod(self.shape)
 
     def is_finite(self) -> bool:
         """Returns whether no value is NaN or infinite; whole numbers always are finite. It is read once, in pieces."""
@@ -170,14 +171,6 @@ def are_finite(dtype: str, data: bytes | memoryview) -> bool:
         if np.bitwise_and(part, mask, out=scratch[: len(part)]).max() == mask:
             return False
     return True
-
-
-def count_elements(shape: Iterable[int]) -> int:
-    """Returns the product of the sizes: 1 for a scalar."""
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -170,16 +170,6 @@ def find_adopted(layout: Layout, name: ConceptName) -> tuple[Collection, Adopted
     return None
 
 
-def find_by_hash(layout: Layout, prefix: str) -> tuple[tuple[Collection, AdoptedFile], ...]:
-    """Returns the adopted files that are known by a hash beginning with these digits. Raises IntegrityError."""
-    return tuple(
-        (collection, file)
-        for collection in read_collections(layout)
-        for file in collection.files
-        if file.has_hash(prefix)
-    )
-
-
 def replace_files(collection: Collection, files: Iterable[AdoptedFile]) -> Collection:
     """Returns the collection with these files in the place of those at the same paths."""
     by_path = {file.path: file for file in (*collection.files, *files)}

@@ -24,6 +24,7 @@ from conceptry.errors import (
 )
 from conceptry.kinds import KIND_BY_ID
 from conceptry.names import LATEST, ConceptName, Reference, Version, pick_latest
+from conceptry.registry.choosing import has_words
 from conceptry.registry.http import Transport
 from conceptry.registry.hub_client import HubClient
 from conceptry.registry.hub_layout import (
@@ -124,7 +125,7 @@ class HubReader:
             about=self.uri,
         )
         concepts = (concept for model in models if (concept := _describe_model(model)) is not None)
-        found = [concept for concept in concepts if _has_words(concept, wanted)]
+        found = [concept for concept in concepts if has_words(concept, wanted)]
         yield from sorted(found, key=lambda concept: concept.name)[:limit]
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
@@ -300,8 +301,3 @@ def _describe_model(model: Any) -> RemoteConcept | None:
         tags=tuple(tag for tag in tags if tag not in known and not _DERIVED_TAG.fullmatch(tag)),
         license=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None),
     )
-
-
-def _has_words(concept: RemoteConcept, wanted: list[str]) -> bool:
-    text = " ".join([str(concept.name), concept.title, *concept.tags, *concept.kinds, *concept.families])
-    return all(word in text.casefold() for word in wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from conceptry.formats.identify import identify, identify_header
 from conceptry.formats.import_plans import ImportSettings, declare_base
 from conceptry.formats.importing import import_file
 from conceptry.formats.lora import read_lora
-from conceptry.formats.tensors import RawTensor, count_elements, write_tensors
+from conceptry.formats.tensors import RawTensor, write_tensors
 from conceptry.names import ConceptName, Placeholder, parse_version
 from tests.formats.adapters import GOLDEN
 
@@ -88,7 +89,7 @@ def test_fixture_of_a_stored_kind_is_imported_with_every_number(name: str, tmp_p
     concept = open_concept(tmp_path / "package")
     assert concept.digest == manifest.digest
     kept = sum(
-        count_elements(info.shape)
+        math.prod(info.shape)
         for part in manifest.builds[0].parts
         for file in part.files
         for key, info in read_header(concept.locate(file)).tensors.items()
@@ -96,9 +97,7 @@ def test_fixture_of_a_stored_kind_is_imported_with_every_number(name: str, tmp_p
     )
     if name.endswith(".json"):
         shapes, _ = load_shapes(name)
-        assert kept == sum(
-            count_elements(shape) for key, shape in shapes.items() if not key.endswith(".alpha")
-        )
+        assert kept == sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(".alpha"))
 
 
 def test_positions_of_a_real_adapter_are_its_modules(tmp_path: Path) -> None:

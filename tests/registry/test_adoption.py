@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from conceptry.errors import InvalidFileError, NotFoundError, UsageError
 from conceptry.registry import Registry
-from conceptry.registry.adopted_files import AdoptedFile, find_by_hash
+from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.adoption import Adoption
 from conceptry.registry.foreign import is_unpublished
 from tests.fakes.collections import PREVIEW, write_collection, write_notes
@@ -350,10 +350,10 @@ def test_a_file_is_found_by_sha256_autov2_and_autov3(registry: Registry, models:
     start = 8 + int.from_bytes(data[:8], "little")
     whole, rest = hashlib.sha256(data).hexdigest(), hashlib.sha256(data[start:]).hexdigest()
     adopt_and_hash(registry, models)
+    (collection,) = registry.adopted()
     for digits in (whole, whole[:10], rest[:12]):
-        assert [file.name for _, file in find_by_hash(registry.store.layout, digits)] == ["easy"]
-    claimed = find_by_hash(registry.store.layout, f"{7:010x}")
-    assert [file.name for _, file in claimed] == ["blue-imp"]
+        assert [file.name for file in collection.files if file.has_hash(digits)] == ["easy"]
+    assert [file.name for file in collection.files if file.has_hash(f"{7:010x}")] == ["blue-imp"]
 
 
 def test_a_file_that_somebody_leaves_out_is_left_alone(registry: Registry, models: Path) -> None:
