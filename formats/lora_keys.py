@@ -135,6 +135,39 @@ def cut_suffix(name: str) -> tuple[str, str]:
     return (stem, found) if stem and isinstance(found, str) else _NO_SUFFIX
 
 
+@functools.cache
+def _map_ends() -> Mapping[str, Mapping[str, str]]:
+    """Returns the last part of a suffix -> the part before it -> the suffix, of suffixes of two parts and of one.
+
+    A suffix of one part stands under an empty text.
+    """
+    ends: dict[str, dict[str, str]] = {}
+    for suffix in _map_suffixes():
+        first, _, last = suffix.removeprefix(".").rpartition(".")
+        if suffix.startswith(".") and "." not in first:
+            ends.setdefault(last, {})[first] = suffix
+    return ends
+
+
+# The dialects without rewrites all ask for the same names.
+@functools.lru_cache(maxsize=1)
+def _cut_names(names: str) -> tuple[tuple[str, str], ...]:
+    """Returns what ``cut_suffix`` does for each of the names, one a line; most end in a suffix of one or two parts."""
+    ends, nothing = _map_ends(), dict[str, str]()
+    cuts = []
+    for name in names.split("\n"):
+        stem, _, last = name.rpartition(".")
+        known = ends.get(last, nothing)
+        head, _, first = stem.rpartition(".")
+        if head and first in known:
+            cuts.append((head, known[first]))
+        elif stem and "" in known:
+            cuts.append((stem, known[""]))
+        else:
+            cuts.append(cut_suffix(name))
+    return tuple(cuts)
+
+
 def split_suffix(name: str) -> tuple[str, str, str] | None:
     """Returns what ``cut_suffix`` does, with the algorithm and the part of the suffix; None where none is known."""
     stem, suffix = cut_suffix(name)
@@ -234,16 +267,17 @@ def _collect(header: Header, dialect: Dialect) -> _Parsed:
     rewritten = dialect.rewrite(names)
     if not any(map(rewritten.__contains__, prefixes)) or not dialect.applies(names, header.metadata):
         return []
+    if _SIDE in names:
+        rewritten = "\n".join(_spell_sides(rewritten.split("\n"), tensors))
     suffixes = _map_suffixes(dialect.ends)
     stems: dict[str, _Parts] = {}
-    spelled = rewritten.split("\n") if tensors else []
-    if _SIDE in names:
-        spelled = _spell_sides(spelled, tensors)
-    for name, spelling in zip(tensors, spelled, strict=True):
-        stem, suffix = cut_suffix(spelling) if spelling.startswith(prefixes) else _NO_SUFFIX
-        if suffix in suffixes:
+    for name, (stem, suffix) in zip(tensors, _cut_names(rewritten) if tensors else (), strict=True):
+        if suffix in suffixes and stem.startswith(prefixes):
             algorithm, part = suffixes[suffix]
-            stems.setdefault(stem, {}).setdefault(part, (name, algorithm))
+            parts = stems.get(stem)
+            if parts is None:
+                parts = stems[stem] = {}
+            parts.setdefault(part, (name, algorithm))
     modules = ((_parse_stem(stem, dialect), parts) for stem, parts in stems.items())
     return [(module, parts) for module, parts in modules if module is not None]
 
