@@ -54,3 +54,13 @@ def imp(run: Run, tmp_path: Path) -> str:
     """Give the reference of a LoRA in the store."""
     run("publish", str(write_package(tmp_path / "imp")))
     return "me/imp@1.0.0"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a small random base in the diffusers layout, which no test may change."""
+    from tests.fakes.pipelines import make_pipeline  # torch, which most tests of the command line do without
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    make_pipeline("sd1").save_pretrained(folder)
+    return folder

@@ -25,14 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a small random base in the diffusers layout."""
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    make_pipeline("sd1").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def imp(run: Run, tmp_path: Path) -> str:
     """Give the reference of a LoRA that fits the base, on a remote that the store knows."""

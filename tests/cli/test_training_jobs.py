@@ -7,20 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from tests.fakes.pipelines import make_pipeline
 from tests.trainer.runs import paint_pictures
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # other libraries' remarks; the command line keeps them quiet
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a small random base in the diffusers layout."""
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    make_pipeline("sd1").save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
