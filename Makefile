@@ -30,9 +30,9 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) --no-deps lycoris-lora perfusion-pytorch
 	touch $@
 
-# What tests talk to that no Python package brings: a registry of containers, and a tracer of system calls. Tests that
-# need them say so and are skipped without them.
-SYSTEM_PACKAGES := docker-registry strace
+# What tests talk to that no Python package brings: a registry of containers, a tracer of system calls, and a browser.
+# Tests that need them say so and are skipped without them.
+SYSTEM_PACKAGES := docker-registry strace chromium
 system-packages:
 	@if ! command -v apt-get >/dev/null; then echo "no apt here: install $(SYSTEM_PACKAGES) yourself"; \
 	elif dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1; then echo "already installed: $(SYSTEM_PACKAGES)"; \

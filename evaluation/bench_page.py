@@ -12,29 +12,42 @@ from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
 from conceptry.evaluation.charts import Point, draw_front
 from conceptry.evaluation.concordance import write_concordance
-from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
+from conceptry.evaluation.pages import (
+    Figure,
+    make_details,
+    make_heading,
+    make_note,
+    make_page,
+    make_pictures,
+    make_table,
+)
 
+_SHOWN_STRIPS: Final = 3
 _COLUMNS: Final = (
-    "rank",
     "method",
+    "rank",
+    "ranks",
     "subjects",
     "identity",
     "95 %",
     "prompt",
     "95 %",
     "balance",
-    "ranks",
     "preservation",
     "diversity",
     "leakage",
     "bytes",
     "seconds",
-    "passes",
+    "sample passes",
 )
 _EXPLAINED: Final = (
     "Identity and prompt agreement are normalised: 0 is the base with the superclass word, or pictures that ignore "
     "their prompts; 1 is the thing itself, or the base's own agreement. Balance is their harmonic mean. Intervals and "
-    "ranks: bootstrap over subjects. Tinted rows: no other method is better in both."
+    "ranks (95 % of resamples): bootstrap over subjects. Tinted rows: no other method is better in both."
+)
+_GROUPS_EXPLAINED: Final = (
+    "Shares of pictures: all members there, each once (joint); each member there (recall); an object of one member's "
+    "class in another's colour (swaps); a member that nobody called (leaks); the asked side kept (region)."
 )
 _KINDS: Final[tuple[tuple[Literal["instance", "style"], str], ...]] = (
     ("instance", "Things"),
@@ -84,15 +97,15 @@ def draw_plot(rows: Sequence[MethodSummary], *, title: str) -> str:
 
 def _list_cells(one: MethodSummary) -> tuple[object, ...]:
     return (
-        one.rank,
         one.method,
+        one.rank,
+        list(one.rank_interval),
         one.subjects,
         one.identity,
         one.interval,
         one.prompt,
         one.prompt_interval,
         one.balance,
-        list(one.rank_interval),
         one.preservation,
         one.diversity,
         one.leakage,
@@ -132,7 +145,12 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], folder: Path) -> list[str]
         return []
     names = ("joint", "recall", "swaps", "leaks", "region", "style")
     cells = [
-        (row["method"], row["way"], " + ".join(row["members"]), *(row.get(name) for name in names))
+        (
+            row["method"],
+            row["way"],
+            " + ".join(row["members"]),
+            *(_say_share(row.get(name)) for name in names),
+        )
         for row in groups
     ]
     figures = []
@@ -147,14 +165,20 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], folder: Path) -> list[str]
         if "impossible" in row
     ]
     return [
-        make_heading("Several concepts in one picture"),
+        make_heading("Several concepts in one picture", _GROUPS_EXPLAINED),
         make_table(("method", "way", "members", *names), cells),
         *dict.fromkeys(impossible),
         make_pictures(figures, strip=True),
     ]
 
 
+def _say_share(value: Any) -> Any:
+    """A share for a table; those of several members stand behind one another, as they are no interval."""
+    return _say_all(value) if isinstance(value, list | tuple) else value
+
+
 def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
+    """A strip for each subject, in sections for methods; of many the first few are open."""
     parts: list[str] = []
     for method in dict.fromkeys(row.method for row in rows):
         figures = []
@@ -164,7 +188,10 @@ def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
                 said = f"{row.subject}: identity {_say(row.identity.normalised)}, prompt {_say(row.prompt.normalised)}"
                 figures.append(Figure(picture=picture, caption=said))
         if figures:
-            parts += [make_heading(method), make_pictures(figures, strip=True)]
+            parts += [make_heading(method), make_pictures(figures[:_SHOWN_STRIPS], strip=True)]
+        more = figures[_SHOWN_STRIPS:]
+        if more:
+            parts.append(make_details(f"{len(more)} more", make_pictures(more, strip=True)))
     return parts
 
 
@@ -222,9 +249,7 @@ def _write_groups(document: Mapping[str, Any]) -> list[str]:
         "",
         "## Several concepts in one picture",
         "",
-        "Shares of pictures: all members there, each once (joint); each member there (recall); an object of",
-        "one member's class in another's colour (swaps); a member that nobody called (leaks); the asked side",
-        "kept (region).",
+        _GROUPS_EXPLAINED,
         "",
         "| method | way | members | joint | recall | swaps | leaks | region | style |",
         "|---|---|---|---|---|---|---|---|---|",

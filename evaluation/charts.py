@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -13,8 +14,13 @@ _LEFT: Final = 64
 _RIGHT: Final = 20
 _TOP: Final = 34
 _BOTTOM: Final = 50
+_TICKS: Final = 6
+_LABEL_PIXELS: Final = 11
+_CHAR_PIXELS: Final = 6.0
+_FEW_VALUES: Final = 12
 _INK: Final = "#1e2026"
-_FAINT: Final = "#c9ccd2"
+_FAINT: Final = "#dfe2e6"
+_AXIS: Final = "#8a909c"
 _COLORS: Final = ("#1f6feb", "#d1492e", "#2d8a4e", "#8250df", "#b8860b", "#0d8a8a", "#c2408b", "#57606a")
 
 
@@ -58,17 +64,32 @@ class _Frame:
             f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}" text-anchor="middle">{escape(x_label)}</text>',
             f'<text transform="translate(16 {_HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
         ]
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            x = self.x_low + share * (self.x_high - self.x_low)
-            y = self.y_low + share * (self.y_high - self.y_low)
-            left, bottom = self.place(x, self.y_low)
+        left, bottom = self.place(self.x_low, self.y_low)
+        parts.append(
+            f'<line x1="{left}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" stroke="{_AXIS}"/>'
+        )
+        for x in list_ticks(self.x_low, self.x_high):
+            place = self.place(x, self.y_low)[0]
+            parts += [
+                f'<line x1="{place}" y1="{bottom}" x2="{place}" y2="{bottom + 4}" stroke="{_AXIS}"/>',
+                f'<text x="{place}" y="{bottom + 18}" text-anchor="middle" font-size="11">{x:g}</text>',
+            ]
+        for y in list_ticks(self.y_low, self.y_high):
             start, level = self.place(self.x_low, y)
             parts += [
                 f'<line x1="{start}" y1="{level}" x2="{_WIDTH - _RIGHT}" y2="{level}" stroke="{_FAINT}"/>',
-                f'<text x="{left}" y="{bottom + 18}" text-anchor="middle" font-size="11">{x:.3g}</text>',
-                f'<text x="{start - 6}" y="{level + 4}" text-anchor="end" font-size="11">{y:.3g}</text>',
+                f'<text x="{start - 6}" y="{level + 4}" text-anchor="end" font-size="11">{y:g}</text>',
             ]
         return parts
+
+
+def list_ticks(low: float, high: float) -> list[float]:
+    """Returns about six round numbers between ``low`` and ``high``: multiples of 1, 2 or 5 of a power of ten."""
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def _widen(values: Sequence[float]) -> tuple[float, float]:
@@ -103,11 +124,44 @@ def draw_front(points: Sequence[Point], *, title: str, x_label: str, y_label: st
                 f'<line x1="{low}" y1="{y}" x2="{high}" y2="{y}" stroke="{color}" stroke-opacity="0.45"/>'
             )
         parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>')
-        anchor, shift = ("end", -7) if x > _WIDTH - 180 else ("start", 7)
-        parts.append(
-            f'<text x="{x + shift}" y="{y - 6}" text-anchor="{anchor}" font-size="11">{escape(point.name)}</text>'
-        )
-    return _wrap(parts, title)
+    return _wrap([*parts, *_label([frame.place(one.x, one.y) for one in points], points)], title)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _label(places: Sequence[tuple[float, float]], points: Sequence[Point]) -> Iterator[str]:
+    """Names each point where it covers least of the points and of the names that were written before."""
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x, y), point in zip(places, points, strict=True):
+        boxes = _list_boxes(x, y, _CHAR_PIXELS * len(point.name))
+        left, top, right, bottom = min(boxes, key=lambda box: _measure_cover(box, taken))
+        taken.append((left, top, right, bottom))
+        yield f'<text x="{left:.1f}" y="{bottom - 2:.1f}" font-size="{_LABEL_PIXELS}">{escape(point.name)}</text>'
+
+
+def _list_boxes(x: float, y: float, width: float) -> list[Box]:
+    """Places for a name of that width around a point, the best first, farther ones last."""
+    high = _LABEL_PIXELS + 2
+    boxes = []
+    for far in (0, high, 2 * high, 3 * high):
+        for left in (x + 7, x - 7 - width, x - width / 2):
+            boxes += [(left, y - 6 - high - far, left + width, y - 6 - far)]
+            boxes += [(left, y + 6 + far, left + width, y + 6 + high + far)]
+    return boxes
+
+
+def _measure_cover(box: Box, taken: Sequence[Box]) -> float:
+    """Returns how much of ``taken`` a box covers, and of what lies outside of the frame, in square pixels."""
+    left, top, right, bottom = box
+    inside = _cut(box, (_LEFT, _TOP, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM))
+    return (right - left) * (bottom - top) - inside + sum(_cut(box, other) for other in taken)
+
+
+def _cut(one: Box, other: Box) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, across) * max(0.0, down)
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str) -> str:
@@ -117,8 +171,11 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, y_label: s
     parts = frame.draw(title, x_label, y_label)
     for number, curve in enumerate(curves):
         color = _COLORS[number % len(_COLORS)]
-        path = " ".join(f"{x},{y}" for x, y in (frame.place(*one) for one in curve.values))
+        places = [frame.place(*one) for one in curve.values]
+        path = " ".join(f"{x},{y}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
+        if len(places) <= _FEW_VALUES:
+            parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in places]
         parts.append(
             f'<text x="{_WIDTH - _RIGHT}" y="{_TOP + 14 * number}" text-anchor="end" fill="{color}" '
             f'font-size="11">{escape(curve.name)}</text>'

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conceptry.concepts import Concept
 from conceptry.evaluation.charts import Curve, draw_curves
-from conceptry.evaluation.pages import Figure, make_heading, make_note, make_page, make_pictures, make_table
+from conceptry.evaluation.pages import (
+    Figure,
+    make_facts,
+    make_heading,
+    make_note,
+    make_page,
+    make_pictures,
+    make_table,
+)
 from conceptry.evaluation.references import Pictures, as_images
 
 if TYPE_CHECKING:
@@ -17,14 +25,24 @@ if TYPE_CHECKING:
 _SHOWN_REFERENCES: Final = 6
 _ROLES: Final = (
     ("concept", "Pictures of the concept", "its word in the prompts of the protocol"),
+    ("base", "The base alone", "the superclass word in the same prompts, from the same noise"),
     (
         "plain",
         "Pictures without a background in the prompt",
         "how they differ, and which background comes by itself",
     ),
     ("superclass", "The superclass word while the concept is attached", "it should draw what the base draws"),
-    ("base", "The base alone", "the superclass word in the same prompts, from the same noise"),
 )
+_MEANINGS: Final = {
+    "identity": "likeness of its pictures with held-out pictures of the thing itself",
+    "prompt": "what its pictures show of what their prompts ask for",
+    "preservation": "how far the superclass word stays what it was",
+    "diversity": "how far pictures of one prompt differ",
+    "leakage": "how seldom a background of the training pictures comes by itself",
+    "identity_second": "likeness as a scorer without learned weights sees it",
+    "clip_i": "likeness of CLIP's image features",
+}
+_LEFT_OUT: Final = frozenset({"schema"})
 
 
 def make_concept_page(
@@ -49,7 +67,7 @@ def make_concept_page(
             *([make_note(manifest.title)] if manifest.title else []),
             *([f"<p>{_escape(manifest.description)}</p>"] if manifest.description else []),
             make_heading("What it is"),
-            make_table(("", ""), list(_list_facts(concept))),
+            make_facts(_list_facts(concept)),
             *_show_scores(examination),
             *_show_metrics(concept),
             *_show_training(record),
@@ -68,11 +86,12 @@ def _list_facts(concept: Concept) -> Iterator[tuple[str, str]]:
     manifest = concept.manifest
     yield "digest", str(concept.digest)
     yield "kinds", ", ".join(manifest.kinds)
-    yield "size", f"{manifest.size_bytes} bytes"
+    yield "size", f"{manifest.size_bytes:,} bytes"
     yield "license", manifest.license.spdx or manifest.license.name or "not said"
     yield "strength", f"{manifest.usage.strength} ({manifest.usage.min} to {manifest.usage.max})"
     for token in manifest.tokens:
-        yield "word", f"{token.placeholder} ({token.role}), a kind of {token.superclass or 'nothing said'}"
+        kind = f", a kind of {token.superclass}" if token.superclass else ""
+        yield "word", f"{token.placeholder} ({token.role}){kind}"
     for prompt in manifest.usage.prompts:
         yield "prompt", prompt
     for build in manifest.builds:
@@ -89,18 +108,14 @@ def _show_scores(examination: Examination | None) -> list[str]:
     rows = []
     for name, measure in scores.list_measures().items():
         document = measure.to_json()
-        rows.append(
-            (
-                name,
-                *(document[key] for key in ("score", "floor", "ceiling", "normalised")),
-                list(document["interval"]),
-            )
-        )
+        values = (document[key] for key in ("floor", "ceiling", "normalised"))
+        said = _MEANINGS.get(name, "")
+        rows.append((name, document["score"], list(document["interval"]), *values, said))
     head = make_heading(
         "What it does",
-        f"protocol {scores.protocol}, {scores.pictures} pictures; 0 is the floor, 1 the ceiling; intervals at 95 %",
+        f"protocol {scores.protocol}, {scores.pictures} pictures; normalised: 0 is the floor, 1 the ceiling",
     )
-    columns = ("measure", "score", "floor", "ceiling", "normalised", "interval")
+    columns = ("measure", "score", "95 %", "floor", "ceiling", "normalised", "what it says")
     return [head, make_table(columns, rows)]
 
 
@@ -118,7 +133,7 @@ def _show_metrics(concept: Concept) -> list[str]:
     ]
     if not rows:
         return []
-    columns = ("build", "metric", "value", "interval", "protocol")
+    columns = ("build", "metric", "value", "95 %", "protocol")
     return [make_heading("What its manifest carries"), make_table(columns, rows)]
 
 
@@ -126,12 +141,19 @@ def _show_training(record: Mapping[str, Any] | None) -> list[str]:
     if not record:
         return []
     curves = [Curve(name=name, values=tuple(values)) for name, values in find_curves(record).items()]
-    kept = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
-    facts = [(key.replace("_", " "), value) for key, value in kept.items()]
+    facts = [
+        (key.replace("_", " "), value)
+        for key, value in record.items()
+        if isinstance(value, int | float | str) and key not in _LEFT_OUT
+    ]
     parts = [make_heading("How it was trained")]
     if curves:
-        parts.append(draw_curves(curves, title="loss while training", x_label="step", y_label="loss"))
-    return [*parts, make_table(("", ""), facts)]
+        parts.append(
+            draw_curves(
+                curves, title=", ".join(curve.name for curve in curves), x_label="step", y_label="loss"
+            )
+        )
+    return [*parts, make_facts(facts)]
 
 
 def find_curves(record: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:

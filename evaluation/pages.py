@@ -19,19 +19,27 @@ from PIL import Image
 from conceptry.errors import StoreError
 
 _MAX_PIXELS: Final = 256
+_SHORT_CHARS: Final = 44
+_STRIP_QUALITY: Final = 82
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1e2026;background:#fff;max-width:1080px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}p.note{color:#5b606b;margin:.25rem 0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e3e5e9;vertical-align:top}
-td.number,th.number{text-align:right}div.wide{overflow-x:auto}tr.front td{background:#fff6f2}
-div.pictures{display:flex;flex-wrap:wrap;gap:.6rem}figure{margin:0;width:132px}
+body{font:15px/1.5 system-ui,sans-serif;color:#1e2026;background:#fff;max-width:1280px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:0 0 .25rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:2rem 0 .5rem}
+p{max-width:1080px}p.note{color:#5b606b;margin:.6rem 0 .3rem}h2+p.note{margin-top:0}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}div.wide,table.facts,svg{margin:.3rem 0 .9rem}
+th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #e3e5e9;vertical-align:top;white-space:nowrap}
+td.long{white-space:normal;min-width:18rem}td.number,th.number{text-align:right}
+div.wide{overflow-x:auto}div.wide th:first-child,div.wide td:first-child{position:sticky;left:0;background:#fff}
+table.facts th{font-weight:400;color:#5b606b}table.facts td{white-space:normal;overflow-wrap:anywhere}
+div.wide tr.front td{background:#fff6f2}
+div.pictures{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}figure{margin:0;width:132px}
 figure img{width:128px;height:auto;image-rendering:pixelated;border:1px solid #e3e5e9}
 figcaption{font-size:.75rem;color:#5b606b;overflow-wrap:anywhere}figure.strip{width:100%}
-figure.strip img{width:100%;max-width:960px}svg{max-width:640px;width:100%;height:auto}
-@media (prefers-color-scheme:dark){body{background:#16181d;color:#e6e8ec}th,td{border-color:#333841}
-p.note,figcaption{color:#a0a6b1}tr.front td{background:#2a211d}}
+figure.strip img{width:100%;max-width:960px}svg{max-width:720px;width:100%;height:auto;display:block}
+summary{cursor:pointer;color:#5b606b;margin:.4rem 0}
+@media (prefers-color-scheme:dark){body{background:#16181d;color:#e6e8ec}th,td,figure img{border-color:#333841}
+p.note,figcaption,summary,table.facts th{color:#a0a6b1}div.wide tr.front td{background:#2a211d}
+div.wide th:first-child,div.wide td:first-child{background:#16181d}}
 """
 
 
@@ -81,9 +89,7 @@ def make_table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], *, marked: Sequence[bool] | None = None
 ) -> str:
     """Returns a table; numbers stand at the right, rows that are marked are tinted, what is absent is a dash."""
-    numeric = [
-        all(isinstance(row[place], int | float | None) for row in rows) for place in range(len(columns))
-    ]
+    numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
     head = "".join(_cell("th", name, is_number=numeric[place]) for place, name in enumerate(columns))
     lines = []
     for number, row in enumerate(rows):
@@ -95,9 +101,31 @@ def make_table(
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, an interval of two, or absent."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(one, int | float) for one in value)
+    return isinstance(value, int | float | None)
+
+
 def _cell(tag: str, text: str, *, is_number: bool) -> str:
-    kind = ' class="number"' if is_number else ""
+    name = "number" if is_number else "long" if len(text) > _SHORT_CHARS else None
+    kind = "" if name is None else f' class="{name}"'
     return f"<{tag}{kind}>{escape(text)}</{tag}>"
+
+
+def make_facts(rows: Iterable[tuple[str, Any]]) -> str:
+    """Returns names and values as a table of two columns, whose values wrap where a window is narrow."""
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(format_value(value))}</td></tr>'
+        for name, value in rows
+    )
+    return f'<table class="facts"><tbody>{lines}</tbody></table>'
+
+
+def make_details(summary: str, body: str) -> str:
+    """Returns ``body``, which is HTML already, folded below a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def format_value(value: Any) -> str:
@@ -117,18 +145,26 @@ def make_pictures(figures: Iterable[Figure], *, strip: bool = False) -> str:
     """Returns pictures with their captions; ``strip`` gives each the whole width."""
     name = ' class="strip"' if strip else ""
     parts = [
-        f'<figure{name}><img alt="{escape(figure.caption, quote=True)}" src="{embed_picture(figure.picture)}">'
+        f'<figure{name}><img alt="{escape(figure.caption, quote=True)}" '
+        f'src="{embed_picture(figure.picture, exact=not strip)}">'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
         for figure in figures
     ]
     return f'<div class="pictures">{"".join(parts)}</div>'
 
 
-def embed_picture(picture: Image.Image) -> str:
-    """Returns a picture as a ``data:`` address; one above 256 pixels high is made smaller."""
+def embed_picture(picture: Image.Image, *, exact: bool = True) -> str:
+    """Returns a picture as a ``data:`` address: PNG, or WebP of a fifth of its size where it need not be ``exact``.
+
+    One above 256 pixels high is made smaller.
+    """
     small = picture.convert("RGB")
     if small.height > _MAX_PIXELS:
         small = small.resize((round(small.width * _MAX_PIXELS / small.height), _MAX_PIXELS))
     data = io.BytesIO()
-    small.save(data, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    if exact:
+        small.save(data, format="PNG", optimize=True)
+    else:
+        small.save(data, format="WEBP", quality=_STRIP_QUALITY)
+    kind = "png" if exact else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -11,7 +11,7 @@ from conceptry.evaluation.bench_results import BaseModelId, ResultFile, write_js
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
 from tests.evaluation.rows import make_row
-from tests.evaluation.strict_html import find_browser, open_in_browser, parse_strictly
+from tests.evaluation.strict_html import parse_strictly
 
 EVIL = "<img src=https://example.org/x.png onerror=alert(1)>"
 
@@ -61,15 +61,6 @@ def test_the_page_of_a_benchmark_is_whole(run: Run, results: Path) -> None:
     assert "| lora | attached | creature-20 + cup-20 | 0.50 | 0.50 1.00 |" in page
     (results / "multi" / "multi.json").write_text("{", encoding="utf-8")
     assert "no file of results" in run("report", "--benchmark", str(results), code=4).err
-
-
-@pytest.mark.skipif(find_browser() is None, reason="no chromium on this machine")
-def test_a_real_browser_opens_the_page_without_a_network(run: Run, results: Path, tmp_path: Path) -> None:
-    run("report", "--benchmark", str(results), "--out", "bench.html")
-    found = open_in_browser(str(find_browser()), Path("bench.html"), tmp_path / "profile")
-    assert "<h1>ToyBench: toybench-1</h1>" in found
-    assert "<svg" in found
-    assert found.count("<tr") == Path("bench.html").read_text(encoding="utf-8").count("<tr")
 
 
 def test_report_and_benchmark_say_what_they_lack(run: Run, tmp_path: Path) -> None:
