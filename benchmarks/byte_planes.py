@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from conceptry.bases import ComponentName
-from conceptry.formats.byte_planes import _order, write_planes
+from conceptry.formats.byte_planes import write_planes
 from conceptry.formats.full import FullContents
+from conceptry.formats.planes import order_values
 from conceptry.formats.tensors import RawTensor, read_tensors
 
 ELEMENTS = 2_000_000
@@ -40,8 +41,8 @@ def draw_tune(kept_steps: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, An
 def measure(base: dict[str, RawTensor], new: dict[str, RawTensor], folder: Path) -> dict[str, float]:
     """Returns the shares with every bit kept and rounded, the floor of the first and the error of the second."""
     contents = FullContents(component=ComponentName("unet"), tensors=new)
-    exact = write_planes(folder / "exact.safetensors", contents, base)
-    rounded = write_planes(folder / "rounded.safetensors", contents, base, step=LOSSY_STEP)
+    exact = write_planes(folder / "exact.safetensors", contents, base.get)
+    rounded = write_planes(folder / "rounded.safetensors", contents, base.get, step=LOSSY_STEP)
     old = np.concatenate([base[name].to_numpy().astype(np.float64).ravel() for name in new])
     tuned = np.concatenate([tensor.to_numpy().astype(np.float64).ravel() for tensor in new.values()])
     return {
@@ -58,7 +59,7 @@ def measure_floor(base: dict[str, RawTensor], new: dict[str, RawTensor]) -> floa
     """Returns the entropy of the change given the base's exponent, by the bits of a value; of fp16 alone."""
     if any(tensor.dtype != "F16" for tensor in new.values()):
         return float("nan")
-    change = np.concatenate([_order(new[name]) - _order(base[name]) for name in new])
+    change = np.concatenate([order_values(new[name]) - order_values(base[name]) for name in new])
     exponents = np.concatenate([np.frombuffer(base[name].data, "<u2") >> 10 & 31 for name in new])
     bits = 0.0
     for exponent in np.unique(exponents):

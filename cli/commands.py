@@ -41,6 +41,10 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     ),
     CommandRow("search", "browse:search", "Find concepts by words.", _KEEP),
     CommandRow("show", "show:show", "Show all that is known of one concept.", _KEEP),
+    CommandRow("pack", "pack:pack", "Make a smaller version of a full fine-tune.", _KEEP),
+    CommandRow(
+        "unpack", "pack:unpack", "Make a version of a packed fine-tune that holds its values again.", _KEEP
+    ),
     CommandRow("diff", "diff:diff", "Show what differs between two versions.", _KEEP),
     CommandRow("identify", "identify:identify", "Say what a file is, for which base, and why.", _KEEP),
     CommandRow("remove", "remove:remove", "Take a version out of the store.", _KEEP),

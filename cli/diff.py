@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from conceptry.cli.bases import choose_base
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import REFERENCE
+from conceptry.cli.options import REFERENCE, base_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import count_things
@@ -28,19 +29,20 @@ _SHOWN: Final = 20
 )
 @click.argument("first", type=REFERENCE, metavar="REF")
 @click.argument("second", type=REFERENCE, metavar="REF")
+@base_option
 @pass_session
-def diff(session: Session, /, first: Reference, second: Reference) -> None:
+def diff(session: Session, /, first: Reference, second: Reference, base: str | None) -> None:
     """Show what differs between two versions.
 
     Fields of the manifest, tensors that were added, removed or changed (norm of the difference over the norm of the
-    first, greatest first), and measured scores.
+    first, greatest first), and measured scores. The --base is read only for packed values that are not equal.
     """
     registry = session.registry
     before, after = registry.get(first), registry.get(second)
     with track(session.out, "comparing"):
         from conceptry.registry.diffs import compare_concepts
 
-        found = compare_concepts(before, after)
+        found = compare_concepts(before, after, lambda: choose_base(session, base, [before, after]).path)
     document = {
         "first": {"reference": before.label, "digest": str(before.digest)},
         "second": {"reference": after.label, "digest": str(after.digest)},

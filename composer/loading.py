@@ -23,6 +23,7 @@ _PIPELINES: Final[Mapping[str, str]] = {
     "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
 }
+_ORIGIN: Final = "_conceptry_origin"
 _LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
 
 # A single-file checkpoint holds weights only: a tensor that tells its family, and whose configuration goes with it.
@@ -62,7 +63,21 @@ def load_pipeline(
         _open_file(location.path, dtype) if location.kind == "file" else _open_folder(location.path, dtype)
     )
     opened.set_progress_bar_config(disable=True)
+    opened.__dict__[_ORIGIN] = location.path
     return opened.to(device)
+
+
+def find_origin(pipeline: Any, component: Any) -> Path | None:
+    """Returns the folder or file that a pipeline was opened from; None where it does not say, or it is gone."""
+    noted = pipeline.__dict__.get(_ORIGIN)
+    if isinstance(noted, Path):
+        return noted if noted.exists() else None
+    config: Any = getattr(component, "config", {})
+    said = (
+        config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
+    )
+    folder = Path(said) if isinstance(said, str) and said else None
+    return folder.parent if folder is not None and folder.is_dir() else None
 
 
 def _open_folder(folder: Path, dtype: torch.dtype) -> Any:

@@ -16,13 +16,15 @@ from conceptry.composer.low_rank import LowRank
 from conceptry.composer.low_rank_modules import needs_base, to_low_rank
 from conceptry.composer.plan import Plan, PlannedMember
 from conceptry.composer.tensors import from_torch, to_torch
+from conceptry.composer.unpacking import wrap_tensors
 from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.deltas import dense_bias_delta, dense_delta
 from conceptry.formats.embedding import read_embedding
-from conceptry.formats.full import read_full
+from conceptry.formats.full_files import read_values
 from conceptry.formats.lora import read_lora
 from conceptry.formats.lora_modules import LoraModule
+from conceptry.formats.planes import FindTensor
 from conceptry.formats.tensors import RawTensor
 from conceptry.manifest import Part
 from conceptry.names import Placeholder
@@ -207,8 +209,13 @@ def _read_rows(found: MergeInputs, member: PlannedMember, part: Part) -> _Module
 
 def _read_differences(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
     """Returns new weights as whole differences from the base's."""
+
+    def find_bases(component: ComponentName) -> Iterator[FindTensor]:
+        if (weights := found.weights) is not None:
+            yield wrap_tensors(lambda tensor: weights(f"{component}.{tensor}"))
+
     for path in _iter_files(member, part):
-        contents = read_full(path)
+        contents = read_values(path, part.method, find_bases)
         for tensor, raw in contents.tensors.items():
             name = f"{contents.component}.{tensor}"
             own = None if found.weights is None else found.weights(name)

@@ -34,11 +34,12 @@ from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
 from conceptry.composer.report import Applied
 from conceptry.composer.tensors import to_torch
 from conceptry.composer.tokens import TokenPatch, TokenRows
+from conceptry.composer.unpacking import iter_bases
 from conceptry.concepts import Concept
 from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.embedding import read_embedding
-from conceptry.formats.full import read_full
+from conceptry.formats.full_files import read_values
 from conceptry.formats.lora import LoraModule, read_lora
 from conceptry.formats.rank_one import read_rank_one
 from conceptry.manifest import Part, RankOneMethod
@@ -288,7 +289,7 @@ def _gather_pack(found: Gathered, pack: Pack, parts: Mapping[ComponentName, nn.M
 def _gather_full(found: Gathered, part: Part, pipeline: Pipeline) -> None:
     parts = list_components(pipeline)
     for path in _iter_files(found, part):
-        contents = read_full(path)
+        contents = read_values(path, part.method, partial(iter_bases, pipeline))
         root = parts.get(contents.component)
         for name, raw in contents.tensors.items():
             target = find_tensor(root, name) if root is not None else None

@@ -38,6 +38,7 @@ from conceptry.methods import (
     Gate,
     LoraMethod,
     Method,
+    Packing,
     RankOneMethod,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "Model",
     "NameText",
     "Number",
+    "Packing",
     "Part",
     "Permission",
     "Permissions",

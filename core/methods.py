@@ -10,6 +10,7 @@ from conceptry.fields import DigestText, Model, Number, Positive, ShortText
 from conceptry.kinds import AlgorithmId, ScaleRule
 
 MAX_RANKS: Final = 1024
+MAX_BASE_FILES: Final = 64
 
 
 class EmbeddingMethod(Model):
@@ -82,6 +83,36 @@ class LoraMethod(Model):
         return self
 
 
+Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Packing(Model):
+    """How a component's file of byte planes becomes values again: of which base, to what, and how exactly."""
+
+    component: ShortText
+    base_files: Annotated[tuple[DigestText, ...], Field(min_length=1, max_length=MAX_BASE_FILES)]
+    """The base's own weights of this component, in the order of their names."""
+
+    base_tensors: DigestText
+    """The tensors of the base that are needed, in the precision of the values."""
+
+    tensors: DigestText
+    """What comes out: ``tensor_sha256`` of the plain file that holds the same values."""
+
+    lossless: bool = True
+    relative_error: Error = 0.0
+    """Root mean square of what rounding changed, by that of the difference to the base."""
+
+    greatest_error: Error = 0.0
+    """The greatest change of any value."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Packing:
+        if self.lossless and (self.relative_error or self.greatest_error):
+            raise ValueError("what is lossless has no error")
+        return self
+
+
 class FullMethod(Model):
     """New values of the tensors that differ from the base, one file a component."""
 
@@ -89,6 +120,21 @@ class FullMethod(Model):
     components: tuple[ShortText, ...]
     changed_tensors: Positive
     total_tensors: Positive
+    packing: Annotated[tuple[Packing, ...], Field(min_length=1)] | None = None
+    """One for each component whose file holds byte planes; None where all files hold the values themselves."""
+
+    @model_validator(mode="after")
+    def _name_components(self) -> FullMethod:
+        packed = [one.component for one in self.packing or ()]
+        if len(set(packed)) != len(packed) or not set(packed) <= set(self.components):
+            raise ValueError(
+                f"packing names {', '.join(packed)}, the components are {', '.join(self.components)}"
+            )
+        return self
+
+    def find_packing(self, component: str) -> Packing | None:
+        """Returns how the file of ``component`` is packed; None where it is plain."""
+        return next((one for one in self.packing or () if one.component == component), None)
 
 
 Method = Annotated[EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod, Field(discriminator="kind")]

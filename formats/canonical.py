@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from conceptry.bases import FamilyId
+from conceptry.errors import UsageError
+from conceptry.formats.byte_planes import KIND, open_planes
 from conceptry.formats.checks import KIND_KEY
 from conceptry.formats.contract import Contents, Detection, Format, Reading, ReadRequest
 from conceptry.formats.embedding import read_embedding
 from conceptry.formats.families import judge_claims
 from conceptry.formats.full import read_full
+from conceptry.formats.full_files import open_component
 from conceptry.formats.header import Header
 from conceptry.formats.lora import read_lora
 from conceptry.formats.rank_one import read_rank_one
@@ -28,8 +31,8 @@ _READERS: Final[tuple[tuple[KindId, Callable[[Path], Contents]], ...]] = (
 
 
 def list_canonical_formats() -> tuple[Format, ...]:
-    """Returns one row for each kind."""
-    return tuple(
+    """Returns one row for each kind, and one for packed values."""
+    rows = tuple(
         Format(
             id=f"canonical_{kind}",
             kind=kind,
@@ -40,9 +43,18 @@ def list_canonical_formats() -> tuple[Format, ...]:
         )
         for kind, read in _READERS
     )
+    packed = Format(
+        id=f"canonical_{KIND}",
+        kind="full",
+        title=f"{KIND_BY_ID['full'].title}, packed as its difference to a base",
+        detect=partial(_detect, kind=KIND),
+        read=_read_packed,
+        stored_kind="full",
+    )
+    return (*rows, packed)
 
 
-def _detect(header: Header, *, kind: KindId) -> Detection | None:
+def _detect(header: Header, *, kind: str) -> Detection | None:
     if header.metadata.get(KIND_KEY) != kind:
         return None
     claimed = judge_claims(header.metadata, None, 0.0)
@@ -58,3 +70,14 @@ def _detect(header: Header, *, kind: KindId) -> Detection | None:
 
 def _read(request: ReadRequest, *, read: Callable[[Path], Contents]) -> Reading:
     return Reading(contents=(read(request.path),))
+
+
+def _read_packed(request: ReadRequest) -> Reading:
+    if request.base is None:
+        raise UsageError(
+            f"{request.name!r} is packed as its difference to a base",
+            hint="add --base PATH, the folder or the checkpoint that it was packed with",
+        )
+    planes = open_planes(request.path)
+    used = planes.check_base(open_component(request.base, request.family, planes.component))
+    return Reading(contents=(planes.restore(used),))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from conceptry.bases import FamilyId
 from conceptry.concepts import Concept
+from conceptry.digests import Digest
+from conceptry.errors import UsageError
+from conceptry.formats.byte_planes import is_packed, open_planes
+from conceptry.formats.full_files import unpack_values
 from conceptry.formats.header import read_header
 from conceptry.formats.packages import SAFETENSORS_TYPE
 from conceptry.formats.tensors import FLOAT_DTYPES, RawTensor, read_tensors
-from conceptry.manifest import File, Manifest
+from conceptry.manifest import File, Manifest, Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,13 +82,22 @@ class Difference:
         return not (self.fields or tensors or self.files or self.metrics)
 
 
-def compare_concepts(first: Concept, second: Concept) -> Difference:
+def compare_concepts(
+    first: Concept, second: Concept, find_base: Callable[[], Path | None] = lambda: None
+) -> Difference:
     """Returns what differs from the first to the second.
+
+    Args:
+        first: a version.
+        second: another one.
+        find_base: is asked where the base's weights lie, if values are packed as differences to them and are not equal.
 
     Raises:
         InvalidFileError: if a stored file is malformed.
+        UsageError: if the base is needed and is not there.
+        IncompatibleError: if it is another one than the values were packed with.
     """
-    before, after = _list_files(first.manifest), _list_files(second.manifest)
+    before, after = _list_files(first), _list_files(second)
     added: list[str] = []
     removed: list[str] = []
     changed: list[TensorChange] = []
@@ -91,19 +105,23 @@ def compare_concepts(first: Concept, second: Concept) -> Difference:
     equal = 0
     for place in sorted({*before, *after}):
         one, two = before.get(place), after.get(place)
-        if any(file is not None and file.media_type != SAFETENSORS_TYPE for file in (one, two)):
+        if any(stored is not None and stored.file.media_type != SAFETENSORS_TYPE for stored in (one, two)):
             others += _compare_bytes(place, one, two)
             continue
-        names_one, names_two = _list_tensors(first, one), _list_tensors(second, two)
-        removed += [f"{place}: {name}" for name in sorted(names_one.keys() - names_two.keys())]
-        added += [f"{place}: {name}" for name in sorted(names_two.keys() - names_one.keys())]
-        common = sorted(names_one.keys() & names_two.keys())
+        values_one, values_two = _describe_values(one), _describe_values(two)
+        removed += [f"{place}: {name}" for name in sorted(values_one.names - values_two.names)]
+        added += [f"{place}: {name}" for name in sorted(values_two.names - values_one.names)]
+        common = sorted(values_one.names & values_two.names)
         if one is None or two is None:
             continue
-        if one.sha256 == two.sha256:
+        if one.file.sha256 == two.file.sha256 or values_one.are(values_two):
             equal += len(common)
             continue
-        rows = list(_compare_tensors(place, first.locate(one), second.locate(two), common))
+        pair = (
+            _read_values(one, values_one, find_base, common),
+            _read_values(two, values_two, find_base, common),
+        )
+        rows = list(_compare_tensors(place, *pair))
         changed += rows
         equal += len(common) - len(rows)
     return Difference(
@@ -149,10 +167,11 @@ def _iter_values(tensor: RawTensor) -> Iterator[np.ndarray[Any, Any]]:
         yield RawTensor(tensor.dtype, (len(rest) // width,), rest).to_numpy()
 
 
-def _compare_tensors(place: str, one: Path, two: Path, names: list[str]) -> Iterator[TensorChange]:
-    first, second = read_tensors(one, names), read_tensors(two, names)
-    for name in names:
-        before, after = first[name], second[name]
+def _compare_tensors(
+    place: str, first: Mapping[str, RawTensor], second: Mapping[str, RawTensor]
+) -> Iterator[TensorChange]:
+    for name, before in sorted(first.items()):
+        after = second[name]
         same_form = (before.dtype, before.shape) == (after.dtype, after.shape)
         if same_form and _have_same_bytes(before, after):
             continue
@@ -174,21 +193,68 @@ def _by_size_of_change(row: TensorChange) -> tuple[float, str, str]:
     return -change, row.file, row.tensor
 
 
-def _list_files(manifest: Manifest) -> dict[str, File]:
+# --- what is stored ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A file of a version."""
+
+    path: Path
+    file: File
+    part: Part
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """The tensors of a file by name; of a packed one, those that come out of it."""
+
+    names: frozenset[str]
+    packed: bool = False
+    digest: Digest | None = None
+
+    def are(self, other: _Values) -> bool:
+        """Returns whether both are known to be the same values, of which one is stored as something else."""
+        return (self.packed or other.packed) and self.digest is not None and self.digest == other.digest
+
+
+def _list_files(concept: Concept) -> dict[str, _Stored]:
     return {
-        f"{build.id}/{file.path}": file
-        for build in manifest.builds
+        f"{build.id}/{file.path}": _Stored(concept.locate(file), file, part, build.base.family)
+        for build in concept.manifest.builds
         for part in build.parts
         for file in part.files
     }
 
 
-def _list_tensors(concept: Concept, file: File | None) -> Mapping[str, Any]:
-    return {} if file is None else read_header(concept.locate(file)).tensors
+def _describe_values(stored: _Stored | None) -> _Values:
+    if stored is None:
+        return _Values(frozenset())
+    header = read_header(stored.path)
+    if is_packed(header.metadata):
+        planes = open_planes(stored.path)
+        return _Values(frozenset(planes.rows), packed=True, digest=planes.tensors)
+    return _Values(frozenset(header.tensors), digest=stored.file.tensor_sha256)
 
 
-def _compare_bytes(place: str, one: File | None, two: File | None) -> list[FieldChange]:
-    before, after = (None if file is None else str(file.sha256) for file in (one, two))
+def _read_values(
+    stored: _Stored, values: _Values, find_base: Callable[[], Path | None], names: list[str]
+) -> Mapping[str, RawTensor]:
+    if not values.packed:
+        return read_tensors(stored.path, names)
+    base = find_base()
+    if base is None:
+        raise UsageError(
+            f"{stored.file.path!r} holds its values as a difference to a base that is not here",
+            hint="add --base with the folder or the checkpoint that it was packed with",
+        )
+    contents = unpack_values(stored.path, stored.part.method, base, FamilyId(stored.family))
+    return {name: contents.tensors[name] for name in names}
+
+
+def _compare_bytes(place: str, one: _Stored | None, two: _Stored | None) -> list[FieldChange]:
+    before, after = (None if stored is None else str(stored.file.sha256) for stored in (one, two))
     return [] if before == after else [FieldChange(place, before, after)]
 
 

@@ -22,6 +22,7 @@ from conceptry.errors import (
     UsageError,
     suggest_nearest,
 )
+from conceptry.manifest import FullMethod
 from conceptry.registry.copies import copy_file, link_file
 from conceptry.registry.files import (
     digest_file,
@@ -226,6 +227,11 @@ def _plan(concept: Concept, program: Program, settings: ViewSettings, layout: Vi
             raise UsageError(
                 f"{program.id} reads no {part.kind} such as {concept.label}",
                 hint=f"it reads {', '.join(program.folders)}; concepts push shares {concept.label} as it is",
+            )
+        if isinstance(part.method, FullMethod) and part.method.packing:
+            raise UsageError(
+                f"{concept.label} is packed as its difference to a base, which {program.id} does not read",
+                hint=f"concepts unpack {concept.label}",
             )
         folder = layout.concept_folder(program.folders[part.kind], concept.manifest.name)
         for file in part.files:

@@ -36,8 +36,8 @@ def make_tune(dtype: str, *, change: float = 2e-4) -> tuple[dict[str, RawTensor]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_comes_back(tmp_path: Path, dtype: str) -> None:
     base, tune = make_tune(dtype)
-    packed = write_planes(tmp_path / "unet.safetensors", tune, base)
-    assert read_planes(tmp_path / "unet.safetensors", base) == tune
+    packed = write_planes(tmp_path / "unet.safetensors", tune, base.get)
+    assert read_planes(tmp_path / "unet.safetensors", base.get) == tune
     assert packed.relative_error == packed.greatest_error == 0
     assert packed.share < 0.9
 
@@ -48,13 +48,13 @@ def test_values_of_every_bit_pattern_come_back(tmp_path: Path) -> None:
     tune = FullContents(
         component=UNET, tensors={"w": RawTensor("F16", (len(finite),), finite[::-1].tobytes())}
     )
-    write_planes(tmp_path / "unet.safetensors", tune, base)
-    assert read_planes(tmp_path / "unet.safetensors", base) == tune
+    write_planes(tmp_path / "unet.safetensors", tune, base.get)
+    assert read_planes(tmp_path / "unet.safetensors", base.get) == tune
 
 
 def test_file_is_an_ordinary_one_and_the_same_each_time(tmp_path: Path) -> None:
     base, tune = make_tune("F16")
-    first, second = (write_planes(tmp_path / name, tune, base, {"note": "x"}) for name in ("a", "b"))
+    first, second = (write_planes(tmp_path / name, tune, base.get, {"note": "x"}) for name in ("a", "b"))
     assert first == second
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert {tensor.dtype for tensor in read_tensors(tmp_path / "a").values()} == {"U8"}
@@ -64,8 +64,8 @@ def test_file_is_an_ordinary_one_and_the_same_each_time(tmp_path: Path) -> None:
 
 def test_rounding_states_its_error_and_is_the_same_each_time(tmp_path: Path) -> None:
     base, tune = make_tune("F16")
-    packed = write_planes(tmp_path / "unet.safetensors", tune, base, step=1.0)
-    found = read_planes(tmp_path / "unet.safetensors", base)
+    packed = write_planes(tmp_path / "unet.safetensors", tune, base.get, step=1.0)
+    found = read_planes(tmp_path / "unet.safetensors", base.get)
     squares = of_squares = greatest = 0.0
     for name, tensor in found.tensors.items():
         old, new = (one[name].to_numpy().astype(np.float64) for one in (base, tune.tensors))
@@ -82,7 +82,7 @@ def test_rounding_states_its_error_and_is_the_same_each_time(tmp_path: Path) -> 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
     base, tune = make_tune("F16")
-    write_planes(tmp_path / "unet.safetensors", tune, base)
+    write_planes(tmp_path / "unet.safetensors", tune, base.get)
     other = bytearray(base["up.weight"].data)
     other[100] ^= 1
     for wrong, said in (
@@ -91,7 +91,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         ({**base, "up.weight": base["up.weight"].reshape((160, 640))}, r"the base has F16 \[160, 640\]"),
     ):
         with pytest.raises(IncompatibleError, match=said):
-            read_planes(tmp_path / "unet.safetensors", wrong)
+            read_planes(tmp_path / "unet.safetensors", wrong.get)
 
 
 def damage(path: Path, *, planes: dict[str, RawTensor] | None = None, **document: Any) -> None:
@@ -116,15 +116,15 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
         ({"rows": {"up.bias": ["F16"]}}, InvalidFileError, "does not say what its planes are"),
         ({"rows": {"up.bias": ["I64", [320], None]}}, IncompatibleError, "has no planes"),
     ):
-        write_planes(path, tune, base)
+        write_planes(path, tune, base.get)
         damage(path, **more)
         with pytest.raises(error, match=said):
-            read_planes(path, base)
+            read_planes(path, base.get)
 
 
 def read_first(base: dict[str, RawTensor], tune: FullContents, folder: Path) -> RawTensor:
     """Return the plane of a larger tensor."""
-    write_planes(folder / "other.safetensors", tune, base)
+    write_planes(folder / "other.safetensors", tune, base.get)
     return read_tensors(folder / "other.safetensors")["up.weight#0"]
 
 
@@ -132,5 +132,5 @@ def test_step_that_is_none_is_refused(tmp_path: Path) -> None:
     base, tune = make_tune("F16")
     for step in (0.0, -1.0, float("nan"), 1e9):
         with pytest.raises(InvalidFileError, match="is not between"):
-            write_planes(tmp_path / "unet.safetensors", tune, base, step=step)
+            write_planes(tmp_path / "unet.safetensors", tune, base.get, step=step)
     assert list(tmp_path.iterdir()) == []
