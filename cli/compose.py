@@ -1,4 +1,4 @@
-"""``concepts compose``: a composition as a file that can be shared and run again."""
+"""``concepts compose``: a composition as a file that can be shared and run again, or as weights for other programs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conceptry.cli.check import describe, find_identity, plan_composition, to_json
+from conceptry.cli.compose_export import (
+    COMPOSED_TARGETS,
+    ExportBase,
+    describe_export,
+    export_composition,
+    export_to_json,
+    read_request,
+)
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, base_option
 from conceptry.cli.session import Session, pass_session
-from conceptry.errors import ConflictError, UsageError
+from conceptry.errors import ConflictError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from conceptry.composer.plan import Plan
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
         "concepts compose me/imp me/look*0.7 --out composition.toml",
         "concepts compose me/imp me/other --rename 'me/other:<imp>=<devil>' --out two.toml",
         "concepts compose --file composition.toml",
+        "concepts compose me/imp me/look*0.7 --export both.safetensors --for kohya",
+        "concepts compose --file composition.toml --export pipeline-with-both --for pipeline",
     ),
 )
 @click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
@@ -35,31 +45,58 @@ if TYPE_CHECKING:
 @click.option("--rename", type=RENAME, multiple=True, help="Another word for a concept: NS/NAME:OLD=NEW.")
 @base_option
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write.  [default: composition.toml]")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace a file that is there; what --export wrote never is.")
+@click.option(
+    "--export",
+    "export_path",
+    type=PATH,
+    metavar="PATH",
+    help="Write weights instead: an adapter if it ends in .safetensors, else a folder.",
+)
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(COMPOSED_TARGETS),
+    help="Who reads --export; pipeline is a whole diffusers folder.  [default: diffusers, pipeline where need be]",
+)
+@click.option("--lossy", is_flag=True, help="Take an approximation where --for has no exact form.")
 @pass_session
 def compose(
     session: Session, /, members: tuple[Member, ...], *, file: Path | None, base: str | None, **given: Any
 ) -> None:
-    """Write or check a composition file.
+    """Write or check a composition file, or write the composition as weights.
 
     References become exact versions, so that the file means the same later, and concepts gc keeps them. It is
-    written only if the concepts fit the base and one another; concepts generate --composition takes it.
+    written only if the concepts fit the base and one another; concepts generate --composition takes it. With --export
+    the concepts are added up at their strengths into files that other programs read; what weights cannot hold, such as
+    gates, is refused, and the composition file is written only if --out names it.
     """
-    document = _pin(session, read_document(rename_members(members, given["rename"]), file), base)
-    composition = fetch_composition(session, document)
-    plan, overlaps = plan_composition(composition, find_identity(session, document.base, composition))
-    path = file or given["out"] or Path("composition.toml")
-    if file is None:
-        _write(path, document, force=given["force"])
-    elif given["out"] is not None:
+    if file is not None and given["out"] is not None:
         raise UsageError("--file checks a file, --out writes one", hint="name one of them")
-    _keep(session, path, plan)
-    session.out.emit(
-        {"path": str(path), **to_json(plan, overlaps)}, describe(plan, overlaps), quiet=[str(path)]
-    )
+    request = read_request(given["export_path"], given["target"], lossy=given["lossy"])
+    path = file or given["out"] or (Path("composition.toml") if request is None else None)
+    document = _pin(session, read_document(rename_members(members, given["rename"]), file), base)
+    if file is None and path is not None:
+        _refuse_overwriting(path, force=given["force"])
+    composition = fetch_composition(session, document)
+    opened = None if request is None else ExportBase(session, document.base, composition)
+    identity = find_identity(session, document.base, composition) if opened is None else opened.identity
+    plan, overlaps = plan_composition(composition, identity)
+    said = {"path": None if path is None else str(path), **to_json(plan, overlaps), "export": None}
+    lines = list(describe(plan, overlaps))
+    if request is not None and opened is not None:
+        prepared, files = export_composition(session, composition, opened.base, request)
+        said["export"] = export_to_json(prepared, files)
+        lines += describe_export(request, prepared, files)
+    if path is not None:
+        if file is None:
+            _write(path, document)
+        _keep(session, path, plan)
+    session.out.emit(said, lines, quiet=[str(one) for one in (path, given["export_path"]) if one is not None])
     for warning in plan.warnings:
         session.out.warn(warning)
-    session.out.note(f"{'written' if file is None else 'checked'}: {path}")
+    if path is not None:
+        session.out.note(f"{'written' if file is None else 'checked'}: {path}")
 
 
 def _keep(session: Session, path: Path, plan: Plan) -> None:
@@ -78,14 +115,19 @@ def _pin(session: Session, document: CompositionDocument, base: str | None) -> C
     return document.model_copy(update={"concepts": tuple(members), "base": base or document.base})
 
 
-def _write(path: Path, document: CompositionDocument, *, force: bool) -> None:
-    from conceptry.composition import format_composition
-
+def _refuse_overwriting(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise ConflictError(f"{str(path)!r} exists already", hint="add --force, or another --out")
+
+
+def _write(path: Path, document: CompositionDocument) -> None:
+    from conceptry.composition import format_composition
+
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         partial.write_text(format_composition(document), encoding="utf-8")
         os.replace(partial, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,6 +14,7 @@ from conceptry.cli.text import format_bytes
 from conceptry.names import Reference
 
 if TYPE_CHECKING:
+    from conceptry.formats.export_contract import Loss
     from conceptry.formats.export_files import Exported
     from conceptry.formats.exporting import ExportPlan
 
@@ -64,7 +65,7 @@ def export(
     plan = plan_export(session.registry.get(reference), settings)
     for warning in plan.warnings:
         session.out.warn(warning)
-    for line in _describe_losses(plan):
+    for line in describe_losses(plan.losses):
         session.out.warn(line)
     if dry_run:
         refuse_overwriting(plan)
@@ -74,19 +75,28 @@ def export(
         return
     written = write_export(plan)
     session.out.emit(
-        _to_json(plan, [_file_to_json(one) for one in written], written=True),
+        _to_json(plan, [file_to_json(one) for one in written], written=True),
         [f"wrote {one.path} ({format_bytes(one.size_bytes)})" for one in written],
         quiet=[str(one.path) for one in written],
     )
 
 
-def _describe_losses(plan: ExportPlan) -> Iterator[str]:
-    if plan.losses:
-        yield f"{len(plan.losses)} modules are approximated, worst first (error of the delta, relative):"
-        yield from (f"{loss.relative_error:8.3%}  {loss.module}: {loss.why}" for loss in plan.losses)
+def describe_losses(losses: Sequence[Loss]) -> Iterator[str]:
+    """Returns what ``--lossy`` accepted, in lines for people; none where nothing is lost."""
+    if losses:
+        yield f"{len(losses)} modules are approximated, worst first (error of the delta, relative):"
+        yield from (f"{loss.relative_error:8.3%}  {loss.module}: {loss.why}" for loss in losses)
 
 
-def _file_to_json(one: Exported) -> dict[str, Any]:
+def losses_to_json(losses: Sequence[Loss]) -> list[dict[str, Any]]:
+    """Returns the rows of ``losses`` in what ``--json`` prints."""
+    return [
+        {"module": loss.module, "relative_error": loss.relative_error, "why": loss.why} for loss in losses
+    ]
+
+
+def file_to_json(one: Exported) -> dict[str, Any]:
+    """Returns the row of a written file in what ``--json`` prints."""
     return {"path": str(one.path), "size_bytes": one.size_bytes, "sha256": str(one.sha256)}
 
 
@@ -98,8 +108,5 @@ def _to_json(plan: ExportPlan, files: list[dict[str, Any]], *, written: bool) ->
         "files": files,
         "written": written,
         "warnings": list(plan.warnings),
-        "losses": [
-            {"module": loss.module, "relative_error": loss.relative_error, "why": loss.why}
-            for loss in plan.losses
-        ],
+        "losses": losses_to_json(plan.losses),
     }

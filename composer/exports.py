@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import Tensor
-
-from conceptry.bases import BaseIdentity, ComponentName, Fit
+from conceptry.bases import BaseIdentity, Fit
 from conceptry.composer.compositions import Composition
+from conceptry.composer.export_adapters import IN_ADAPTERS, plan_files
 from conceptry.composer.export_folders import export_folder
-from conceptry.composer.export_sums import Share, sum_modules
 from conceptry.composer.fingerprints import identify_pipeline
-from conceptry.composer.parts import find_anchor
-from conceptry.composer.pipelines import (
-    Pipeline,
-    find_tensor,
-    list_components,
-    list_text_encoders,
-)
-from conceptry.composer.plan import Plan, PlannedMember, make_plan
-from conceptry.composer.standins import read_original
-from conceptry.composer.tensors import from_torch, to_torch
-from conceptry.composer.tokens import blend_rows
+from conceptry.composer.merging import check_licenses
+from conceptry.composer.pipelines import Pipeline
+from conceptry.composer.plan import Plan, make_plan
 from conceptry.errors import IncompatibleError, UsageError
-from conceptry.formats.embedding import EmbeddingContents, read_embedding
-from conceptry.formats.export_contract import Writer, WriteRequest, Written
+from conceptry.formats.export_contract import Loss
 from conceptry.formats.export_files import Exported, write_export
-from conceptry.formats.exporting import SUFFIX, ExportPlan, write_for
-from conceptry.formats.lora import LoraContents, read_lora
-from conceptry.formats.modelspec import make_metadata
-from conceptry.formats.sidecars import Sidecar
-from conceptry.formats.tensors import RawTensor
+from conceptry.formats.exporting import SUFFIX
 from conceptry.formats.writers import find_writer
-from conceptry.kinds import KindId
-from conceptry.names import Placeholder
 
 FOLDER: Final = "pipeline"
 """The target that is no program: a whole diffusers folder with everything inside its weights."""
-
-COMPOSITION_KEY: Final = "conceptry.composition"
-_IN_ADAPTERS: Final = frozenset({"lora", "embedding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +39,30 @@ class Destination:
     lossy: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedBase:
+    """A base whose identity is known, and which is opened only where one of its weights is needed."""
+
+    identity: BaseIdentity
+    open: Callable[[], Pipeline]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedExport:
+    """A composition that can be written: checked, added up, and not yet on the disk."""
+
+    target: str
+    write: Callable[[], tuple[Exported, ...]]
+    """Returns the files once they are there. Raises ConflictError, StoreError, and as ``fuse`` for a whole folder."""
+
+    warnings: tuple[str, ...] = ()
+    losses: tuple[Loss, ...] = field(default=())
+    """What ``lossy`` accepted, worst first."""
+
+
 def export(
     composition: Composition,
-    base: Pipeline | BaseIdentity,
+    base: Pipeline | BaseIdentity | ClosedBase,
     destination: Destination | Path,
     *,
     fit: Fit | None = None,
@@ -81,167 +80,103 @@ def export(
 
     Raises:
         UsageError: if the destination does not go with the composition.
-        IncompatibleError: for what no weight holds, such as gates, or what the program cannot read.
+        IncompatibleError: for what no weight holds, such as gates and schedules, what the program cannot read, or what
+            a licence forbids.
         ConflictError: if a file exists already and ``force`` is not set.
         StoreError: if the disk is full.
     """
+    return prepare_export(composition, base, destination, fit=fit).write()
+
+
+def prepare_export(
+    composition: Composition,
+    base: Pipeline | BaseIdentity | ClosedBase,
+    destination: Destination | Path,
+    *,
+    fit: Fit | None = None,
+) -> PreparedExport:
+    """Returns what ``export`` writes, with its warnings; nothing is on the disk yet. Raises as ``export``."""
     place = Destination(path=destination) if isinstance(destination, Path) else destination
-    pipeline = None if isinstance(base, BaseIdentity) else base
-    plan = make_plan(composition, base if pipeline is None else identify_pipeline(pipeline), fit)
+    opener = _Opener(composition, base, fit)
+    plan = make_plan(composition, opener.identity, fit)
+    check_licenses(plan)
+    _refuse_steering(composition)
     kinds = {kind for member in plan.members for kind in member.build.kinds}
-    target = place.target or ("diffusers" if kinds <= _IN_ADAPTERS else FOLDER)
+    target = place.target or ("diffusers" if kinds <= IN_ADAPTERS else FOLDER)
     if target != FOLDER:
-        return write_export(_plan_files(plan, pipeline, place, find_writer(target)))
+        files = plan_files(
+            plan, opener.open, place.path, find_writer(target), force=place.force, lossy=place.lossy
+        )
+        return PreparedExport(
+            target=target,
+            write=lambda: write_export(files),
+            warnings=files.warnings,
+            losses=tuple(sorted(files.losses, key=lambda loss: -loss.relative_error)),
+        )
+    _refuse_gates(plan)
+    if place.path.suffix.lower() == SUFFIX:
+        raise UsageError(
+            f"a {' and a '.join(sorted(kinds - IN_ADAPTERS) or sorted(kinds))} part goes into a whole diffusers "
+            f"folder, not into the file {place.path.name!r}",
+            hint=f"name a folder: {place.path.with_suffix('')}",
+        )
+    pipeline = opener.open()
     if pipeline is None:
         raise UsageError(
             "a whole folder holds the base's weights, and only its identity is given", hint="open the base"
         )
-    if place.path.suffix.lower() == SUFFIX:
-        raise UsageError(
-            f"a {' and a '.join(sorted(kinds - _IN_ADAPTERS) or sorted(kinds))} part goes into a whole diffusers "
-            f"folder, not into the file {place.path.name!r}",
-            hint=f"name a folder: {place.path.with_suffix('')}",
-        )
-    return export_folder(composition, pipeline, place.path, fit=fit, force=place.force)
-
-
-# --- adapters ------------------------------------------------------------------------------------------------------
-
-
-def _plan_files(plan: Plan, pipeline: Pipeline | None, place: Destination, writer: Writer) -> ExportPlan:
-    is_file = place.path.suffix.lower() == SUFFIX
-    if is_file and writer.folder:
-        raise UsageError(
-            f"{writer.id} reads a folder, not {place.path.name!r}", hint=f"name {place.path.with_suffix('')}"
-        )
-    label = " + ".join(member.concept.label for member in plan.members)
-    written = [
-        _write(plan, kind, contents, writer, place) for kind, contents in _gather_contents(plan, pipeline)
-    ]
-    files = tuple(file for one in written for file in one.files)
-    if is_file and sum(file.data is None for file in files) > 1:
-        raise UsageError(
-            f"{writer.id} needs {len(files)} files for {label}: {', '.join(file.name for file in files)}",
-            hint=f"name a folder: {place.path.with_suffix('')}",
-        )
-    return ExportPlan(
-        label=label,
-        target=writer.id,
-        build="composition",
-        family=plan.identity.family,
-        root=place.path.parent if is_file else place.path,
-        files=files,
-        sidecars=(),
-        sidecar=Sidecar(title=label),
-        preview=None,
-        warnings=tuple(dict.fromkeys(warning for one in written for warning in one.warnings)),
-        losses=tuple(loss for one in written for loss in one.losses),
-        force=place.force,
+    return PreparedExport(
+        target=target,
+        write=lambda: export_folder(composition, pipeline, place.path, fit=fit, force=place.force),
     )
 
 
-def _write(
-    plan: Plan, kind: KindId, contents: LoraContents | EmbeddingContents, writer: Writer, place: Destination
-) -> Written:
-    is_file = place.path.suffix.lower() == SUFFIX
-    request = WriteRequest(
-        contents=contents,
-        family=plan.identity.family,
-        stem=place.path.stem if is_file else kind,
-        named=is_file,
-        metadata=_describe(plan, kind),
-        lossy=place.lossy,
-    )
-    return write_for(writer, kind, request)
+class _Opener:
+    """The base of an export, opened at most once and held against the composition when it is."""
+
+    def __init__(
+        self, composition: Composition, base: Pipeline | BaseIdentity | ClosedBase, fit: Fit | None
+    ) -> None:
+        self._composition, self._base, self._fit = composition, base, fit
+        self._opened: Pipeline | None = None
+        if isinstance(base, BaseIdentity):
+            self.identity = base
+        elif isinstance(base, ClosedBase):
+            self.identity = base.identity
+        else:
+            self.identity, self._opened = identify_pipeline(base), base
+
+    def open(self) -> Pipeline | None:
+        if self._opened is None and isinstance(self._base, ClosedBase):
+            opened = self._base.open()
+            make_plan(self._composition, identify_pipeline(opened), self._fit)
+            self._opened = opened
+        return self._opened
 
 
-def _describe(plan: Plan, kind: KindId) -> dict[str, str]:
-    """Returns the metadata of a file: what it was made of, at which strengths, and what all licences are."""
-    members = [(member.concept, member.strength) for member in plan.members]
-    licenses = {concept.manifest.license.spdx or concept.manifest.license.name for concept, _ in members}
-    described = make_metadata(
-        kind,
-        family=plan.identity.family,
-        title=" + ".join(str(concept.manifest.name) for concept, _ in members),
-        triggers=[word for member in plan.members for word in member.words.values()],
-        license_text="; ".join(sorted(text for text in licenses if text)) or None,
-    )
-    rows = [
-        {"reference": concept.label, "digest": str(concept.digest), "strength": strength}
-        for concept, strength in members
-    ]
-    return {**described, COMPOSITION_KEY: json.dumps(rows, sort_keys=True)}
+_AS_IT_IS: Final = "share the composition as it is: concepts compose --out"
 
 
-def _gather_contents(
-    plan: Plan, pipeline: Pipeline | None
-) -> Iterator[tuple[KindId, LoraContents | EmbeddingContents]]:
-    shares: dict[str, list[Share]] = {}
-    rows: dict[tuple[ComponentName, Placeholder], RawTensor] = {}
-    for member in plan.members:
-        for part in member.build.parts:
-            if part.kind not in _IN_ADAPTERS:
-                raise IncompatibleError(
-                    f"{member.concept.label} is of kind {part.kind}, which no adapter holds",
-                    hint=f"write a whole folder for {FOLDER}, or share the composition: concepts compose",
-                )
-            for path in (member.concept.locate(file) for file in part.files if file.role == "weights"):
-                if part.kind == "lora":
-                    for name, module in read_lora(path).modules.items():
-                        shares.setdefault(name, []).append(Share(member.strength, module))
-                else:
-                    rows |= _read_rows(member, path, pipeline)
-    find_weight = _make_finder(pipeline)
-    modules = sum_modules(shares, find_weight)
-    if modules:
-        yield "lora", LoraContents(modules=modules)
-    if rows:
-        yield "embedding", EmbeddingContents(rows=rows)
-
-
-def _make_finder(pipeline: Pipeline | None) -> Callable[[str], Tensor | None]:
-    parts = {} if pipeline is None else list_components(pipeline)
-
-    def find_weight(name: str) -> Tensor | None:
-        component, _, path = name.partition(".")
-        root = parts.get(ComponentName(component))
-        found = None if root is None else find_tensor(root, path)
-        return None if found is None else read_original(found).detach()
-
-    return find_weight
-
-
-def _read_rows(
-    member: PlannedMember, path: Path, pipeline: Pipeline | None
-) -> dict[tuple[ComponentName, Placeholder], RawTensor]:
-    contents = read_embedding(path)
-    if contents.layers is not None:
+def _refuse_steering(composition: Composition) -> None:
+    if composition.way != "sum" and len(composition.members) > 1:
         raise IncompatibleError(
-            f"{member.concept.label} has a row for each cross-attention layer, which other programs do not read",
-            hint=f"share it as it is: concepts push {member.concept.label} REMOTE",
+            f"in the way {composition.way!r} concepts share the steps of a drawing, which no file of weights holds",
+            hint=f"leave out the way, or {_AS_IT_IS}",
         )
-    found = {}
-    for (component, placeholder), raw in contents.rows.items():
-        rows = raw
-        if member.strength != 1.0:
-            rows = from_torch(
-                _blend(member, component, placeholder, to_torch(raw, dtype=torch.float32), pipeline)
+    for member in composition.members:
+        for what, given in (("schedule", member.use.schedule), ("region", member.use.region)):
+            if given is not None:
+                raise IncompatibleError(
+                    f"the {what} of {member.concept.label} is of the drawing, and no file of weights holds it",
+                    hint=f"leave out the {what}, or {_AS_IT_IS}",
+                )
+
+
+def _refuse_gates(plan: Plan) -> None:
+    for member in plan.members:
+        if "rank_one" in member.build.kinds:
+            raise IncompatibleError(
+                f"{member.concept.label} cannot be put into weights: its gates open anew for each token "
+                "(arXiv 2305.01644)",
+                hint=f"attach it where it is used, or {_AS_IT_IS}",
             )
-        word = member.words.get(Placeholder(placeholder), Placeholder(placeholder))
-        found[ComponentName(component), word] = rows
-    return found
-
-
-def _blend(
-    member: PlannedMember, component: str, placeholder: str, rows: Tensor, pipeline: Pipeline | None
-) -> Tensor:
-    encoders = {} if pipeline is None else {one.component: one for one in list_text_encoders(pipeline)}
-    encoder = encoders.get(ComponentName(component))
-    if encoder is None:
-        raise UsageError(
-            f"{member.concept.label} at strength {member.strength:g} lies between its rows and the base's, "
-            "and the base is not open",
-            hint="open the base, or give it strength 1",
-        )
-    anchor = find_anchor(member.concept, placeholder, encoder, pipeline)
-    return blend_rows(rows, anchor, member.strength)
