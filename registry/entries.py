@@ -47,9 +47,9 @@ def make_entry(version: Resolved, document: Mapping[str, Any], origin: str) -> E
         "digest": str(version.digest),
         "title": document.get("title", ""),
         "description": document.get("description", ""),
-        "kinds": _to_list(part["kind"] for part in parts),
-        "families": _to_list(build["base"]["family"] for build in builds),
-        "placeholders": _to_list(token["placeholder"] for token in document.get("tokens", ())),
+        "kinds": _to_list([part["kind"] for part in parts]),
+        "families": _to_list([build["base"]["family"] for build in builds]),
+        "placeholders": _to_list([token["placeholder"] for token in document.get("tokens", ())]),
         "tags": _to_list(document.get("tags", ())),
         "license": license.get("spdx") or license.get("name"),
         "size_bytes": sum({file["sha256"]: file["size"] for file in files}.values()),
@@ -57,13 +57,10 @@ def make_entry(version: Resolved, document: Mapping[str, Any], origin: str) -> E
         "yanked": None,
         "latest": 0,
     }
-    distinct = {(file["path"], file["sha256"]): file for file in files}
+    distinct = {(file["path"], file["sha256"]): file.get("tensor_sha256") for file in files}
+    keys = sorted(distinct) if len(distinct) > 1 else distinct
     return Entry(
-        row,
-        tuple(
-            {"path": path, "digest": digest, "tensor_digest": file.get("tensor_sha256")}
-            for (path, digest), file in sorted(distinct.items())
-        ),
+        row, tuple([{"path": key[0], "digest": key[1], "tensor_digest": distinct[key]} for key in keys])
     )
 
 
@@ -113,7 +110,8 @@ def choose_latest(rows: Sequence[tuple[Version, dict[str, Any]]], yanked: Mappin
     Of a concept of which every version was yanked, the greatest stays in the listing, marked.
     """
     versions = [version for version, _ in rows]
-    latest = pick_latest(version for version in versions if version not in yanked) or pick_latest(versions)
+    wanted = [version for version in versions if version not in yanked] or versions
+    latest = wanted[0] if len(wanted) == 1 else pick_latest(wanted)
     for version, row in rows:
         row["yanked"] = yanked.get(version)
         row["latest"] = int(version is latest)

@@ -32,8 +32,8 @@ def read_manifest_bytes(layout: Layout, version: Resolved) -> bytes:
     reason = None
     if data is None:
         reason = "is missing"
-    elif (found := Digest.of_bytes(data)) != version.digest:
-        reason = f"has digest {found}, not {version.digest}"
+    elif not version.digest.is_of(data):
+        reason = f"has digest {Digest.of_bytes(data)}, not {version.digest}"
     if data is None or reason is not None:
         raise IntegrityError(
             f"the manifest of {version.reference} {reason}",

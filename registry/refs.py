@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _LIMIT_BYTES: Final = 256
 _CUT_SHORT: Final = re.compile(rb"sha256:[0-9a-f]{0,64}(?: [a-z]{0,9})?")
-_LINE: Final = re.compile(r"(sha256:[0-9a-f]{64}) (published|pulled)\n", re.ASCII)
+_LINE: Final = re.compile(r"sha256:([0-9a-f]{64}) (published|pulled)\n", re.ASCII)
 
 
 class Resolved(NamedTuple):
@@ -210,4 +210,4 @@ def _parse_line(data: bytes) -> VersionRef | None:
     match = _LINE.fullmatch(data.decode("ascii", "replace"))
     if match is None:
         return None
-    return VersionRef(Digest.parse(match[1]), "pulled" if match[2] == "pulled" else "published")
+    return VersionRef(Digest(match[1]), "pulled" if match[2] == "pulled" else "published")

@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from conceptry.digests import Digest
@@ -81,22 +82,22 @@ class ListedVersion:
     @property
     def kinds(self) -> tuple[str, ...]:
         """How it is stored."""
-        return tuple(json.loads(self.row[5]))
+        return _read_list(self.row[5])
 
     @property
     def families(self) -> tuple[str, ...]:
         """Which bases it is for."""
-        return tuple(json.loads(self.row[6]))
+        return _read_list(self.row[6])
 
     @property
     def placeholders(self) -> tuple[str, ...]:
         """The words that call it."""
-        return tuple(json.loads(self.row[7]))
+        return _read_list(self.row[7])
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The labels of its manifest."""
-        return tuple(json.loads(self.row[8]))
+        return _read_list(self.row[8])
 
     @property
     def license(self) -> str | None:
@@ -119,6 +120,11 @@ class ListedVersion:
         return None if self.row[12] is None else str(self.row[12])
 
 
+@lru_cache(maxsize=4096)  # most rows have the same few kinds and bases
+def _read_list(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
 def is_sound(row: Sequence[Any]) -> bool:
     """Returns whether the values of ``COLUMNS`` are those that were written."""
     return bool(row[-1] == sum_row(row[:-1]))
@@ -137,7 +143,9 @@ def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row of the index with the checksum and the line that belong to it."""
     values = [row[column] for column in COLUMNS[:-1]]
     cells = describe_row(ListedVersion(tuple(values)))
-    line = "\x1f".join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
+    line = CELL_BREAK.join(cells)
+    if line.count(CELL_BREAK) != len(cells) - 1:
+        line = CELL_BREAK.join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
     return {**row, "checksum": sum_row(values), "line": f"{_sum_text(line):0{_SUM_DIGITS}x}{line}"}
 
 
@@ -163,6 +171,7 @@ def read_line(sealed: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=4096)  # as the names of their files
 def make_sort_key(version: Version) -> str:
     """Returns text that sorts as versions do (semver.org, section 11): numbers by value, finals after pre-releases."""
     numbers = ".".join(_write_number(number) for number in (version.major, version.minor, version.patch))
