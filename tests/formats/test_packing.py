@@ -8,63 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conceptry.bases import ComponentName
-from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
+from conceptry.concepts import Concept, open_concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.documents import load_strict_json
 from conceptry.errors import IncompatibleError, InvalidFileError, InvalidManifestError, UsageError
 from conceptry.formats.catalog import FORMAT_BY_ID
 from conceptry.formats.contract import ReadRequest
-from conceptry.formats.full import FullContents, write_full
+from conceptry.formats.full import FullContents
 from conceptry.formats.full_files import unpack_values
 from conceptry.formats.header import read_header
 from conceptry.formats.identify import identify
-from conceptry.formats.packages import describe_file
 from conceptry.formats.packing import PackRequest, PackResult, pack_concept, unpack_concept
-from conceptry.formats.tensors import RawTensor, read_tensors, write_tensors
-from conceptry.manifest import FullMethod, Manifest, parse_manifest
-
-UNET = ComponentName("unet")
-PROMISE = {"name": "identity/score", "value": 0.5, "protocol": "toybox-1"}
-NAMES = {"mid.weight": (96, 64), "mid.bias": (96,), "out.weight": (4, 96, 3, 3)}
-FILE = "unet.safetensors"
-
-
-def write_base(folder: Path, dtype: Any = np.float32, *, seed: int = 1) -> Path:
-    rng = np.random.default_rng(seed)
-    tensors = {
-        name: RawTensor.from_numpy(rng.normal(scale=0.03, size=shape).astype(dtype))
-        for name, shape in NAMES.items()
-    }
-    (folder / "unet").mkdir(parents=True)
-    write_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", tensors)
-    return folder
-
-
-def write_tune(folder: Path, base: Path, dtype: Any = np.float32, **method: Any) -> Concept:
-    """Return a version in a folder: values near the base's, a preview beside them, a score."""
-    rng = np.random.default_rng(7)
-    old = read_tensors(base / "unet" / "diffusion_pytorch_model.safetensors")
-    tensors = {
-        name: RawTensor.from_numpy((one.to_numpy() + rng.normal(scale=1e-4, size=one.shape)).astype(dtype))
-        for name, one in old.items()
-    }
-    folder.mkdir()
-    write_full(folder / FILE, FullContents(component=UNET, tensors=tensors), {"note": "mine"})
-    (folder / "preview.png").write_bytes(b"a picture")
-    files = [describe_file(folder / "preview.png", "preview"), describe_file(folder / FILE)]
-    described = {"kind": "full", "components": ["unet"], "changed_tensors": 3, "total_tensors": 3, **method}
-    build = {
-        "id": "sd1-full",
-        "base": {"family": "sd1", "architecture": "stable-diffusion-v1", "prediction_type": "epsilon"},
-        "parts": [
-            {"kind": "full", "method": described, "files": [file.model_dump(mode="json") for file in files]}
-        ],
-        "metrics": [PROMISE],
-    }
-    manifest = Manifest.model_validate({"schema": 1, "name": "me/imp", "version": "1.2.3", "builds": [build]})
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-    return open_concept(folder)
+from conceptry.formats.tensors import read_tensors
+from conceptry.manifest import FullMethod, parse_manifest
+from tests.formats.tunes import BASE_FILE, FILE, NAMES, write_base, write_tune
 
 
 def pack(concept: Concept, base: Path, folder: Path, **request: Any) -> tuple[Concept, PackResult]:
@@ -104,7 +61,7 @@ def test_the_manifest_says_against_which_base_and_that_every_bit_is_kept(tmp_pat
     plain = write_tune(tmp_path / "plain", base)
     packed, result = pack(plain, base, tmp_path / "packed")
     (stated,) = find_method(packed).packing or ()
-    assert stated.base_files == (Digest.of_file(base / "unet" / "diffusion_pytorch_model.safetensors"),)
+    assert stated.base_files == (Digest.of_file(base / BASE_FILE),)
     assert stated.tensors == plain.manifest.builds[0].parts[0].files[1].tensor_sha256
     assert (stated.lossless, stated.relative_error, stated.greatest_error) == (True, 0, 0)
     assert str(packed.manifest.version) == "1.2.4"
