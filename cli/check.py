@@ -10,10 +10,11 @@ import click
 
 from conceptry.bases import BaseIdentity, Fit
 from conceptry.cli.bases import identify_base
+from conceptry.cli.composing import describe_use
 from conceptry.cli.conflicts import conflicts_to_json, describe_conflicts
 from conceptry.cli.drift import DriftReader, describe_drifts, drifts_to_json
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document
+from conceptry.cli.members import fetch_composition, read_document, read_masks
 from conceptry.cli.options import MEMBER, PATH, base_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
@@ -60,7 +61,7 @@ def check(
     first concept was made for is taken as declared. Exit code 6 when they do not fit.
     """
     document = read_document(members, file)
-    composition = fetch_composition(session, document)
+    composition = fetch_composition(session, document, read_masks(document, file))
     drifted = None
     if given["on"] is None:
         identity = find_identity(session, base or document.base, composition)
@@ -145,6 +146,7 @@ def _member_to_json(member: PlannedMember) -> dict[str, Any]:
         "fit": member.verdict.fit.word,
         "reasons": list(member.verdict.reasons),
         "words": {str(old): str(new) for old, new in member.words.items()},
+        "use": member.use.model_dump(mode="json", exclude_none=True),
         "license": member.concept.manifest.license.model_dump(mode="json", exclude_none=True),
     }
 
@@ -156,6 +158,7 @@ def describe(plan: Plan, overlaps: tuple[Overlap, ...]) -> Iterator[str]:
         yield f"{member.concept.label} at strength {member.strength:g}: {'+'.join(member.build.kinds)}"
         yield f"  fit      {member.verdict.fit.word}: {'; '.join(member.verdict.reasons)}"
         yield f"  words    {', '.join(member.words.values()) or 'none'}"
+        yield from (f"  used     {text}" for text in describe_use(member.use))
         yield f"  licence  {describe_license(member.concept.manifest.license)}"
     allowed = plan.permissions.model_dump(mode="json")
     yield "together: " + ", ".join(f"{name.replace('_', ' ')} {answer}" for name, answer in allowed.items())

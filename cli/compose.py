@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,15 +19,19 @@ from conceptry.cli.compose_export import (
     export_to_json,
     read_request,
 )
+from conceptry.cli.composing import is_asked, use_concepts, use_options
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document, rename_members
+from conceptry.cli.members import fetch_composition, read_document, read_masks, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, base_option
 from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConflictError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from conceptry.composer.masks import Mask
     from conceptry.composer.plan import Plan
     from conceptry.composition import CompositionDocument, Member
+
+DEFAULT: Final = Path("composition.toml")
 
 
 @click.command(
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     examples=(
         "concepts compose me/imp me/look*0.7 --out composition.toml",
         "concepts compose me/imp me/other --rename 'me/other:<imp>=<devil>' --out two.toml",
+        "concepts compose me/imp me/look --schedule me/look:0.3.. --region me/imp:0,0,0.5,1~0.1 --out left.toml",
         "concepts compose --file composition.toml",
         "concepts compose me/imp me/look*0.7 --export both.safetensors --for kohya",
         "concepts compose --file composition.toml --export pipeline-with-both --for pipeline",
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
 @click.argument("members", type=MEMBER, nargs=-1, metavar="REF[*STRENGTH]...")
 @click.option("--file", type=PATH, metavar="FILE", help="Check this file instead of writing one.")
 @click.option("--rename", type=RENAME, multiple=True, help="Another word for a concept: NS/NAME:OLD=NEW.")
+@use_options
 @base_option
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write.  [default: composition.toml]")
 @click.option("--force", is_flag=True, help="Replace a file that is there; what --export wrote never is.")
@@ -67,30 +74,38 @@ def compose(
     """Write or check a composition file, or write the composition as weights.
 
     References become exact versions, so that the file means the same later, and concepts gc keeps them. It is
-    written only if the concepts fit the base and one another; concepts generate --composition takes it. With --export
-    the concepts are added up at their strengths into files that other programs read; what weights cannot hold, such as
-    gates, is refused, and the composition file is written only if --out names it.
+    written only if the concepts fit the base and one another; concepts generate --composition takes it. Masks of
+    regions are named by their digests and lie beside it, in masks. With --export the concepts are added up at their
+    strengths into files that other programs read; what weights cannot hold, such as gates and schedules, is refused,
+    and the composition file is written only if --out names it.
     """
-    if file is not None and given["out"] is not None:
-        raise UsageError("--file checks a file, --out writes one", hint="name one of them")
+    _check_file(file, given)
     request = read_request(given["export_path"], given["target"], lossy=given["lossy"])
-    path = file or given["out"] or (Path("composition.toml") if request is None else None)
-    document = _pin(session, read_document(rename_members(members, given["rename"]), file), base)
+    path = file or given["out"] or (DEFAULT if request is None else None)
     if file is None and path is not None:
         _refuse_overwriting(path, force=given["force"])
-    composition = fetch_composition(session, document)
+    read = read_document(rename_members(members, given["rename"]), file)
+    used, masks = use_concepts(read, given)
+    document = _pin(session, used, base)
+    composition = fetch_composition(session, document, (*masks, *read_masks(read, file)))
     opened = None if request is None else ExportBase(session, document.base, composition)
     identity = find_identity(session, document.base, composition) if opened is None else opened.identity
     plan, overlaps = plan_composition(composition, identity)
-    said = {"path": None if path is None else str(path), **to_json(plan, overlaps), "export": None}
-    lines = list(describe(plan, overlaps))
+    said = {
+        "path": None if path is None else str(path),
+        "digest": str(document.digest),
+        "way": document.way,
+        **to_json(plan, overlaps),
+        "export": None,
+    }
+    lines = [*describe(plan, overlaps), *_describe_way(document)]
     if request is not None and opened is not None:
         prepared, files = export_composition(session, composition, opened.base, request)
         said["export"] = export_to_json(prepared, files)
         lines += describe_export(request, prepared, files)
     if path is not None:
         if file is None:
-            _write(path, document)
+            _write(path, document, masks)
         _keep(session, path, plan)
     session.out.emit(said, lines, quiet=[str(one) for one in (path, given["export_path"]) if one is not None])
     for warning in plan.warnings:
@@ -115,14 +130,36 @@ def _pin(session: Session, document: CompositionDocument, base: str | None) -> C
     return document.model_copy(update={"concepts": tuple(members), "base": base or document.base})
 
 
+def _check_file(file: Path | None, given: dict[str, Any]) -> None:
+    if file is None:
+        return
+    if given["out"] is not None:
+        raise UsageError("--file checks a file, --out writes one", hint="name one of them")
+    if given["rename"] or is_asked(given):
+        raise UsageError(
+            "--file takes a composition as it is written", hint=f"change {file}, or name the concepts anew"
+        )
+
+
+def _describe_way(document: CompositionDocument) -> Iterator[str]:
+    if document.way == "switch":
+        yield f"way: by turns of {document.period} steps each (LoRA Switch)"
+    elif document.way == "composite":
+        yield "way: the mean of what each alone predicts (LoRA Composite)"
+
+
 def _refuse_overwriting(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise ConflictError(f"{str(path)!r} exists already", hint="add --force, or another --out")
 
 
-def _write(path: Path, document: CompositionDocument) -> None:
+def _write(path: Path, document: CompositionDocument, masks: tuple[Mask, ...]) -> None:
     from conceptry.composition import format_composition
 
+    if masks:
+        from conceptry.composer.masks import keep_masks
+
+        keep_masks(masks, path.parent)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         partial.write_text(format_composition(document), encoding="utf-8")

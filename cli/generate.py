@@ -13,6 +13,7 @@ import click
 
 from conceptry.cli.bases import TOYBOX, choose_base, open_base
 from conceptry.cli.check import FIT
+from conceptry.cli.composing import is_asked, use_concepts, use_options
 from conceptry.cli.drawing import (
     Task,
     attached,
@@ -23,7 +24,7 @@ from conceptry.cli.drawing import (
     write_picture,
 )
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document, rename_members
+from conceptry.cli.members import fetch_composition, read_document, read_masks, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from conceptry.base_locations import BaseLocation
     from conceptry.composer.compositions import Composition
     from conceptry.composer.generate import Canvas
+    from conceptry.composer.masks import Mask
     from conceptry.composer.report import Report
     from conceptry.composition import CompositionDocument
     from conceptry.formats.picture_records import PictureRecord
@@ -80,6 +82,7 @@ class Group:
         "concepts generate --with me/imp --prompt 'a photo of <imp> on the beach' --seed 1 -n 4 --out pictures",
         "concepts generate --with me/imp --with 'me/look*0.7' --prompt '<imp> in the style of <look>' --out pictures",
         "concepts generate --composition composition.toml --prompt 'a photo of <imp>' --out pictures",
+        "concepts generate --with me/imp --region me/imp:left.png --prompt 'a photo of <imp>' --out pictures",
         "concepts generate --with me/imp --prompt 'a photo of <imp>' --image room.png --mask chair.png --out pictures",
     ),
 )
@@ -90,6 +93,7 @@ class Group:
     "--composition", type=PATH, metavar="FILE", help="A file of concepts compose instead of --with."
 )
 @click.option("--rename", type=RENAME, multiple=True, help="Another word for a concept: NS/NAME:OLD=NEW.")
+@use_options
 @click.option(
     "--prompt", "prompts", multiple=True, required=True, metavar="TEXT", help="What to draw. Repeatable."
 )
@@ -143,15 +147,18 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     draws alone; concepts reproduce draws a picture again. Prompts may name concepts as <lora:name:0.8> or
     embedding:name, and weigh words as (word:1.2) or [word].
     """
-    groups = _group_tasks(session, _make_tasks(session, given))
+    document, masks = _read_asked(given)
+    groups = _group_tasks(session, _make_tasks(session, document, given), masks)
     members = [member for group in groups if group.composition for member in group.composition.members]
     named = given["base"] or (groups[0].document.base if groups[0].document else None)
     location = choose_base(session, named, [member.concept for member in members])
     settings = _make_settings(given, named, is_toybox=location.family == TOYBOX)
     pipeline, canvas, facts = _open(session, location, settings, given)
+    from conceptry.composer.masks import keep_masks
     from conceptry.composer.pictures import same_rounding
 
     make_folder(out)
+    keep_masks(masks, out)
     names, total = iter_free_names(out), settings.count * len(given["prompts"])
     rows: list[dict[str, Any]] = []
     with track(session.out, "drawing") as meter, same_rounding():
@@ -191,10 +198,25 @@ def _open(
 # --- what is asked -------------------------------------------------------------------------------------------------
 
 
-def _make_tasks(session: Session, given: dict[str, Any]) -> Iterator[Task]:
-    document, reader = None, TagReader(session)
-    if given["members"] or given["composition"]:
-        document = read_document(rename_members(given["members"], given["rename"]), given["composition"])
+def _read_asked(given: dict[str, Any]) -> tuple[CompositionDocument | None, tuple[Mask, ...]]:
+    """Returns the composition that is asked for beside what prompts name, and the masks of its regions."""
+    if not given["members"] and not given["composition"]:
+        if is_asked(given):
+            raise UsageError(
+                "a schedule, a region, a part or a way is of concepts that are named",
+                hint="add --with NS/NAME or --composition FILE",
+            )
+        return None, ()
+    read = read_document(rename_members(given["members"], given["rename"]), given["composition"])
+    document, masks = use_concepts(read, given)
+    found = {mask.digest: mask for mask in (*read_masks(read, given["composition"]), *masks)}
+    return document, tuple(found[digest] for digest in document.list_masks())
+
+
+def _make_tasks(
+    session: Session, document: CompositionDocument | None, given: dict[str, Any]
+) -> Iterator[Task]:
+    reader = TagReader(session)
     for prompt in given["prompts"]:
         _check_words(prompt, given["negative"])
         whole, called = reader.add_members(document, prompt, given["negative"])
@@ -215,10 +237,10 @@ def _check_words(prompt: str, negative: str) -> None:
             )
 
 
-def _group_tasks(session: Session, tasks: Iterator[Task]) -> list[Group]:
+def _group_tasks(session: Session, tasks: Iterator[Task], masks: tuple[Mask, ...]) -> list[Group]:
     groups = []
     for document, alike in groupby(tasks, key=lambda task: task.document):
-        composition = None if document is None else fetch_composition(session, document)
+        composition = None if document is None else fetch_composition(session, document, masks)
         groups.append(Group(tasks=tuple(alike), document=document, composition=composition))
     return groups
 

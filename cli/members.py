@@ -12,6 +12,7 @@ from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
+    from conceptry.composer.masks import Mask
     from conceptry.composition import CompositionDocument, Member
     from conceptry.names import Placeholder
 
@@ -29,8 +30,24 @@ def read_document(members: Sequence[Member], file: Path | None) -> CompositionDo
     return CompositionDocument(concepts=tuple(members))
 
 
-def fetch_composition(session: Session, document: CompositionDocument) -> Composition:
-    """Returns the concepts of a composition, from the store, every byte checked.
+def read_masks(document: CompositionDocument, file: Path | None) -> tuple[Mask, ...]:
+    """Returns the masks that a composition file names, from beside it, every byte checked.
+
+    Raises:
+        NotFoundError, IntegrityError, InvalidFileError: as ``find_masks``.
+    """
+    digests = document.list_masks()
+    if file is None or not digests:
+        return ()
+    from conceptry.composer.masks import find_masks
+
+    return find_masks(digests, [file.parent])
+
+
+def fetch_composition(
+    session: Session, document: CompositionDocument, masks: Sequence[Mask] = ()
+) -> Composition:
+    """Returns the concepts of a composition, from the store, every byte checked, with the masks of its regions.
 
     Raises:
         NotFoundError: if the store lacks one.
@@ -53,7 +70,9 @@ def fetch_composition(session: Session, document: CompositionDocument) -> Compos
         str(member.reference.concept): Use(parts=member.parts, schedule=member.schedule, region=member.region)
         for member in document.concepts
     }
-    return Composition(*weighted, rename=rename, use=use, way=document.way, period=document.period)
+    return Composition(
+        *weighted, rename=rename, use=use, way=document.way, period=document.period, masks=masks
+    )
 
 
 def rename_members(

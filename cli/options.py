@@ -20,11 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 MAX_SEED: Final = 2**53
 
 
-class _TextType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """Base of the types here, whatever they read."""
+class TextType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """Base of the types of options, whatever they read."""
 
 
-class ReferenceType(_TextType):
+class ReferenceType(TextType):
     """A reference such as ``me/imp``, ``me/imp:tag`` or ``me/imp@1.0.0``."""
 
     name = "ref"
@@ -40,7 +40,7 @@ class ReferenceType(_TextType):
         return complete_concepts(incomplete)
 
 
-class MemberType(_TextType):
+class MemberType(TextType):
     """A reference with a strength: ``me/imp`` or ``me/imp*0.7``."""
 
     name = "ref[*strength]"
@@ -58,7 +58,7 @@ class MemberType(_TextType):
         return complete_concepts(incomplete)
 
 
-class SettingType(_TextType):
+class SettingType(TextType):
     """``name=value``; the value is read as JSON where it is JSON, else as text."""
 
     name = "name=value"
@@ -82,7 +82,7 @@ class SettingType(_TextType):
             return name, text
 
 
-class RenameType(_TextType):
+class RenameType(TextType):
     """``ns/name:old=new``: another word for a concept's placeholder."""
 
     name = "ns/name:old=new"

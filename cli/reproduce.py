@@ -91,7 +91,12 @@ class Rebuilt:
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Where to write the pictures.  [default: nowhere]")
 @click.option(
-    "--image", "sources", type=PATH, multiple=True, metavar="FILE", help="What was drawn over. Repeatable."
+    "--image",
+    "sources",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="What was drawn over, or a mask. Repeatable.",
 )
 @base_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="[default: as recorded]")
@@ -191,7 +196,10 @@ def _rebuild(
     from conceptry.composer.generate import adapt_pipeline
 
     first = carried[0].record
-    composition = None if first.composition is None else fetch_locked(session, first.composition)
+    composition = None
+    if first.composition is not None:
+        places = [*dict.fromkeys(one.path.parent for one in carried), *given["sources"]]
+        composition = fetch_locked(session, first.composition, places)
     own = pipeline.scheduler
     for _, alike in groupby(carried, key=_get_setting):
         same = list(alike)

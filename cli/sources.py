@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptry.base_locations import BaseLocation, resolve_base
@@ -40,13 +42,21 @@ def find_base(session: Session, text: str | None, record: PictureRecord) -> Base
     )
 
 
-def fetch_locked(session: Session, locked: LockedComposition) -> Composition:
+def fetch_locked(session: Session, locked: LockedComposition, places: Sequence[Path] = ()) -> Composition:
     """Returns the concepts of a locked composition, those that the store lacks pulled by their digests.
 
+    Args:
+        session: of the run.
+        locked: what a picture carries.
+        places: files of masks, and folders in whose ``masks`` they lie.
+
     Raises:
-        NotFoundError: if one is neither here nor on a remote that is configured.
+        NotFoundError: if one is neither here nor on a remote that is configured, or a mask is nowhere.
         IntegrityError: if a byte of one changed.
     """
+    from conceptry.composer.masks import find_masks
+
+    masks = find_masks(locked.list_masks(), places)
     members = []
     for member in locked.concepts:
         exact = Reference(member.reference.concept, member.digest)
@@ -55,7 +65,7 @@ def fetch_locked(session: Session, locked: LockedComposition) -> Composition:
         except NotFoundError:
             _pull(session, member)
         members.append(member.model_copy(update={"reference": exact}))
-    return fetch_composition(session, locked.model_copy(update={"concepts": tuple(members)}))
+    return fetch_composition(session, locked.model_copy(update={"concepts": tuple(members)}), masks)
 
 
 def _pull(session: Session, member: LockedMember) -> None:

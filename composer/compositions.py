@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from conceptry.composer.masks import Mask
 from conceptry.composition import Use, Way
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
@@ -32,15 +33,18 @@ class Composition:
         use: ``{"bob/ukiyo": Use(schedule=Schedule(stop=0.6))}``, in which parts of the network, when and where.
         way: ``sum``, all at once; ``switch``, by turns; ``composite``, the mean of what each alone predicts.
         period: of ``switch``, for how many steps each has its turn.
+        masks: those that regions of ``use`` name by their digests, as ``read_mask`` returns them.
 
     Raises:
-        UsageError: if there is no concept, one occurs twice, or ``rename`` or ``use`` names one that is not there.
+        UsageError: if there is no concept, one occurs twice, ``rename`` or ``use`` names one that is not there, or a
+            region a mask that is not.
         InvalidNameError: if a new word is no placeholder.
     """
 
     members: tuple[Member, ...]
     way: Way
     period: int
+    masks: tuple[Mask, ...]
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Composition:
         use: Mapping[str, Use] | None = None,
         way: Way = "sum",
         period: int = 5,
+        masks: Iterable[Mask] = (),
     ) -> None:
         weighted = [
             one if isinstance(one, WeightedConcept) else WeightedConcept(one, 1.0) for one in concepts
@@ -72,18 +77,21 @@ class Composition:
             )
             for one, name in zip(weighted, names, strict=True)
         )
-        _check_members(members)
+        given = tuple(masks)
+        _check_members(members, given)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "way", way)
         object.__setattr__(self, "period", period)
+        object.__setattr__(self, "masks", given)
 
     def with_members(self, members: tuple[Member, ...]) -> Composition:
         """Returns a composition of ``members``. Raises UsageError as the constructor."""
-        _check_members(members)
+        _check_members(members, self.masks)
         changed = object.__new__(Composition)
         object.__setattr__(changed, "members", members)
         object.__setattr__(changed, "way", self.way)
         object.__setattr__(changed, "period", self.period)
+        object.__setattr__(changed, "masks", self.masks)
         return changed
 
 
@@ -91,13 +99,20 @@ def _parse_words(words: Mapping[str, str]) -> dict[Placeholder, Placeholder]:
     return {parse_placeholder(old): parse_placeholder(new) for old, new in words.items()}
 
 
-def _check_members(members: tuple[Member, ...]) -> None:
+def _check_members(members: tuple[Member, ...], masks: tuple[Mask, ...]) -> None:
     if not members:
         raise UsageError("a composition has at least one concept")
     digests = [member.concept.digest for member in members]
+    known = {mask.digest for mask in masks}
     for member in members:
         if digests.count(member.concept.digest) > 1:
             raise UsageError(
                 f"{member.concept.label} occurs twice in the composition",
                 hint="name it once, with a greater strength",
+            )
+        region = member.use.region
+        if region is not None and region.mask is not None and region.mask not in known:
+            raise UsageError(
+                f"the region of {member.concept.label} is the mask {region.mask}, which is not given",
+                hint="Composition(..., masks=[read_mask(path)])",
             )

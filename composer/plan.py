@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from conceptry.bases import BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
-from conceptry.composition import Use
+from conceptry.composition import Use, Way
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
 from conceptry.kinds import KIND_BY_ID
@@ -73,7 +73,7 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
         identity=identity,
         members=members,
         permissions=combine_permissions(license for _, license in licensed),
-        warnings=(*_iter_warnings(members), *objections),
+        warnings=(*_iter_warnings(members), *_iter_idle_uses(composition.way, members), *objections),
     )
 
 
@@ -167,3 +167,15 @@ def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:
     for member, method in _iter_rank_one(members):
         if method.key_lock == "global":
             yield f"{member.concept.label}: its keys are locked locally; global locking is not available"
+
+
+def _iter_idle_uses(way: Way, members: tuple[PlannedMember, ...]) -> Iterator[str]:
+    """Returns what is asked in vain: concepts that change how words are read do so once, for all steps and places."""
+    wordy = [member for member in members if set(member.build.kinds) == {"embedding"}]
+    for member in wordy:
+        region = member.use.region
+        if member.use.schedule is not None or (region is not None and region.prompt is None):
+            what = "schedule" if member.use.schedule is not None else "region without a prompt"
+            yield f"{member.concept.label}: a {what} does nothing to it: its words are read once, for all of a picture"
+    if way != "sum" and len(members) - len(wordy) < 2:
+        yield f"the way {way!r} is of two concepts or more that change the denoiser, so all are used at once"

@@ -7,19 +7,38 @@ overlap their answers are averaged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from conceptry.composer.masks import Mask
 from conceptry.composer.ways import Pass
 from conceptry.composition import Region
+from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError
 
+_NO_MASKS: Final[Mapping[Digest, Mask]] = MappingProxyType({})
 
-def make_mask(region: Region, height: int, width: int) -> Float[Tensor, "height width"]:
-    """Returns 1 inside the region's box, 0 outside, and in between over its feather; by centres of pixels."""
-    left, top, right, bottom = region.box
+
+def make_mask(
+    region: Region, height: int, width: int, *, masks: Mapping[Digest, Mask] = _NO_MASKS
+) -> Float[Tensor, "height width"]:
+    """Returns 1 inside the region, 0 outside, and in between over a box's feather or where a mask is gray.
+
+    Boxes are taken by centres of pixels, masks by the mean of what a pixel covers.
+
+    Args:
+        region: a box, or a mask by its digest.
+        height: rows of the latents.
+        width: columns of the latents.
+        masks: by their digests, those that regions name.
+    """
+    if region.mask is not None:
+        return masks[region.mask].shrink(height, width)
+    left, top, right, bottom = region.box or (0.0, 0.0, 1.0, 1.0)
     across = _rise(torch.arange(width).add(0.5) / width, left, right, region.feather)
     down = _rise(torch.arange(height).add(0.5) / height, top, bottom, region.feather)
     return down[:, None] * across[None, :]
@@ -34,10 +53,22 @@ def _rise(places: Tensor, begin: float, end: float, feather: float) -> Tensor:
     return torch.minimum(rising, falling).clamp(0, 1)
 
 
-def weigh_regions(one: Pass, regions: Mapping[int, Region], sample: Tensor) -> tuple[Pass, ...]:
+def weigh_regions(
+    one: Pass,
+    regions: Mapping[int, Region],
+    *,
+    sample: Tensor,
+    masks: Mapping[Digest, Mask] = _NO_MASKS,
+) -> tuple[Pass, ...]:
     """Returns a pass for what lies outside of all regions, and one for each region; weights add up to 1 everywhere.
 
     Concepts of one and the same region share a pass; those without a region are in effect in all.
+
+    Args:
+        one: what is run without regions.
+        regions: by the place of the concept whose they are.
+        sample: what the denoiser reads, whose rows and columns the weights have.
+        masks: by their digests, those that regions name.
 
     Raises:
         IncompatibleError: if what the denoiser reads is no picture of rows and columns.
@@ -50,11 +81,11 @@ def weigh_regions(one: Pass, regions: Mapping[int, Region], sample: Tensor) -> t
     groups: dict[Region, list[int]] = {}
     for place, region in regions.items():
         groups.setdefault(region, []).append(place)
-    masks = [make_mask(region, *sample.shape[-2:]).to(sample) for region in groups]
-    total = torch.stack(masks).sum(dim=0)
+    weights = [make_mask(region, *sample.shape[-2:], masks=masks).to(sample) for region in groups]
+    total = torch.stack(weights).sum(dim=0)
     passes = [
         Pass(_keep(one.factors, regions, places), mask / total.clamp(min=1), region=places[0])
-        for mask, places in zip(masks, groups.values(), strict=True)
+        for mask, places in zip(weights, groups.values(), strict=True)
     ]
     outside = (1 - total).clamp(min=0)
     if bool(outside.any()):

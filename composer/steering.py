@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from conceptry.composer.compositions import Composition
+from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import Pipeline, get_device, list_components
+from conceptry.composer.prompts import find_tags, parse_weights
 from conceptry.composer.regions import weigh_regions
 from conceptry.composer.slots import DENOISERS, Slot
 from conceptry.composer.standins import together
@@ -47,7 +49,7 @@ class Steering(Patch):
         slots: of its concepts, in order.
 
     Raises:
-        UsageError: if regions are asked for in a way that takes passes of its own.
+        UsageError: if regions are asked for in a way that takes passes of its own, or a region's prompt names concepts.
         IncompatibleError: at ``attach``, if something else steers this pipeline, or its denoiser is compiled and
             passes are needed; nothing is then changed.
     """
@@ -62,8 +64,16 @@ class Steering(Patch):
             for place, member in enumerate(composition.members)
             if member.use.region is not None
         }
+        self._masks = {mask.digest: mask for mask in composition.masks}
         if self._regions and self._way.passes:
             raise UsageError("regions and the way 'composite' both take passes of their own", hint="use one")
+        for region in self._regions.values():
+            tags = find_tags(region.prompt or "")
+            if tags:
+                raise UsageError(
+                    f"the prompt of a region names the {tags[0].kind} {tags[0].name!r}",
+                    hint="name it in the composition, and write its word: concepts compose REF...",
+                )
         self._prompts: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
 
@@ -152,7 +162,7 @@ class Steering(Patch):
         sample = args[0] if args else kwargs["sample"]
         passes = self.list_passes()
         if self._regions:
-            passes = weigh_regions(passes[0], self._regions, sample)
+            passes = weigh_regions(passes[0], self._regions, sample=sample, masks=self._masks)
         total: Any = None
         answer: Any = None
         for one in passes:
@@ -188,12 +198,15 @@ def _exchange(given: Tensor, own: Tensor, guided: bool) -> Tensor:
 
 @torch.no_grad()
 def _encode(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
-    encoded = pipeline.encode_prompt(
-        prompt=[prompt],
-        device=get_device(pipeline),
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-    )
+    """Returns a region's prompt as it is read, with the weights of its words as in any other prompt."""
+    pieces = parse_weights(prompt)
+    with emphasized(pipeline, pieces):
+        encoded = pipeline.encode_prompt(
+            prompt=[join_pieces(pieces)],
+            device=get_device(pipeline),
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
     return encoded[0], encoded[2] if len(encoded) > 2 else None
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from conceptry.digests import Digest, canonical_json
 from conceptry.errors import InvalidNameError, UsageError
-from conceptry.fields import Count
+from conceptry.fields import Count, DigestText
 from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderText, Text, parsed_by
 from conceptry.names import Reference
 
@@ -50,21 +51,28 @@ class Schedule(Model):
 
 
 class Region(Model):
-    """Where a concept is in effect: a box of left, top, right and bottom, as shares of the picture.
+    """Where a concept is in effect: a box, or a mask.
 
-    ``feather`` is the width of its soft edge, as a share of the picture. With a ``prompt`` the box is drawn by that
-    prompt instead of the whole picture's.
+    A ``box`` is left, top, right and bottom as shares of the picture, and ``feather`` the width of its soft edge, as a
+    share of the picture too. A ``mask`` is the digest of a grayscale PNG, stretched over the picture: white is inside,
+    black outside, gray in between. With a ``prompt`` the region is drawn by that prompt instead of the whole picture's.
     """
 
-    box: tuple[Share, Share, Share, Share]
+    box: tuple[Share, Share, Share, Share] | None = None
+    mask: DigestText | None = None
     feather: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
     prompt: Text | None = None
 
     @model_validator(mode="after")
-    def _check_order(self) -> Region:
-        left, top, right, bottom = self.box
-        if left >= right or top >= bottom:
-            raise ValueError(f"the box {list(self.box)} is empty: it is left, top, right, bottom")
+    def _check_shape(self) -> Region:
+        if (self.box is None) == (self.mask is None):
+            raise ValueError("a region is a box or a mask, one of them")
+        if self.mask is not None and self.feather:
+            raise ValueError("a mask has soft edges of its own, so it takes no feather")
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if left >= right or top >= bottom:
+                raise ValueError(f"the box {list(self.box)} is empty: it is left, top, right, bottom")
         return self
 
 
@@ -104,6 +112,22 @@ class CompositionDocument(Model):
     period: Annotated[Count, Field(ge=1, le=1000)] = 5
     """Of ``switch``: for how many steps each concept has its turn."""
 
+    @model_validator(mode="after")
+    def _check_passes(self) -> CompositionDocument:
+        if self.way == "composite" and any(member.region is not None for member in self.concepts):
+            raise ValueError("regions and the way 'composite' both take passes of their own: use one of them")
+        return self
+
+    @property
+    def digest(self) -> Digest:
+        """The SHA-256 of the document in canonical JSON: equal where the same concepts are used in the same way."""
+        return Digest.of_bytes(canonical_json(self.model_dump(mode="json", by_alias=True)))
+
+    def list_masks(self) -> tuple[Digest, ...]:
+        """Returns the digests of the masks that regions name, in order, each once."""
+        regions = (member.region for member in self.concepts)
+        return tuple(dict.fromkeys(one.mask for one in regions if one is not None and one.mask is not None))
+
 
 def parse_member(text: str) -> Member:
     """Returns the member that ``REF`` or ``REF*STRENGTH`` writes. Raises InvalidNameError."""
@@ -129,7 +153,8 @@ def read_composition(path: Path) -> CompositionDocument:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(place) for place in first["loc"])
-        raise UsageError(f"{first['msg']} in {str(path)!r}", where=where) from error
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(f"{said} in {str(path)!r}", where=where) from error
 
 
 def format_composition(document: CompositionDocument) -> str:

@@ -249,6 +249,21 @@ def test_a_region_may_be_drawn_by_a_prompt_of_its_own(sd1: Any, pair: tuple[Conc
     assert not torch.allclose(paint("a dog on the beach"), paint(None))
 
 
+def test_words_of_a_regions_prompt_are_weighed_and_concepts_are_not_named_there(
+    sd1: Any, pair: tuple[Concept, Concept]
+) -> None:
+    def paint(prompt: str) -> torch.Tensor:
+        region = Region(box=(0.0, 0.0, 0.5, 1.0), prompt=prompt)
+        with attach(Composition(pair[0], use={"test/a": Use(region=region)}), sd1):
+            return predict(sd1)
+
+    plain = paint("a dog on the beach")
+    assert torch.equal(paint("a (dog:1.0) on the beach"), plain)
+    assert not torch.equal(paint("a (dog:1.8) on the beach"), plain)
+    with pytest.raises(UsageError, match="names the lora 'imp'"):
+        paint("a dog <lora:imp:0.5>")
+
+
 def test_a_feather_is_soft_inside_the_picture_only() -> None:
     hard = make_mask(Region(box=(0.0, 0.0, 0.5, 1.0)), 4, 8)
     assert hard[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
