@@ -74,7 +74,7 @@ def ensure_folder(folder: Path, *, mode: int = 0o777) -> None:
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def look_at(path: Path) -> os.stat_result | None:
+def look_at(path: Path | str) -> os.stat_result | None:
     """Returns what the system says of ``path``, links not followed; None if nothing is there or it cannot be seen."""
     try:
         return current_operations().status(path)

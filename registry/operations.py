@@ -165,7 +165,7 @@ class FileOperations:
 
     # --- names -------------------------------------------------------------------------------------------------
 
-    def status(self, path: Path) -> os.stat_result:
+    def status(self, path: Path | str) -> os.stat_result:
         """Returns what the system says of a name, links not followed."""
         return os.lstat(self._name(path))
 

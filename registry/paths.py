@@ -296,6 +296,10 @@ class Layout:
         """``manifest`` as text."""
         return _SEPARATOR.join((str(self.root), "manifests", "sha256", digest.hex))
 
+    def blob_text(self, digest: Digest) -> str:
+        """``blob`` as text."""
+        return _SEPARATOR.join((str(self.root), "blobs", "sha256", digest.hex))
+
     def versions_text(self, name: ConceptName) -> str:
         """``versions`` as text."""
         return _SEPARATOR.join((str(self.root), "refs", name.namespace, name.name, "versions"))

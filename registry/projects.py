@@ -111,7 +111,7 @@ def _list_blobs(lock: Lock) -> set[str]:
 
 def _look(layout: Layout, hex: str) -> tuple[int, int]:
     """Returns size and time of a blob, which both change where it is written in place."""
-    status = look_at(layout.blob(Digest(hex)))
+    status = look_at(layout.blob_text(Digest(hex)))
     return (-1, -1) if status is None else (status.st_size, status.st_mtime_ns)
 
 

@@ -77,7 +77,7 @@ class MemoryOperations(FileOperations):
 
     # --- names -------------------------------------------------------------------------------------------------
 
-    def status(self, path: Path) -> os.stat_result:
+    def status(self, path: Path | str) -> os.stat_result:
         """Returns what is known of a name."""
         return self._describe(self._find(path))
 
