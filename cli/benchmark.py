@@ -18,11 +18,14 @@ from conceptry.cli.text import count_things
 from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
+    from conceptry.evaluation.bench_methods import BenchMethod
     from conceptry.evaluation.bench_results import ResultFile, ResultRow
     from conceptry.evaluation.bench_running import Bench
+    from conceptry.evaluation.claims import ClaimVerdict
     from conceptry.evaluation.toybench import BenchSubject, Suite
 
 SUMMARY_NAME: Final = "toybench"
+STUDIES_NAME: Final = "studies"
 CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 
 
@@ -36,6 +39,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
         "concepts benchmark-methods --out results --base sd15 --images subjects --protocol clip-dino "
         "--clip clip-b32 --dino dino-s16",
         "concepts benchmark-methods --together --out docs/toybench",
+        "concepts benchmark-methods --studies --out docs/toybench --seconds 2400",
         "concepts benchmark-methods --summary --out docs/toybench --merge other-lab",
     ),
 )
@@ -63,6 +67,9 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
     "--together", is_flag=True, help="Measure several concepts in one picture, in each way of composing."
 )
 @click.option("--calibrate", is_flag=True, help="Measure what the scorers' own numbers are worth.")
+@click.option(
+    "--studies", is_flag=True, help="Run what claims of surveys need beside the methods, in OUT/studies."
+)
 @click.option("--list", "listing", is_flag=True, help="Name methods and subjects, and what is left to do.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
@@ -82,14 +89,13 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
     if summary:
         _summarise(session, out, given["merge"])
         return
-    from conceptry.evaluation.bench_methods import choose_methods
     from conceptry.evaluation.protocols import find_protocol
     from conceptry.evaluation.toybench import load_suite
 
     find_protocol(given["protocol"])
     suite = load_suite()
-    methods = choose_methods(suite, given["methods"])
-    subjects = choose_subjects(suite, given["subjects"], given["images"])
+    methods, subjects = _choose(suite, given)
+    out = out / STUDIES_NAME if given["studies"] else out
     if listing:
         _list(session, out, [method.id for method in methods], [subject.id for subject in subjects])
         return
@@ -115,6 +121,17 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
         },
         [*map(_describe, rows), f"measured {count_things(len(rows), 'row')} in {out}"],
     )
+
+
+def _choose(suite: Suite, given: Mapping[str, Any]) -> tuple[Sequence[BenchMethod], Sequence[BenchSubject]]:
+    """Returns what is to be measured: the named methods and subjects, else all of the suite or of its studies."""
+    from conceptry.evaluation.bench_methods import choose_methods, list_studies, load_studies
+
+    methods, subjects = given["methods"], given["subjects"]
+    if given["studies"]:
+        methods = methods or [study.id for study in list_studies()]
+        subjects = subjects or ([] if given["images"] else load_studies()["subjects"])
+    return choose_methods(suite, methods), choose_subjects(suite, subjects, given["images"])
 
 
 def choose_subjects(suite: Suite, ids: Sequence[str], images: Path | None) -> tuple[BenchSubject, ...]:
@@ -183,16 +200,36 @@ def read_all(session: Session, folders: Sequence[Path]) -> ResultFile:
     return results
 
 
+def judge_results(session: Session, folder: Path, results: ResultFile) -> tuple[ClaimVerdict, ...]:
+    """Returns what results say to the claims of surveys, with the studies, groups and figures beside them.
+
+    Raises:
+        InvalidFileError: if a file there is none of ours.
+        ConflictError: if studies were not measured alike.
+    """
+    from conceptry.evaluation.bench_results import locate_groups, merge_results, read_groups
+    from conceptry.evaluation.claims import Numbers, judge_claims, read_figures_beside
+
+    studies = folder / STUDIES_NAME
+    if any(studies.glob("*.json")):
+        results, _ = merge_results([(folder, results), (studies, read_all(session, [studies]))])
+    groups, _ = read_groups(locate_groups(folder))
+    return judge_claims(Numbers.gather(results, groups, read_figures_beside(folder)))
+
+
 def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
     from conceptry.evaluation.bench_page import draw_plot, make_markdown
     from conceptry.evaluation.bench_results import locate_groups, read_groups, write_json
     from conceptry.evaluation.bench_summary import summarise, to_json
+    from conceptry.evaluation.claims import say_answer
     from conceptry.evaluation.concordance import judge_pairs
 
     results = read_all(session, [out, *others])
     document = to_json(results)
     verdicts = judge_pairs(summarise(results, "instance"))
     document["concordance"] = {"pairs": len(verdicts), "same": sum(one.agrees for one in verdicts)}
+    claims = judge_results(session, out, results)
+    document["claims"] = [one.to_json() for one in claims]
     groups, _ = read_groups(locate_groups(out))
     if groups:
         document["compositions"] = groups
@@ -202,7 +239,7 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
     write_json(target.with_suffix(".json"), document)
     from conceptry.evaluation.pages import write_page
 
-    write_page(target.with_suffix(".md"), make_markdown(results, document))
+    write_page(target.with_suffix(".md"), make_markdown(results, document, verdicts=claims))
     for kind in ("instance", "style"):
         rows = summarise(results, "instance" if kind == "instance" else "style")
         if rows:
@@ -214,7 +251,8 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
             f"{row['rank']:>3}  {row['method']:34} identity {row['identity']:.2f}  prompt {row['prompt']:.2f}  "
             f"ranks {row['rank_interval'][0]} to {row['rank_interval'][1]}"
             for row in document["rows"]
-        ],
+        ]
+        + [f"{say_answer(one)}: {one.claim.claim}" for one in claims],
     )
 
 

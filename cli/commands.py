@@ -82,6 +82,13 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
         "Write one HTML page: pictures, scores, curves and tables, with nothing from elsewhere in it.",
         _USE,
     ),
+    CommandRow(
+        "augment",
+        "augment:augment",
+        "Measure whether generated pictures help a classifier that has few of a rare class.",
+        _USE,
+    ),
+    CommandRow("uses", "uses:uses", "Measure what a concept is good for beside new pictures of it.", _USE),
     CommandRow("advise", "advise:advise", "Say which training method the benchmark's numbers favour.", _MAKE),
     CommandRow(
         "benchmark-methods",

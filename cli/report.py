@@ -29,11 +29,15 @@ if TYPE_CHECKING:
         "concepts report me/imp --out imp.html",
         "concepts report me/imp --no-draw",
         "concepts report --benchmark docs/toybench --out toybench.html",
+        "concepts report --uses results --out uses.html",
     ),
 )
 @click.argument("reference", type=REFERENCE, required=False, metavar="REF")
 @click.option(
     "--benchmark", type=PATH, metavar="DIR", help="A folder of concepts benchmark-methods instead of REF."
+)
+@click.option(
+    "--uses", type=PATH, metavar="DIR", help="A folder of concepts augment and concepts uses instead of REF."
 )
 @click.option("--out", type=PATH, default=Path("report.html"), show_default=True, help="The page.")
 @click.option(
@@ -46,17 +50,29 @@ if TYPE_CHECKING:
 )
 @pass_session
 def report(
-    session: Session, /, reference: Reference | None, *, benchmark: Path | None, out: Path, **given: Any
+    session: Session,
+    /,
+    reference: Reference | None,
+    *,
+    benchmark: Path | None,
+    uses: Path | None,
+    out: Path,
+    **given: Any,
 ) -> None:
     """Write one HTML page: pictures, scores, curves and tables, with nothing from elsewhere in it.
 
-    The page of a concept has the pictures that its scores were measured on; that of a benchmark those of each row.
+    The page of a concept has the pictures that its scores were measured on; that of a benchmark or of uses those of
+    each row.
     """
-    if (reference is None) == (benchmark is None):
+    if sum(one is not None for one in (reference, benchmark, uses)) != 1:
         raise UsageError(
-            "concepts report needs a concept or --benchmark, and not both", hint="concepts report me/imp"
+            "concepts report needs a concept or --benchmark or --uses, and one alone",
+            hint="concepts report me/imp",
         )
-    page = _report_concept(session, reference, given) if reference else _report_benchmark(session, benchmark)
+    if reference is not None:
+        page = _report_concept(session, reference, given)
+    else:
+        page = _report_uses(uses) if uses is not None else _report_benchmark(session, benchmark)
     from conceptry.evaluation.pages import write_page
 
     write_page(out, page)
@@ -88,10 +104,18 @@ def _examine(session: Session, concept: Concept, given: dict[str, Any]) -> Exami
 
 
 def _report_benchmark(session: Session, folder: Path | None) -> str:
-    from conceptry.cli.benchmark import read_all
+    from conceptry.cli.benchmark import judge_results, read_all
     from conceptry.evaluation.bench_page import make_benchmark_page
     from conceptry.evaluation.bench_results import locate_groups, read_groups
 
     chosen = folder or Path()
     groups, _ = read_groups(locate_groups(chosen))
-    return make_benchmark_page(read_all(session, [chosen]), chosen, groups)
+    results = read_all(session, [chosen])
+    return make_benchmark_page(results, chosen, groups, verdicts=judge_results(session, chosen, results))
+
+
+def _report_uses(folder: Path) -> str:
+    from conceptry.evaluation.use_page import make_use_page
+    from conceptry.evaluation.use_results import read_uses
+
+    return make_use_page(read_uses(folder), folder)

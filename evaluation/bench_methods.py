@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import entry_points
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -103,9 +106,25 @@ def list_methods(suite: Suite) -> tuple[BenchMethod, ...]:
     return (*own, *_load_others())
 
 
+@cache
+def load_studies() -> Mapping[str, Any]:
+    """Returns the trainings that claims ask for and that no table ranks, and the subjects they are run on."""
+    return tomllib.loads(files(__package__).joinpath("studies.toml").read_text(encoding="utf-8"))
+
+
+def list_studies() -> tuple[BenchMethod, ...]:
+    """Returns the methods of ``studies.toml``: a trainer with other words than the subject's own."""
+    known = {row.id: row for row in TRAINERS}
+    return tuple(
+        _make_own(one["id"], one["id"], known[one["method"]], words=one["words"])
+        for one in load_studies()["studies"]
+        if one["method"] in known
+    )
+
+
 def find_method(id: str, suite: Suite) -> BenchMethod:
-    """Returns the method called ``id``. Raises UsageError with the nearest."""
-    methods = {method.id: method for method in list_methods(suite)}
+    """Returns the method or study called ``id``. Raises UsageError with the nearest."""
+    methods = {method.id: method for method in (*list_methods(suite), *list_studies())}
     if id not in methods:
         raise UsageError(
             f"the benchmark has no method {id[:80]!r}",
@@ -139,14 +158,24 @@ def _make_own(
     *,
     settings: Mapping[str, Any] | None = None,
     gate: Mapping[str, float] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> BenchMethod:
-    changed = dict(settings or {})
-    named = {"method": row.id, "settings": changed, **({"gate": dict(gate)} if gate else {})}
+    changed, said = dict(settings or {}), dict(words or {})
+    more = {**({"gate": dict(gate)} if gate else {}), **({"words": said} if said else {})}
+    named = {"method": row.id, "settings": changed, **more}
     return BenchMethod(
         id=id,
         title=title,
         settings=named,
-        teach=lambda lesson: _teach_own(lesson, row, changed, gate),
+        teach=lambda lesson: _teach_own(_reword(lesson, said), row, changed, gate),
+    )
+
+
+def _reword(lesson: Lesson, words: Mapping[str, str]) -> Lesson:
+    return replace(
+        lesson,
+        superclass=words.get("superclass", lesson.superclass),
+        plain_word=words.get("plain_word", lesson.plain_word),
     )
 
 
@@ -255,6 +284,8 @@ __all__ = [
     "count_passes",
     "find_method",
     "list_methods",
+    "list_studies",
+    "load_studies",
     "plan_job",
     "use_gate",
 ]

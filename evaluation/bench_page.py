@@ -11,6 +11,7 @@ from PIL import Image
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
 from conceptry.evaluation.charts import Point, draw_front
+from conceptry.evaluation.claims import UNSURE_EXPLAINED, ClaimVerdict, say_answer, write_claims
 from conceptry.evaluation.concordance import write_concordance
 from conceptry.evaluation.pages import (
     Figure,
@@ -65,10 +66,16 @@ def describe_setting(results: ResultFile) -> str:
     )
 
 
-def make_benchmark_page(results: ResultFile, folder: Path, groups: Sequence[Mapping[str, Any]] = ()) -> str:
+def make_benchmark_page(
+    results: ResultFile,
+    folder: Path,
+    groups: Sequence[Mapping[str, Any]] = (),
+    *,
+    verdicts: Sequence[ClaimVerdict] = (),
+) -> str:
     """Returns the page of the benchmark; ``folder`` holds the pictures that its rows name.
 
-    ``groups`` are the rows of several concepts in one picture.
+    ``groups`` are the rows of several concepts in one picture, ``verdicts`` what the numbers say to claims.
     """
     parts = [make_note(describe_setting(results)), make_note(_EXPLAINED)]
     for kind, title in _KINDS:
@@ -82,7 +89,7 @@ def make_benchmark_page(results: ResultFile, folder: Path, groups: Sequence[Mapp
                 ),
                 _show_details(rows),
             ]
-    parts += [*_show_groups(groups, folder), *_show_pictures(results.rows, folder)]
+    parts += [*_show_groups(groups, folder), *_show_claims(verdicts), *_show_pictures(results.rows, folder)]
     return make_page(f"ToyBench: {results.suite}", parts)
 
 
@@ -172,6 +179,17 @@ def _show_groups(groups: Sequence[Mapping[str, Any]], folder: Path) -> list[str]
     ]
 
 
+def _show_claims(verdicts: Sequence[ClaimVerdict]) -> list[str]:
+    if not verdicts:
+        return []
+    rows = [
+        (one.claim.claim, say_answer(one), "; ".join(found.text for found in one.findings), one.claim.source)
+        for one in verdicts
+    ]
+    head = make_heading("What surveys claim", UNSURE_EXPLAINED)
+    return [head, make_table(("claim", "here", "numbers", "source"), rows)]
+
+
 def _say_share(value: Any) -> Any:
     """A share for a table; those of several members stand behind one another, as they are no interval."""
     return _say_all(value) if isinstance(value, list | tuple) else value
@@ -213,10 +231,16 @@ def open_picture(folder: Path, name: str | None) -> Image.Image | None:
         return None
 
 
-def make_markdown(results: ResultFile, document: Mapping[str, Any] | None = None) -> str:
+def make_markdown(
+    results: ResultFile,
+    document: Mapping[str, Any] | None = None,
+    *,
+    verdicts: Sequence[ClaimVerdict] = (),
+) -> str:
     """Returns the page of docs: the tables, and the plots that lie beside it.
 
     ``document`` may bring what was measured beside the table: ``compositions`` and ``calibration``.
+    ``verdicts`` is what the numbers say to claims.
     """
     lines = [
         "# ToyBench",
@@ -238,6 +262,7 @@ def make_markdown(results: ResultFile, document: Mapping[str, Any] | None = None
             ]
     more = document or {}
     lines += write_concordance(summarise(results, "instance"))
+    lines += write_claims(verdicts) if verdicts else []
     return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conceptry.errors import InvalidManifestError, UsageError
 from conceptry.evaluation.protocols import Subject
@@ -113,18 +113,23 @@ def read_references(
     )
 
 
+def list_pictures(folder: Path) -> list[Path]:
+    """Returns the picture files of a folder in order of name."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+
+
 def read_pictures(folder: Path) -> list[Image.Image]:
     """Returns the pictures of a folder in order of name. Raises UsageError if one cannot be read."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    return [read_picture(path) for path in list_pictures(folder)]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Returns a picture in RGB, turned upright. Raises UsageError if it cannot be read."""
     try:
-        return [_read_picture(path) for path in paths]
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UsageError(f"a reference picture in {str(folder)!r} cannot be read: {error}") from error
-
-
-def _read_picture(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"the picture {str(path)!r} cannot be read: {error}") from error
 
 
 def as_images(pictures: Pictures) -> list[Image.Image]:

@@ -10,7 +10,7 @@ import pytest
 from conceptry.evaluation.bench_results import BaseModelId, ResultFile, write_json, write_results
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
-from tests.evaluation.rows import make_row
+from tests.evaluation.rows import gather, make_row
 from tests.evaluation.strict_html import parse_strictly
 
 EVIL = "<img src=https://example.org/x.png onerror=alert(1)>"
@@ -64,13 +64,47 @@ def test_the_page_of_a_benchmark_is_whole(run: Run, results: Path) -> None:
 
 
 def test_report_and_benchmark_say_what_they_lack(run: Run, tmp_path: Path) -> None:
-    assert "needs a concept or --benchmark" in run("report", code=2).err
+    assert "needs a concept or --benchmark or --uses" in run("report", code=2).err
     assert "there are no results yet" in run("report", "--benchmark", str(tmp_path), code=3).err
     assert "did you mean 'lora'?" in run("benchmark-methods", "--method", "lorra", "--list", code=2).err
     assert "has no subject 'dragon'" in run("benchmark-methods", "--subject", "dragon", "--list", code=2).err
     said = run("benchmark-methods", "--protocol", "clip-dino", code=2).err
     assert "add --images DIR" in said
     assert "no protocol is called" in run("benchmark-methods", "--protocol", "dino", code=2).err
+
+
+def test_the_summary_and_the_page_answer_every_claim(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "toybench"
+    shown = {"dreambooth": 0.9, "textual_inversion": 0.4, "studies/textual_inversion-far-start": 0.2}
+    for name, identity in shown.items():
+        method = name.rpartition("/")[2]
+        rows = [make_row(method, f"s{number}", identity + 0.01 * number, 0.8) for number in range(4)]
+        write_results(folder / f"{name}.json", gather(*rows))
+    document = run("benchmark-methods", "--summary", "--out", str(folder), "--json").document
+    answers = {one["id"]: one["answer"] for one in document["claims"]}
+    assert answers["class-word-start"] == "confirmed"
+    assert answers["lora-between"] == "not measured"
+    assert {row["method"] for row in document["rows"]} == {"dreambooth", "textual_inversion"}
+    page = (folder.parent / "toybench.md").read_text(encoding="utf-8")
+    assert f"{len(answers)} claims: " in page
+    assert (
+        "| confirmed | textual_inversion identity 0.415, textual_inversion-far-start identity 0.215 |" in page
+    )
+    assert (
+        "confirmed: Starting from the class word"
+        in run("benchmark-methods", "--summary", "--out", str(folder)).out
+    )
+    run("report", "--benchmark", str(folder), "--out", "bench.html")
+    assert "What surveys claim" in Path("bench.html").read_text(encoding="utf-8")
+    far = folder / "studies" / "textual_inversion-far-start.json"
+    write_json(far, {**json.loads(far.read_text(encoding="utf-8")), "sample_passes": 9})
+    assert "were not measured alike" in run("report", "--benchmark", str(folder), code=8).err
+
+
+def test_studies_are_listed_by_themselves(run: Run, tmp_path: Path) -> None:
+    document = run("benchmark-methods", "--studies", "--list", "--out", str(tmp_path), "--json").document
+    assert {row["method"] for row in document["methods"]} >= {"dreambooth-wrong-class", "lora-strong-word"}
+    assert len(document["subjects"]) == 6
 
 
 def test_list_says_what_is_left(run: Run, results: Path) -> None:

@@ -1,0 +1,142 @@
+"""Claims of surveys held against numbers: confirmed, refuted, not measured, and how sure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conceptry.errors import InvalidFileError
+from conceptry.evaluation.bench_methods import find_method, list_methods, list_studies, load_studies
+from conceptry.evaluation.bench_results import ResultRow, write_json
+from conceptry.evaluation.claims import (
+    RELATIONS,
+    Check,
+    Claim,
+    ClaimVerdict,
+    Numbers,
+    judge_claims,
+    load_claims,
+    read_figures_beside,
+)
+from conceptry.evaluation.toybench import load_suite
+from tests.evaluation.rows import gather, make_row
+
+NOISE = (0.02, -0.03, 0.01, 0.0, -0.01, 0.03)
+
+
+def spread(method: str, identity: float, prompt: float = 0.8, **fields: object) -> list[ResultRow]:
+    """Returns a row for each of six subjects."""
+    return [
+        make_row(method, f"s{number}", identity + shift, prompt - shift, **fields)
+        for number, shift in enumerate(NOISE)
+    ]
+
+
+def judge(claim: str, *rows: ResultRow, **more: object) -> ClaimVerdict:
+    """Returns what rows say to one of the shipped claims."""
+    (chosen,) = [one for one in load_claims() if one.id == claim]
+    (verdict,) = judge_claims(Numbers.gather(gather(*rows), **more), [chosen])  # type: ignore[arg-type]
+    return verdict
+
+
+def test_every_claim_names_its_source_and_numbers_that_the_benchmark_can_measure() -> None:
+    claims = load_claims()
+    assert len(claims) == len({one.id for one in claims}) >= 15
+    known = {method.id for method in (*list_methods(load_suite()), *list_studies())}
+    for claim in claims:
+        assert claim.source
+        assert claim.checks or claim.best_in
+        for check in claim.checks:
+            assert check.relation in RELATIONS
+            for side in (check.left, check.right):
+                method, _, measure = side.partition(" ")
+                assert method == "figure" or method.partition("/")[0] in known, side
+                assert measure, side
+
+
+def test_a_claim_is_confirmed_refuted_or_not_measured_with_its_numbers() -> None:
+    right = judge(
+        "lora-between", *spread("textual_inversion", 0.4), *spread("lora", 0.6), *spread("dreambooth", 0.8)
+    )
+    assert (right.answer, right.is_sure) == ("confirmed", True)
+    assert "lora identity 0.603, textual_inversion identity 0.403" in right.findings[0].text
+    wrong = judge(
+        "lora-between", *spread("textual_inversion", 0.4), *spread("lora", 0.9), *spread("dreambooth", 0.8)
+    )
+    assert (wrong.answer, wrong.is_sure) == ("refuted", True)
+    lacking = judge("lora-between", *spread("textual_inversion", 0.4), *spread("lora", 0.9))
+    assert (lacking.answer, lacking.is_sure) == ("not measured", False)
+    assert lacking.findings[1].text == "no dreambooth identity"
+
+
+def test_a_difference_that_may_be_chance_is_not_sure() -> None:
+    one = [make_row("xti", f"s{n}", 0.5 + 0.2 * (-1) ** n + 0.01, 0.8) for n in range(6)]
+    other = [make_row("textual_inversion", f"s{n}", 0.5, 0.8) for n in range(6)]
+    verdict = judge("per-layer-learns-faster", *one, *other)
+    assert (verdict.answer, verdict.is_sure) == ("confirmed", False)
+    single = judge("per-layer-learns-faster", one[0], other[0])
+    assert not single.is_sure
+
+
+def test_only_subjects_that_both_sides_have_are_compared() -> None:
+    easy = [make_row("xti", "s0", 0.9, 0.8), make_row("xti", "s1", 0.3, 0.8)]
+    hard = [make_row("textual_inversion", "s1", 0.4, 0.8), make_row("textual_inversion", "s2", 0.1, 0.8)]
+    assert judge("per-layer-learns-faster", *easy, *hard).answer == "refuted"
+
+
+def test_groups_and_single_figures_are_sides_too() -> None:
+    def group(count: int, recall: float) -> dict[str, object]:
+        members = [f"thing-{number}" for number in range(count)]
+        shares = {"joint": recall / 2, "recall": [recall] * count, "swaps": 0.0, "leaks": None, "region": 1.0}
+        return {"method": "lora", "way": "merge-sum", "members": members, **shares}
+
+    assert judge("summing-loses", groups=[group(2, 0.9), group(3, 0.4)]).answer == "confirmed"
+    assert judge("summing-loses", groups=[group(2, 0.4), group(3, 0.9)]).answer == "refuted"
+    assert judge("summing-loses", groups=[group(2, 0.4)]).answer == "not measured"
+    figures = {"raw_loss_follows_identity": 0.1, "fixed_loss_follows_identity": 0.8}
+    assert judge("fixed-batch", figures=figures).answer == "confirmed"
+    assert judge("fixed-batch").answer == "not measured"
+
+
+def test_no_method_wins_everywhere_unless_one_does() -> None:
+    good = {"floor": 0.0, "ceiling": 1.0, "interval": [0.0, 1.0]}
+    keeps, forgets = ({**good, "score": value, "normalised": value} for value in (0.9, 0.5))
+    best = spread("best", 0.9, 0.9, size_bytes=1, preservation=keeps)
+    large = spread("best", 0.9, 0.9, size_bytes=99, preservation=keeps)
+    worst = spread("worst", 0.1, 0.1, size_bytes=5, preservation=forgets)
+    assert judge("no-method-wins-everywhere", *best, *worst).answer == "refuted"
+    assert judge("no-method-wins-everywhere", *large, *worst).answer == "confirmed"
+    assert judge("no-method-wins-everywhere", *best).answer == "not measured"
+
+
+def test_the_right_side_may_be_scaled() -> None:
+    claim = Claim(
+        id="x",
+        claim="x",
+        source="x",
+        checks=(Check(left="a bytes", relation="below", right="b bytes", times=0.01),),
+    )
+    for size, answer in ((5, "confirmed"), (50, "refuted")):
+        rows = gather(*spread("a", 0.5, size_bytes=size), *spread("b", 0.5, size_bytes=1000))
+        assert judge_claims(Numbers.gather(rows), [claim])[0].answer == answer
+
+
+def test_files_of_figures_are_read_or_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "figures" / "a.json", {"figures": {"x": 0.5}})
+    assert read_figures_beside(tmp_path) == {"x": 0.5}
+    for text in ("{", "[]", '{"figures": {"x": "much"}}', '{"figures": {"x": NaN}}'):
+        (tmp_path / "figures" / "a.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InvalidFileError, match="no file of figures"):
+            read_figures_beside(tmp_path)
+
+
+def test_studies_are_run_by_name_with_other_words_and_stay_out_of_the_table() -> None:
+    suite = load_suite()
+    ranked = {method.id for method in list_methods(suite)}
+    for study in list_studies():
+        assert study.id not in ranked
+        assert find_method(study.id, suite).digest == study.digest
+        assert study.digest != find_method(study.settings["method"], suite).digest
+    for subject in load_studies()["subjects"]:
+        assert suite.find_subject(subject).superclass not in {"flower", "picture", "road", "blue"}
