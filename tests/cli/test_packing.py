@@ -32,7 +32,7 @@ def test_packing_publishes_the_next_patch_release_and_leaves_the_other(run: Run,
     shown = run("show", "me/imp", "--json").document
     assert shown["manifest"]["builds"][0]["parts"][0]["method"]["packing"] == [file["packing"]]
     assert [str(row.version) for row in Registry().list()] == ["1.2.4"]
-    assert Registry().get("me/imp@1.2.3")
+    assert Registry().get("me/imp@1.2.3").label == "me/imp@1.2.3"
     run("verify", "me/imp@1.2.4")
     said = run("pack", "me/imp@1.2.3", "--base", str(tuned)).out
     assert said.startswith("was here already: me/imp@1.2.4")
