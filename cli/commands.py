@@ -73,7 +73,12 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("generate", "generate:generate", "Draw pictures with concepts attached to a base.", _USE),
     CommandRow("reproduce", "reproduce:reproduce", "Draw pictures again from what they carry.", _USE),
     CommandRow("check", "check:check", "Say whether concepts fit a base and one another.", _USE),
-    CommandRow("compose", "compose:compose", "Write or check a composition file.", _USE),
+    CommandRow(
+        "compose",
+        "compose:compose",
+        "Write or check a composition file, or write the composition as weights.",
+        _USE,
+    ),
     CommandRow("merge", "merge:merge", "Make one new concept of several.", _USE),
     CommandRow("eval", "evaluate:evaluate", "Measure how well a concept does what it should.", _USE),
     CommandRow(
