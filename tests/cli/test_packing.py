@@ -8,6 +8,7 @@ import pytest
 
 from conceptry.registry import Registry
 from tests.cli.conftest import Run
+from tests.cli.test_json_page import documented, flatten
 from tests.formats.tunes import BASE_FILE, write_base, write_tune
 
 
@@ -22,6 +23,7 @@ def tuned(run: Run, tmp_path: Path) -> Path:
 
 def test_packing_publishes_the_next_patch_release_and_leaves_the_other(run: Run, tuned: Path) -> None:
     finished = run("pack", "me/imp", "--base", str(tuned), "--json")
+    assert flatten(finished.document) == documented("pack")
     (file,) = finished.document["files"]
     assert (finished.document["reference"], finished.document["derived_from"]) == (
         "me/imp@1.2.4",
