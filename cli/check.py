@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -115,11 +116,12 @@ def plan_composition(
     composition: Composition, identity: BaseIdentity, fit: str | None = None
 ) -> tuple[Plan, tuple[Overlap, ...]]:
     """Returns the plan and the overlaps of a composition on a base. Raises IncompatibleError."""
-    from conceptry.composer.overlaps import find_overlaps
+    from conceptry.composer.overlaps import find_idle_parts, find_overlaps
     from conceptry.composer.plan import make_plan
 
     plan = make_plan(composition, identity, None if fit is None else Fit[fit.upper()])
-    return plan, find_overlaps(plan)
+    said = replace(plan, warnings=(*plan.warnings, *find_idle_parts(plan)))
+    return said, find_overlaps(plan)
 
 
 def to_json(plan: Plan, overlaps: tuple[Overlap, ...]) -> dict[str, Any]:

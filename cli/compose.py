@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +16,7 @@ from conceptry.cli.check import describe, find_identity, plan_composition, to_js
 from conceptry.cli.compose_export import (
     COMPOSED_TARGETS,
     ExportBase,
+    Request,
     describe_export,
     export_composition,
     export_to_json,
@@ -27,9 +30,12 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConflictError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from conceptry.composer.exports import PreparedExport
     from conceptry.composer.masks import Mask
+    from conceptry.composer.overlaps import Overlap
     from conceptry.composer.plan import Plan
     from conceptry.composition import CompositionDocument, Member
+    from conceptry.formats.export_files import Exported
 
 DEFAULT: Final = Path("composition.toml")
 
@@ -79,6 +85,47 @@ def compose(
     strengths into files that other programs read; what weights cannot hold, such as gates and schedules, is refused,
     and the composition file is written only if --out names it.
     """
+    asked = _read_asked(session, members, file=file, base=base, given=given)
+    composition = fetch_composition(session, asked.document, asked.masks)
+    if asked.request is None:
+        exported = None
+        identity = find_identity(session, asked.document.base, composition)
+        plan, overlaps = plan_composition(composition, identity)
+    else:
+        opened = ExportBase(session, asked.document.base, composition)
+        plan, overlaps = plan_composition(composition, opened.identity)
+        exported = export_composition(session, composition, opened.base, asked.request)
+    if asked.path is not None:
+        if file is None:
+            _write(asked.path, asked.document, asked.masks)
+        _keep(session, asked.path, plan)
+    _say(session, asked, plan, overlaps, exported=exported)
+    if file is None and asked.path is not None:
+        _suggest(session, asked.path, plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What one run of the command is about."""
+
+    document: CompositionDocument
+    masks: tuple[Mask, ...]
+    path: Path | None
+    """The composition file that is written or checked, None where only weights are written."""
+
+    request: Request | None
+    verb: str
+
+
+def _read_asked(
+    session: Session,
+    members: tuple[Member, ...],
+    *,
+    file: Path | None,
+    base: str | None,
+    given: dict[str, Any],
+) -> _Asked:
+    """Returns what is asked, checked as far as no concept is read. Raises UsageError, ConflictError."""
     _check_file(file, given)
     request = read_request(given["export_path"], given["target"], lossy=given["lossy"])
     path = file or given["out"] or (DEFAULT if request is None else None)
@@ -86,32 +133,46 @@ def compose(
         _refuse_overwriting(path, force=given["force"])
     read = read_document(rename_members(members, given["rename"]), file)
     used, masks = use_concepts(read, given)
-    document = _pin(session, used, base)
-    composition = fetch_composition(session, document, (*masks, *read_masks(read, file)))
-    opened = None if request is None else ExportBase(session, document.base, composition)
-    identity = find_identity(session, document.base, composition) if opened is None else opened.identity
-    plan, overlaps = plan_composition(composition, identity)
-    said = {
-        "path": None if path is None else str(path),
-        "digest": str(document.digest),
-        "way": document.way,
+    return _Asked(
+        document=_pin(session, used, base),
+        masks=(*masks, *read_masks(read, file)),
+        path=path,
+        request=request,
+        verb="written" if file is None else "checked",
+    )
+
+
+def _say(
+    session: Session,
+    asked: _Asked,
+    plan: Plan,
+    overlaps: tuple[Overlap, ...],
+    *,
+    exported: tuple[PreparedExport, tuple[Exported, ...]] | None,
+) -> None:
+    document = {
+        "path": None if asked.path is None else str(asked.path),
+        "digest": str(asked.document.digest),
+        "way": asked.document.way,
         **to_json(plan, overlaps),
-        "export": None,
+        "export": None if exported is None else export_to_json(*exported),
     }
-    lines = [*describe(plan, overlaps), *_describe_way(document)]
-    if request is not None and opened is not None:
-        prepared, files = export_composition(session, composition, opened.base, request)
-        said["export"] = export_to_json(prepared, files)
-        lines += describe_export(request, prepared, files)
-    if path is not None:
-        if file is None:
-            _write(path, document, masks)
-        _keep(session, path, plan)
-    session.out.emit(said, lines, quiet=[str(one) for one in (path, given["export_path"]) if one is not None])
+    lines = [*describe(plan, overlaps), *_describe_way(asked.document)]
+    if exported is not None and asked.request is not None:
+        lines += describe_export(asked.request, *exported)
+    places = (asked.path, None if asked.request is None else asked.request.path)
+    session.out.emit(document, lines, quiet=[str(one) for one in places if one is not None])
     for warning in plan.warnings:
         session.out.warn(warning)
-    if path is not None:
-        session.out.note(f"{'written' if file is None else 'checked'}: {path}")
+    if asked.path is not None:
+        session.out.note(f"{asked.verb}: {asked.path}")
+
+
+def _suggest(session: Session, path: Path, plan: Plan) -> None:
+    words = " and ".join(word for member in plan.members for word in member.words.values())
+    prompt = f"a photo of {words or '...'}"
+    command = ["concepts", "generate", "--composition", str(path), "--prompt", prompt, "--out", "pictures"]
+    session.out.note(f"hint: {shlex.join(command)}")
 
 
 def _keep(session: Session, path: Path, plan: Plan) -> None:

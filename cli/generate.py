@@ -286,7 +286,9 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 def _warn(session: Session, report: Report | None, group: Group) -> None:
     if report is None:
         return
-    for warning in report.warnings:
+    from conceptry.composer.overlaps import find_idle_parts
+
+    for warning in (*report.warnings, *find_idle_parts(report.plan)):
         session.out.warn(warning)
     said = " ".join(f"{task.prompt} {task.negative}" for task in group.tasks).casefold()
     tagged = {name for task in group.tasks for name in task.called.values()}

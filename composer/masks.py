@@ -87,11 +87,11 @@ def parse_mask(data: bytes, name: str) -> Mask:
 
 def _read_values(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
     if picture.mode in _GRAY_16_BITS:
-        return np.asarray(picture).astype(np.float32) / 65535
+        return np.asarray(picture).astype(np.float32) / np.float32(65535)
     if "A" in picture.getbands() or "transparency" in picture.info:
         seen = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
-    return np.asarray(picture.convert("L"), np.float32) / 255
+    return np.asarray(picture.convert("L"), np.float32) / np.float32(255)
 
 
 # --- beside what names them ----------------------------------------------------------------------------------------

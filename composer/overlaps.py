@@ -47,6 +47,25 @@ def list_changed_modules(member: PlannedMember) -> tuple[str, ...]:
     return tuple(sorted(set(_iter_modules(member))))
 
 
+def find_idle_parts(plan: Plan) -> tuple[str, ...]:
+    """Returns a sentence for each part of a use that holds nothing of what its concept changes.
+
+    Raises:
+        NotFoundError, InvalidFileError: as ``find_overlaps``.
+    """
+    found = []
+    for member in plan.members:
+        # A gate is one for all layers, so that its share is that of the whole component.
+        is_gated = set(member.build.kinds) == {"rank_one"}
+        names = ("unet",) if is_gated else list_changed_modules(member) if member.use.parts else ()
+        found += [
+            f"{member.concept.label}: it changes nothing in the part {part}, so its share there does nothing"
+            for part in member.use.parts
+            if not any(name == part or name.startswith(f"{part}.") for name in names)
+        ]
+    return tuple(found)
+
+
 def _iter_modules(member: PlannedMember) -> Iterator[str]:
     for part in member.build.parts:
         find = _MODULES.get(part.kind)

@@ -154,6 +154,18 @@ def read_tensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
+def test_a_part_that_holds_nothing_of_a_concept_is_said(run: Run, imp: str) -> None:
+    wrong = run("compose", imp, "--part", "me/imp:unet.up_block=0", "--out", "a.toml", "--json")
+    (said,) = [text for text in wrong.document["warnings"] if "unet.up_block" in text]
+    assert said == f"{imp}: it changes nothing in the part unet.up_block, so its share there does nothing"
+    assert f"warning: {said}\n" in wrong.err
+    right = run("compose", imp, "--part", "me/imp:unet.down_blocks.0=0", "--out", "b.toml")
+    assert "does nothing" not in right.err
+    assert (
+        "hint: concepts generate --composition b.toml --prompt 'a photo of <imp>' --out pictures" in right.err
+    )
+
+
 def test_what_does_nothing_to_words_is_said(run: Run, base: Path, tmp_path: Path) -> None:
     make_embedding(tmp_path / "words", make_pipeline("sd1"), "<e>", name="me/words")
     run("publish", str(tmp_path / "words"))
