@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SUMMARY_NAME: Final = "toybench"
 STUDIES_NAME: Final = "studies"
+FULL_TUNING: Final = "dreambooth"
 CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 
 
@@ -108,6 +109,8 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
         for row in bench.run(methods, subjects, meter.phase):
             rows.append(row)
             session.out.log(_describe(row))
+        if given["studies"]:
+            _measure_moves(bench, subjects, meter.phase)
     if bench.failures and not rows:
         raise bench.failures[0]
     for failure in bench.failures:
@@ -180,6 +183,33 @@ def _measure_part(session: Session, bench: Bench, given: Mapping[str, Any]) -> N
         named = given["methods"] or load_multi_suite().methods
         rows = run_all(bench, [find_method(id, bench.suite) for id in named], meter.phase)
     session.out.emit({"folder": str(out), "measured": len(rows), "rows": rows}, map(_describe_group, rows))
+
+
+def _measure_moves(bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]) -> None:
+    """Writes which matrices a full tuning of each subject moves, beside the results; the trainings are used again."""
+    from conceptry.evaluation.bench_methods import find_method
+    from conceptry.evaluation.bench_results import find_commit, write_json
+    from conceptry.evaluation.claims import FIGURES_NAME
+    from conceptry.evaluation.moved_weights import average_moves, measure_moves
+
+    path = bench.options.out.parent / FIGURES_NAME / "moved-weights.json"
+    if path.is_file() or bench.is_late():
+        return
+    rows = []
+    for subject in subjects:
+        on_step(f"{FULL_TUNING} on {subject.id}")
+        bench.prepare(subject)
+        taught = find_method(FULL_TUNING, bench.suite).teach(bench.make_lesson(subject))
+        rows.append(measure_moves(bench.pipeline.unet, taught.attach))
+    write_json(
+        path,
+        {
+            "measured": f"relative change of the weights of {FULL_TUNING}, mean over matrices and subjects",
+            "subjects": [subject.id for subject in subjects],
+            "commit": find_commit(),
+            "figures": average_moves(rows),
+        },
+    )
 
 
 def _describe_group(row: Mapping[str, Any]) -> str:

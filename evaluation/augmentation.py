@@ -53,8 +53,8 @@ class Arm:
 ARMS: Final[tuple[Arm, ...]] = (
     Arm(id="real", title="real pictures alone"),
     Arm(id="repeated", title="real pictures, the rare ones repeated", balanced=True),
-    Arm(id="base", title="and pictures of the base for the class's word", source="base"),
-    Arm(id="concept", title="and pictures of the concept", source="concept"),
+    Arm(id="base", title="real pictures and the base's", source="base"),
+    Arm(id="concept", title="real pictures and the concept's", source="concept"),
 )
 
 
@@ -99,7 +99,8 @@ def augment(classes: ClassPictures, artist: Artist, plan: Plan, on_step: OnStep)
         },
         remarks=(
             "Each seed divides the common classes anew and begins from other weights; the rare class's real "
-            "pictures are always the same. Intervals by Student's t over seeds; a gain is paired by seed.",
+            "pictures are always the same. The base draws the class's word, the concept its own, from the same noise. "
+            "Intervals by Student's t over seeds; a gain is paired by seed.",
         ),
         strips=make_figures(strips),
     )
@@ -152,7 +153,7 @@ def _describe(one: ArmScore, first: ArmScore, plan: Plan, real: int) -> tuple[An
         one.arm.title,
         real if one.arm.source == "none" else real + plan.pictures,
         float(np.mean(one.accuracies)),
-        _interval(one.accuracies),
+        _bound(one.accuracies),
         float(np.mean(one.rare_recalls)),
         None if is_first else float(gains.mean()),
         None if is_first else _interval(gains),
@@ -162,6 +163,12 @@ def _describe(one: ArmScore, first: ArmScore, plan: Plan, real: int) -> tuple[An
 def _interval(values: Any) -> tuple[float, float] | None:
     """Of a single seed nothing can be said."""
     return mean_interval(values) if len(values) > 1 else None
+
+
+def _bound(values: Any) -> tuple[float, float] | None:
+    """The interval as far as an accuracy can be."""
+    found = _interval(values)
+    return None if found is None else (max(0.0, found[0]), min(1.0, found[1]))
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ class Bench:
                 key = (method.id, str(method.digest), subject.id, self.suite.seed)
                 if any(row.key == key for row in results.rows):
                     continue
-                if self._is_late():
+                if self.is_late():
                     return
                 on_step(f"{method.id} on {subject.id}")
                 try:
@@ -135,7 +135,8 @@ class Bench:
                 write_results(path, results)
                 yield row
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
+        """Returns whether one more subject would probably end too late."""
         limit = self.options.seconds
         return limit is not None and time.monotonic() - self._started + self._longest_seconds > limit
 

@@ -220,12 +220,13 @@ def _compare(check: Check, numbers: Numbers) -> Finding:
     common = sorted(left.keys() & right.keys())
     one = np.asarray([left[name] for name in common] or list(left.values()))
     other = check.times * np.asarray([right[name] for name in common] or list(right.values()))
+    holds = RELATIONS[check.relation](float(one.mean()), float(other.mean()), check.margin)
     scaled = f"{check.times:g} times " if check.times != 1.0 else ""
-    text = f"{check.left} {_say(one)}, {scaled}{check.right} {_say(other)}"
+    text = f"{check.left} {_say(one)} {check.relation} {scaled}{check.right} {_say(other)}: {'yes' if holds else 'no'}"
     low, high = bootstrap_interval(one - other) if len(common) > 1 else (float("-inf"), float("inf"))
     return Finding(
         text=text,
-        holds=RELATIONS[check.relation](float(one.mean()), float(other.mean()), check.margin),
+        holds=holds,
         is_sure=low > check.margin or high < -check.margin,
     )
 

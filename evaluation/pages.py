@@ -20,13 +20,16 @@ from conceptry.errors import StoreError
 
 _MAX_PIXELS: Final = 256
 _SHORT_CHARS: Final = 44
+_STRIP_HIGH: Final = 96
+_STRIP_WIDE: Final = 960
 _STRIP_QUALITY: Final = 82
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1e2026;background:#fff;max-width:1280px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:0 0 .25rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 p{max-width:1080px}p.note{color:#5b606b;margin:.6rem 0 .3rem}h2+p.note{margin-top:0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}div.wide,table.facts,svg{margin:.3rem 0 .9rem}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums}
+div.wide,table.facts,svg{margin:.3rem 0 .9rem}
 th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #e3e5e9;vertical-align:top;white-space:nowrap}
 td.long{white-space:normal;min-width:18rem}td.number,th.number{text-align:right}
 div.wide{overflow-x:auto}div.wide th:first-child,div.wide td:first-child{position:sticky;left:0;background:#fff}
@@ -35,7 +38,8 @@ div.wide tr.front td{background:#fff6f2}
 div.pictures{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}figure{margin:0;width:132px}
 figure img{width:128px;height:auto;image-rendering:pixelated;border:1px solid #e3e5e9}
 figcaption{font-size:.75rem;color:#5b606b;overflow-wrap:anywhere}figure.strip{width:100%}
-figure.strip img{width:100%;max-width:960px}svg{max-width:720px;width:100%;height:auto;display:block}
+figure.strip img{max-width:100%}svg{max-width:720px;width:100%;height:auto;display:block}
+@media (max-width:640px){div.wide td:first-child{white-space:normal;min-width:7rem;max-width:9.5rem}}
 summary{cursor:pointer;color:#5b606b;margin:.4rem 0}
 @media (prefers-color-scheme:dark){body{background:#16181d;color:#e6e8ec}th,td,figure img{border-color:#333841}
 p.note,figcaption,summary,table.facts th{color:#a0a6b1}div.wide tr.front td{background:#2a211d}
@@ -145,12 +149,18 @@ def make_pictures(figures: Iterable[Figure], *, strip: bool = False) -> str:
     """Returns pictures with their captions; ``strip`` gives each the whole width."""
     name = ' class="strip"' if strip else ""
     parts = [
-        f'<figure{name}><img alt="{escape(figure.caption, quote=True)}" '
+        f'<figure{name}><img{_size_strip(figure.picture) if strip else ""} alt="{escape(figure.caption, quote=True)}" '
         f'src="{embed_picture(figure.picture, exact=not strip)}">'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
         for figure in figures
     ]
     return f'<div class="pictures">{"".join(parts)}</div>'
+
+
+def _size_strip(picture: Image.Image) -> str:
+    """The width of a strip in a wide window: as high as others, however many pictures it has."""
+    wide = min(_STRIP_WIDE, round(_STRIP_HIGH * picture.width / picture.height))
+    return f' style="width:{wide}px"'
 
 
 def embed_picture(picture: Image.Image, *, exact: bool = True) -> str:

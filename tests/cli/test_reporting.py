@@ -88,7 +88,8 @@ def test_the_summary_and_the_page_answer_every_claim(run: Run, tmp_path: Path) -
     page = (folder.parent / "toybench.md").read_text(encoding="utf-8")
     assert f"{len(answers)} claims: " in page
     assert (
-        "| confirmed | textual_inversion identity 0.415, textual_inversion-far-start identity 0.215 |" in page
+        "| confirmed | textual_inversion identity 0.415 above textual_inversion-far-start identity 0.215: yes |"
+        in page
     )
     assert (
         "confirmed: Starting from the class word"

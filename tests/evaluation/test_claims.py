@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from conceptry.composer.attach import attach as attach_concept
+from conceptry.composer.compositions import Composition
 from conceptry.errors import InvalidFileError
 from conceptry.evaluation.bench_methods import find_method, list_methods, list_studies, load_studies
 from conceptry.evaluation.bench_results import ResultRow, write_json
@@ -19,8 +24,11 @@ from conceptry.evaluation.claims import (
     load_claims,
     read_figures_beside,
 )
+from conceptry.evaluation.moved_weights import average_moves, measure_moves
 from conceptry.evaluation.toybench import load_suite
 from tests.evaluation.rows import gather, make_row
+from tests.fakes.concepts import make_full
+from tests.fakes.pipelines import make_pipeline
 
 NOISE = (0.02, -0.03, 0.01, 0.0, -0.01, 0.03)
 
@@ -60,7 +68,7 @@ def test_a_claim_is_confirmed_refuted_or_not_measured_with_its_numbers() -> None
         "lora-between", *spread("textual_inversion", 0.4), *spread("lora", 0.6), *spread("dreambooth", 0.8)
     )
     assert (right.answer, right.is_sure) == ("confirmed", True)
-    assert "lora identity 0.603, textual_inversion identity 0.403" in right.findings[0].text
+    assert "lora identity 0.603 above textual_inversion identity 0.403: yes" in right.findings[0].text
     wrong = judge(
         "lora-between", *spread("textual_inversion", 0.4), *spread("lora", 0.9), *spread("dreambooth", 0.8)
     )
@@ -140,3 +148,29 @@ def test_studies_are_run_by_name_with_other_words_and_stay_out_of_the_table() ->
         assert study.digest != find_method(study.settings["method"], suite).digest
     for subject in load_studies()["subjects"]:
         assert suite.find_subject(subject).superclass not in {"flower", "picture", "road", "blue"}
+
+
+def test_moved_weights_are_told_by_what_they_do_and_the_base_stays(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    unet = pipeline.unet
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+
+    @contextmanager
+    def attach() -> Iterator[None]:
+        with torch.no_grad():
+            for name, value in unet.named_parameters():
+                value.mul_(1.5 if ".attn2.to_q." in name else 1.25 if ".attn2.to_k." in name else 1.0)
+        yield
+        unet.load_state_dict(before)
+
+    moves = measure_moves(unet, attach)
+    assert moves["moved_cross_query"] == pytest.approx(0.5, rel=1e-4)
+    assert moves["moved_cross_key"] == pytest.approx(0.25, rel=1e-4)
+    assert (moves["moved_cross_value"], moves["moved_other"]) == (0.0, 0.0)
+    concept = make_full(tmp_path / "full", pipeline)
+    tuned = measure_moves(unet, lambda: attach_concept(Composition(concept), pipeline))
+    assert max(tuned.values()) > 0
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    assert average_moves([moves, tuned])["moved_cross_query"] == pytest.approx(
+        (0.5 + tuned["moved_cross_query"]) / 2, abs=1e-5
+    )
