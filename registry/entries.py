@@ -94,9 +94,9 @@ def _read_entry(
             return None
         resolved = Resolved(reference, ref.digest)
         document = from_json(read_manifest_bytes(layout, resolved))
-        if (document["schema"], document["name"], document["version"]) != (1, str(name), str(version)):
-            return None
-        return make_entry(resolved, document, ref.origin)
+        entry = make_entry(resolved, document, ref.origin)
+        said = (document["schema"], document["name"], document["version"])
+        return entry if said == (1, str(name), entry.row["version"]) else None
     except StoreError:
         unreadable.append(reference)
         return None
@@ -110,8 +110,10 @@ def choose_latest(rows: Sequence[tuple[Version, dict[str, Any]]], yanked: Mappin
     Of a concept of which every version was yanked, the greatest stays in the listing, marked.
     """
     versions = [version for version, _ in rows]
-    wanted = [version for version in versions if version not in yanked] or versions
-    latest = wanted[0] if len(wanted) == 1 else pick_latest(wanted)
+    wanted = [version for version in versions if version not in yanked] if yanked else versions
+    latest = pick_latest(wanted or versions) if len(versions) > 1 else versions[0] if versions else None
     for version, row in rows:
-        row["yanked"] = yanked.get(version)
+        row["yanked"] = (
+            yanked.get(version) if yanked else None
+        )  # to look a version up costs more than the rest
         row["latest"] = int(version is latest)

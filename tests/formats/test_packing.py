@@ -19,7 +19,7 @@ from conceptry.formats.full_files import unpack_values
 from conceptry.formats.header import read_header
 from conceptry.formats.identify import identify
 from conceptry.formats.packing import PackRequest, PackResult, pack_concept, unpack_concept
-from conceptry.formats.tensors import read_tensors
+from conceptry.formats.tensors import read_tensors, write_tensors
 from conceptry.manifest import FullMethod, parse_manifest
 from tests.formats.tunes import BASE_FILE, FILE, NAMES, write_base, write_tune
 
@@ -91,6 +91,25 @@ def test_rounding_states_its_error_and_keeps_no_score_of_other_values(tmp_path: 
     assert 0.2 < stated.relative_error < 0.4
     assert not stated.lossless
     assert build.metrics == ()
+
+
+def test_the_same_weights_in_a_single_file_are_the_same_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = {"time_embedding.linear_1.weight": "time_embed.0.weight", "conv_out.weight": "out.2.weight"}
+    for name in list(NAMES):
+        monkeypatch.delitem(NAMES, name)
+    for name, shape in zip(published, ((96, 64), (4, 96, 3, 3)), strict=True):
+        monkeypatch.setitem(NAMES, name, shape)
+    base = write_base(tmp_path / "base")
+    plain = write_tune(tmp_path / "plain", base)
+    packed, _ = pack(plain, base, tmp_path / "packed")
+    single = tmp_path / "single.safetensors"
+    weights = read_tensors(base / BASE_FILE)
+    write_tensors(single, {f"model.diffusion_model.{published[name]}": one for name, one in weights.items()})
+    (tmp_path / "again").mkdir()
+    unpack_concept(packed, PackRequest(base=single), tmp_path / "again")
+    assert (tmp_path / "again" / FILE).read_bytes() == (tmp_path / "plain" / FILE).read_bytes()
 
 
 def test_another_base_is_refused_with_what_to_do(tmp_path: Path) -> None:
