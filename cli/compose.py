@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from conceptry.composer.exports import PreparedExport
     from conceptry.composer.masks import Mask
     from conceptry.composer.overlaps import Overlap
-    from conceptry.composer.plan import Plan
+    from conceptry.composer.plan import Plan, PlannedMember
     from conceptry.composition import CompositionDocument, Member
     from conceptry.formats.export_files import Exported
 
@@ -169,10 +169,17 @@ def _say(
 
 
 def _suggest(session: Session, path: Path, plan: Plan) -> None:
-    words = " and ".join(word for member in plan.members for word in member.words.values())
-    prompt = f"a photo of {words or '...'}"
+    called = [text for member in plan.members for text in _iter_calls(member)]
+    prompt = f"a photo of {' and '.join(called) or '...'}"
     command = ["concepts", "generate", "--composition", str(path), "--prompt", prompt, "--out", "pictures"]
     session.out.note(f"hint: {shlex.join(command)}")
+
+
+def _iter_calls(member: PlannedMember) -> Iterator[str]:
+    """Returns what calls a concept: plain text stands before its superclass, as it was taught."""
+    for token in member.concept.manifest.tokens:
+        word = member.words.get(token.placeholder, token.placeholder)
+        yield f"a {word} {token.superclass}" if token.superclass and not token.vectors else f"a {word}"
 
 
 def _keep(session: Session, path: Path, plan: Plan) -> None:

@@ -158,13 +158,13 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     from conceptry.composer.pictures import same_rounding
 
     make_folder(out)
-    keep_masks(masks, out)
     names, total = iter_free_names(out), settings.count * len(given["prompts"])
     rows: list[dict[str, Any]] = []
     with track(session.out, "drawing") as meter, same_rounding():
         for group in groups:
             with attached(pipeline, group.composition, given["fit"]) as report:
                 _warn(session, report, group)
+                keep_masks(masks, out)
                 for record in _iter_batches(group, settings, facts, report):
                     rows += _draw(pipeline, record, canvas, names=names)
                     meter.update(len(rows), total, Path(rows[-1]["path"]).name)

@@ -121,6 +121,7 @@ def reproduce(
             meter.update(len(rows) + 1, len(carried), rebuilt.carried.path.name)
             rows.append(rebuilt)
             if out is not None:
+                _keep_masks(rebuilt.carried.record, _list_places([rebuilt.carried], given), out)
                 write_picture(out / rebuilt.carried.path.name, rebuilt.data)
     _say(session, rows, out)
 
@@ -198,8 +199,7 @@ def _rebuild(
     first = carried[0].record
     composition = None
     if first.composition is not None:
-        places = [*dict.fromkeys(one.path.parent for one in carried), *given["sources"]]
-        composition = fetch_locked(session, first.composition, places)
+        composition = fetch_locked(session, first.composition, _list_places(carried, given))
     own = pipeline.scheduler
     for _, alike in groupby(carried, key=_get_setting):
         same = list(alike)
@@ -211,6 +211,19 @@ def _rebuild(
             _check_same(first, report)
             for _, batch in groupby(same, key=lambda one: one.record.at(0)):
                 yield from _redraw(adapted, list(batch), canvas)
+
+
+def _list_places(carried: Sequence[Carried], given: dict[str, Any]) -> list[Path]:
+    """Returns where masks of regions may lie: beside the pictures, and what ``--image`` names."""
+    return [*dict.fromkeys(one.path.parent for one in carried), *given["sources"]]
+
+
+def _keep_masks(record: PictureRecord, places: Sequence[Path], out: Path) -> None:
+    if record.composition is None or not record.composition.list_masks():
+        return
+    from conceptry.composer.masks import find_masks, keep_masks
+
+    keep_masks(find_masks(record.composition.list_masks(), places), out)
 
 
 def _get_setting(one: Carried) -> tuple[Any, ...]:

@@ -162,7 +162,8 @@ def test_a_part_that_holds_nothing_of_a_concept_is_said(run: Run, imp: str) -> N
     right = run("compose", imp, "--part", "me/imp:unet.down_blocks.0=0", "--out", "b.toml")
     assert "does nothing" not in right.err
     assert (
-        "hint: concepts generate --composition b.toml --prompt 'a photo of <imp>' --out pictures" in right.err
+        "hint: concepts generate --composition b.toml --prompt 'a photo of a <imp> creature' --out pictures"
+        in right.err
     )
 
 
@@ -191,7 +192,9 @@ def test_a_masked_picture_is_that_of_its_file_and_comes_back_byte_for_byte(
     run("generate", "--with", f"{imp}*9", *boxed, *drawing, "--out", "box")
     assert np.array_equal(read_pixels(Path("box", "000.png")), read_pixels(picture))
     again = ("reproduce", str(picture), "--base", str(base), "-q")
-    assert run(*again).out == "same_bytes\n"
+    assert run(*again, "--out", "moved").out == "same_bytes\n"
+    moved = ("reproduce", "moved/000.png", "--base", str(base), "-q")
+    assert run(*moved).out == "same_bytes\n"
     for kept in Path("direct", "masks").iterdir():
         kept.unlink()
     assert "the mask sha256:" in run(*again, code=3).err

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 from conceptry.composer import Composition, Destination, attach, export
 from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composition import Region, Schedule, Use
 from conceptry.concepts import Concept
 from conceptry.errors import ConflictError, IncompatibleError, UsageError
 from conceptry.formats.header import read_header
@@ -90,6 +91,36 @@ def test_adapters_are_exported_as_one_lora_that_diffusers_computes_alike(calm: A
         ("test/b@1.0.0", -0.4),
         ("test/c@1.0.0", 0.5),
     ]
+
+
+def test_shares_of_parts_are_in_the_files_as_they_are_attached(calm_sd1: Any, tmp_path: Path) -> None:
+    parts = {"unet": 0.5, "unet.mid_block": 0.0, "unet.down_blocks.0": -1.5}
+    composition = Composition(make_lora(tmp_path / "a", calm_sd1) * 0.7, use={"test/lora": Use(parts=parts)})
+    expected = attach_and_run(composition, calm_sd1)
+    (file,) = export(composition, calm_sd1, tmp_path / "together.safetensors")
+    found = run_components(load_lora("sd1", file.path), PROMPT)
+    assert measure_difference(found, expected) <= TOLERANCE
+    export(composition, calm_sd1, Destination(path=tmp_path / "whole", target="pipeline"))
+    assert measure_difference(run_components(open_folder(tmp_path / "whole"), PROMPT), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use": {"test/lora": Use(schedule=Schedule(stop=0.5))}}, "schedule of test/lora@1.0.0"),
+        ({"use": {"test/lora": Use(region=Region(box=(0, 0, 0.5, 1)))}}, "region of test/lora@1.0.0"),
+        ({"way": "switch"}, "the way 'switch'"),
+    ],
+)
+def test_what_is_of_the_drawing_is_in_no_file(
+    calm_sd1: Any, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    concepts = [make_lora(tmp_path / "a", calm_sd1), make_embedding(tmp_path / "e", calm_sd1)]
+    for target in ("diffusers", "pipeline"):
+        place = Destination(path=tmp_path / "out", target=target)
+        with pytest.raises(IncompatibleError, match=said):
+            export(Composition(*concepts, **settings), calm_sd1, place)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plain_adapters_are_exported_without_the_base(calm_sd1: Any, tmp_path: Path) -> None:
