@@ -9,10 +9,11 @@ values follows: the file names the digest of the tensors that it needs, and of t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from conceptry.bases import ComponentName
 from conceptry.digests import Digest, canonical_json
@@ -39,6 +40,9 @@ from conceptry.formats.tensors import (
 
 KIND: Final = "full_planes"
 PLANES_KEY: Final = "conceptry.planes"
+_MALFORMED: Final = (
+    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, InvalidDigestError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,9 +235,17 @@ def _read_document(text: str, file_name: str) -> tuple[dict[str, PlaneRow], Dige
     try:
         document = json.loads(text)
         rows = {
-            str(name): PlaneRow(str(dtype), tuple(map(int, shape)), None if step is None else float(step))
+            str(name): PlaneRow(str(dtype), tuple(map(int, shape)), _read_step(step))
             for name, (dtype, shape, step) in document["rows"].items()
         }
         return rows, Digest.parse(document["base"]), Digest.parse(document["tensors"])
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidDigestError) as error:
+    except _MALFORMED as error:
         raise InvalidFileError(f"{file_name!r} does not say what its planes are", where=PLANES_KEY) from error
+
+
+def _read_step(step: Any) -> float | None:
+    if step is None:
+        return None
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(step)
+    return float(step)

@@ -114,6 +114,8 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
         ({"tensors": "sha256:" + "0" * 64}, IntegrityError, "unpacks to tensors of digest"),
         ({"base": "x"}, InvalidFileError, "does not say what its planes are"),
         ({"rows": {"up.bias": ["F16"]}}, InvalidFileError, "does not say what its planes are"),
+        ({"rows": {"up.bias": ["F16", [1e999], None]}}, InvalidFileError, "does not say what its planes are"),
+        ({"rows": {"up.bias": ["F16", [320], -1.0]}}, InvalidFileError, "does not say what its planes are"),
         ({"rows": {"up.bias": ["I64", [320], None]}}, IncompatibleError, "has no planes"),
     ):
         write_planes(path, tune, base.get)
