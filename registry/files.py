@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import StoreError
-from conceptry.registry.operations import current_operations
+from conceptry.registry.operations import FileOperations, current_operations
 
 CHUNK_BYTES: Final = 1 << 20
 BLOB_MODE: Final = 0o444
@@ -275,13 +275,21 @@ def read_small_file(path: Path | str, limit_bytes: int) -> bytes | None:
         descriptor = operations.open(path)
         try:
             _refuse_irregular(operations.status_of(descriptor))
-            return OpenFile(descriptor).read(limit_bytes + 1)
+            return _read_pieces(operations, descriptor, limit_bytes + 1)
         finally:
             operations.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _explain("read", path, error) from error
+
+
+def _read_pieces(operations: FileOperations, descriptor: int, count: int) -> bytes:
+    pieces: list[bytes] = []
+    while count > 0 and (piece := operations.read(descriptor, min(count, CHUNK_BYTES))):
+        pieces.append(piece)
+        count -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class OpenFile:
@@ -292,12 +300,7 @@ class OpenFile:
 
     def read(self, count: int) -> bytes:
         """Returns the next ``count`` bytes, fewer only at the end."""
-        pieces: list[bytes] = []
-        operations = current_operations()
-        while count > 0 and (piece := operations.read(self.descriptor, min(count, CHUNK_BYTES))):
-            pieces.append(piece)
-            count -= len(piece)
-        return b"".join(pieces)
+        return _read_pieces(current_operations(), self.descriptor, count)
 
     def iter_chunks(self, offset: int = 0) -> Iterator[bytes]:
         """Yields the bytes from ``offset`` on."""

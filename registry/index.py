@@ -48,6 +48,16 @@ _INSERT: Final = (
 )
 _INSERT_FILE: Final = "INSERT INTO files (place, path, digest, tensor_digest) VALUES (?, ?, ?, ?)"
 _BATCH_ROWS: Final = 1000
+_INDEXES: Final = {
+    "idx_versions_namespace_name_version": "UNIQUE INDEX {} ON versions (namespace, name, version)",
+    "idx_versions_digest": "INDEX {} ON versions (digest)",
+    "latest_versions": "UNIQUE INDEX {} ON versions (namespace, name) WHERE latest = 1",
+    "idx_files_place": "INDEX {} ON files (place)",
+    "idx_files_digest": "INDEX {} ON files (digest)",
+    "idx_files_tensor_digest": "INDEX {} ON files (tensor_digest)",
+}
+"""What the migrations made beside the tables; digests come in no order, so these are made at once after all rows."""
+
 _DELETE: Final = f"DELETE FROM versions {_WHERE}"  # noqa: S608 - both parts are written above
 _ADD_WORDS: Final = (
     f"INSERT INTO versions_fts (rowid, {_WORDS}) SELECT rowid, {_WORDS} FROM versions {_WHERE}"  # noqa: S608
@@ -220,12 +230,16 @@ def fill_index(database: Database, entries: Iterator[Entry], say_generation: Cal
     """
     INDEX_MIGRATIONS.apply(database)
     with database.atomic():
+        for name in _INDEXES:
+            database.execute(f"DROP INDEX IF EXISTS {name}")
         for table in ("files", "versions"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - written here
         place = 1
         while batch := list(islice(entries, _BATCH_ROWS)):
             _insert_entries(database, batch, place=place)
             place += len(batch)
+        for name, sql in _INDEXES.items():
+            database.execute(f"CREATE {sql.format(name)}")
         database.table("versions").rebuild_fts()
         _write_state(database, say_generation())
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")

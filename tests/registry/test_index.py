@@ -11,9 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from conceptry.registry import Filter, Registry
 from conceptry.registry.entries import iter_entries
+from conceptry.registry.index import rebuild_index
+from conceptry.registry.migrations import INDEX_MIGRATIONS
 from tests.registry.folders import write_folder
 
 EVERYTHING = Filter(all_versions=True)
@@ -108,6 +111,29 @@ def test_rebuilt_rows_are_those_that_publishing_wrote(filled: Registry) -> None:
         key=lambda row: (row["namespace"], row["name"], row["version"]),
     )
     assert stored == made
+
+
+def test_an_index_made_anew_is_looked_up_as_one_that_grew(filled: Registry) -> None:
+    """Rows that are made all at once get their look-ups afterwards, also those that somebody took out."""
+    migrated = Database(memory=True)
+    INDEX_MIGRATIONS.apply(migrated)
+    path = filled.root / "index.sqlite"
+    run_sql(path, "DROP INDEX latest_versions; DROP INDEX idx_files_digest")
+    rebuild_index(filled.store)
+    with closing(migrated.conn), closing(sqlite3.connect(path)) as connection:
+        assert describe_lookups(connection) == describe_lookups(migrated.conn)
+
+
+def describe_lookups(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """Return table, name, uniqueness, rule and columns of every look-up of the rows."""
+    found: set[tuple[object, ...]] = set()
+    for table in ("versions", "files"):
+        for _, name, unique, _, partial in connection.execute(f"PRAGMA index_list({table})"):
+            columns = [row[2] for row in connection.execute(f"PRAGMA index_info({name})")]
+            (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+            rule = sql.partition(" WHERE ")[2] if partial else None
+            found.add((table, name, unique, rule, *columns))
+    return found
 
 
 def test_listing_loads_neither_pydantic_nor_sqlite_utils(filled: Registry) -> None:
