@@ -70,7 +70,8 @@ DEFAULT: Final = Path("composition.toml")
     "--for",
     "target",
     type=click.Choice(COMPOSED_TARGETS),
-    help="Who reads --export; pipeline is a whole diffusers folder.  [default: diffusers, pipeline where need be]",
+    help="Who reads --export; a pipeline is a whole diffusers folder, a checkpoint a whole model in one file.  "
+    "[default: diffusers, pipeline where need be]",
 )
 @click.option("--lossy", is_flag=True, help="Take an approximation where --for has no exact form.")
 @pass_session

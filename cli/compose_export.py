@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conceptry.composer.pipelines import Pipeline
     from conceptry.formats.export_files import Exported
 
-COMPOSED_TARGETS: Final = (*TARGETS, "pipeline")
+COMPOSED_TARGETS: Final = (*TARGETS, "pipeline", "checkpoint")
 _OTHER_WEIGHTS: Final = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 
 

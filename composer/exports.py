@@ -10,6 +10,7 @@ from typing import Final
 from conceptry.bases import BaseIdentity, Fit
 from conceptry.composer.compositions import Composition
 from conceptry.composer.export_adapters import IN_ADAPTERS, plan_files
+from conceptry.composer.export_checkpoints import plan_checkpoint
 from conceptry.composer.export_folders import export_folder
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.merging import check_licenses
@@ -18,11 +19,14 @@ from conceptry.composer.plan import Plan, make_plan
 from conceptry.errors import IncompatibleError, UsageError
 from conceptry.formats.export_contract import Loss
 from conceptry.formats.export_files import Exported, write_export
-from conceptry.formats.exporting import SUFFIX
+from conceptry.formats.exporting import SUFFIX, ExportPlan
 from conceptry.formats.writers import find_writer
 
 FOLDER: Final = "pipeline"
 """The target that is no program: a whole diffusers folder with everything inside its weights."""
+
+CHECKPOINT: Final = "checkpoint"
+"""The other one: a whole model in one file, for programs that take no folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,7 @@ class Destination:
     """A new file where its name ends in ``.safetensors``, else a folder."""
 
     target: str | None = None
-    """A row of WRITERS, or ``pipeline``; None writes for diffusers, whole where an adapter cannot hold it."""
+    """A row of WRITERS, ``pipeline`` or ``checkpoint``; None is diffusers, or a whole pipeline where need be."""
 
     force: bool = False
     lossy: bool = False
@@ -103,32 +107,51 @@ def prepare_export(
     _refuse_steering(composition)
     kinds = {kind for member in plan.members for kind in member.build.kinds}
     target = place.target or ("diffusers" if kinds <= IN_ADAPTERS else FOLDER)
-    if target != FOLDER:
+    if target not in (FOLDER, CHECKPOINT):
         files = plan_files(
             plan, opener.open, place.path, find_writer(target), force=place.force, lossy=place.lossy
         )
-        return PreparedExport(
-            target=target,
-            write=lambda: write_export(files),
-            warnings=files.warnings,
-            losses=tuple(sorted(files.losses, key=lambda loss: -loss.relative_error)),
-        )
+        return _prepare_files(files)
     _refuse_gates(plan)
+    if target == CHECKPOINT:
+        if place.path.suffix.lower() != SUFFIX:
+            raise UsageError(
+                f"a checkpoint is one file, not {place.path.name!r}",
+                hint=f"name {place.path.with_suffix(SUFFIX)}",
+            )
+        opened = _require_open(opener)
+        return _prepare_files(
+            plan_checkpoint(composition, opened, plan=plan, path=place.path, force=place.force)
+        )
     if place.path.suffix.lower() == SUFFIX:
         raise UsageError(
             f"a {' and a '.join(sorted(kinds - IN_ADAPTERS) or sorted(kinds))} part goes into a whole diffusers "
             f"folder, not into the file {place.path.name!r}",
             hint=f"name a folder: {place.path.with_suffix('')}",
         )
-    pipeline = opener.open()
-    if pipeline is None:
-        raise UsageError(
-            "a whole folder holds the base's weights, and only its identity is given", hint="open the base"
-        )
+    pipeline = _require_open(opener)
     return PreparedExport(
         target=target,
         write=lambda: export_folder(composition, pipeline, place.path, fit=fit, force=place.force),
     )
+
+
+def _prepare_files(files: ExportPlan) -> PreparedExport:
+    return PreparedExport(
+        target=files.target,
+        write=lambda: write_export(files),
+        warnings=files.warnings,
+        losses=tuple(sorted(files.losses, key=lambda loss: -loss.relative_error)),
+    )
+
+
+def _require_open(opener: _Opener) -> Pipeline:
+    pipeline = opener.open()
+    if pipeline is None:
+        raise UsageError(
+            "a whole model holds the base's weights, and only its identity is given", hint="open the base"
+        )
+    return pipeline
 
 
 class _Opener:

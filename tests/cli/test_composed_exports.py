@@ -45,7 +45,7 @@ def words(run: Run, base: Path, tmp_path: Path) -> str:
 
 
 def test_every_program_that_is_written_for_is_offered() -> None:
-    assert set(COMPOSED_TARGETS) == {*WRITER_BY_ID, "pipeline"}
+    assert set(COMPOSED_TARGETS) == {*WRITER_BY_ID, "pipeline", "checkpoint"}
 
 
 @pytest.mark.parametrize("target", ["kohya", "comfyui", "a1111"])
@@ -136,6 +136,7 @@ def test_what_lies_there_already_is_never_replaced(run: Run, imp: str) -> None:
         (("--export", "x.ckpt"), "only safetensors are written"),
         (("--export", "x.safetensors", "--for", "peft"), "peft reads a folder"),
         (("--export", "x.safetensors", "--for", "pipeline"), "whole diffusers folder"),
+        (("--export", "x", "--for", "checkpoint"), "a checkpoint is one file"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -1,0 +1,123 @@
+"""Compositions in one file: diffusers' own converters make of it what was attached, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+
+from conceptry.composer import Composition, Destination, export, fuse
+from conceptry.composer.export_checkpoints import spell_unet, spell_vae
+from conceptry.composer.exports import prepare_export
+from conceptry.composer.tensors import to_torch
+from conceptry.errors import IncompatibleError
+from conceptry.formats.header import read_header
+from conceptry.formats.tensors import read_tensors
+from tests.fakes.concepts import make_embedding, make_full, make_lora
+from tests.fakes.forwards import make_calm_pipeline
+from tests.fakes.pipelines import Shape, assert_same, snapshot
+
+Tensors = Mapping[str, torch.Tensor]
+
+# Blocks, layers and heads of the real models; widths do not matter to names.
+SD15: dict[str, Any] = {"cross_attention_dim": 32, "block_out_channels": (32, 32, 32, 32)}
+SDXL: dict[str, Any] = {
+    "cross_attention_dim": 32,
+    "block_out_channels": (32, 32, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+
+
+def flatten(state: Tensors) -> dict[str, torch.Tensor]:
+    """Return the tensors without a level that versions of transformers have or have not."""
+    return {name.removeprefix("text_model."): value for name, value in state.items()}
+
+
+def assert_equal(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sd2", "sdxl"])
+def test_diffusers_reads_from_the_file_what_was_fused(shape: Shape, tmp_path: Path) -> None:
+    pipeline = make_calm_pipeline(shape)
+    composition = Composition(
+        make_lora(tmp_path / "a", pipeline) * 0.7, make_full(tmp_path / "f", pipeline, name="test/f")
+    )
+    before = snapshot(pipeline, with_settings=False)
+    path = tmp_path / "whole.safetensors"
+    (file,) = export(composition, pipeline, Destination(path=path, target="checkpoint"))
+    assert_same(before, snapshot(pipeline, with_settings=False))
+    assert read_header(file.path).metadata["modelspec.title"] == "test/lora@1.0.0 + test/f@1.0.0"
+    tensors = {name: to_torch(raw) for name, raw in read_tensors(file.path).items()}
+    first, second = "cond_stage_model.transformer.", "cond_stage_model.model."
+    if shape == "sdxl":
+        first, second = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+    with fuse(composition, pipeline):
+        unet, vae = pipeline.unet, pipeline.vae
+        assert_equal(convert_ldm_unet_checkpoint(dict(tensors), unet.config), unet.state_dict())
+        assert_equal(convert_ldm_vae_checkpoint(dict(tensors), vae.config), vae.state_dict())
+        if shape != "sd2":
+            read = convert_ldm_clip_checkpoint(dict(tensors), remove_prefix=first)
+            assert_equal(flatten(read), flatten(pipeline.text_encoder.state_dict()))
+        if shape != "sd1":
+            encoder = pipeline.text_encoder if shape == "sd2" else pipeline.text_encoder_2
+            read = convert_open_clip_checkpoint(encoder, dict(tensors), prefix=second)
+            assert_equal(flatten(read), flatten(encoder.state_dict()))
+
+
+@pytest.mark.parametrize("settings", [SD15, SDXL], ids=["sd15", "sdxl"])
+def test_every_block_of_the_real_models_has_its_first_name(settings: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**settings), AutoencoderKL(**VAE)
+    spelled = {f"model.diffusion_model.{name}": value for name, value in spell_unet(unet)}
+    spelled |= {f"first_stage_model.{name}": value for name, value in spell_vae(vae)}
+    for read, expected in (
+        (convert_ldm_unet_checkpoint(dict(spelled), unet.config), unet.state_dict()),
+        (convert_ldm_vae_checkpoint(dict(spelled), vae.config), vae.state_dict()),
+    ):
+        assert {name: value.shape for name, value in read.items()} == {
+            name: value.shape for name, value in expected.items()
+        }
+
+
+def test_what_the_file_cannot_say_of_its_base_is_warned_of(tmp_path: Path) -> None:
+    pipeline = make_calm_pipeline("sd1")
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    composition = Composition(make_lora(tmp_path / "a", pipeline))
+    place = Destination(path=tmp_path / "x.safetensors", target="checkpoint")
+    (said,) = prepare_export(composition, pipeline, place).warnings
+    assert said.startswith("the base predicts v_prediction")
+    assert not place.path.exists()
+
+
+def test_words_are_refused_as_a_file_has_no_tokenizer(tmp_path: Path) -> None:
+    pipeline = make_calm_pipeline("sd1")
+    place = Destination(path=tmp_path / "x.safetensors", target="checkpoint")
+    with pytest.raises(IncompatibleError, match="has words of its own") as caught:
+        export(Composition(make_embedding(tmp_path / "e", pipeline)), pipeline, place)
+    assert caught.value.hint == "--for pipeline writes a folder, which has one"
+    assert not place.path.exists()
