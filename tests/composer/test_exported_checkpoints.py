@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -16,7 +21,7 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from conceptry.composer import Composition, Destination, export, fuse
+from conceptry.composer import Composition, Destination, attach, export, fuse
 from conceptry.composer.export_checkpoints import spell_unet, spell_vae
 from conceptry.composer.exports import prepare_export
 from conceptry.composer.tensors import to_torch
@@ -24,7 +29,7 @@ from conceptry.errors import IncompatibleError
 from conceptry.formats.header import read_header
 from conceptry.formats.tensors import read_tensors
 from tests.fakes.concepts import make_embedding, make_full, make_lora
-from tests.fakes.forwards import make_calm_pipeline
+from tests.fakes.forwards import TOLERANCE, make_calm_pipeline, measure_difference, run_components
 from tests.fakes.pipelines import Shape, assert_same, snapshot
 
 Tensors = Mapping[str, torch.Tensor]
@@ -87,6 +92,23 @@ def test_diffusers_reads_from_the_file_what_was_fused(shape: Shape, tmp_path: Pa
             encoder = pipeline.text_encoder if shape == "sd2" else pipeline.text_encoder_2
             read = convert_open_clip_checkpoint(encoder, dict(tensors), prefix=second)
             assert_equal(flatten(read), flatten(encoder.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore")  # what the loader remarks of its own
+@pytest.mark.parametrize("shape", ["sd1", "sd2", "sdxl"])
+def test_plain_diffusers_opens_the_file_and_computes_what_is_attached(shape: Shape, tmp_path: Path) -> None:
+    pipeline = make_calm_pipeline(shape)
+    composition = Composition(make_lora(tmp_path / "a", pipeline) * 0.7)
+    path, folder = tmp_path / "whole.safetensors", tmp_path / "settings"
+    export(composition, pipeline, Destination(path=path, target="checkpoint"))
+    pipeline.save_pretrained(folder)  # the base, for its configuration and tokenizers
+    kind = StableDiffusionXLPipeline if shape == "sdxl" else StableDiffusionPipeline
+    opened = kind.from_single_file(
+        str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32
+    )
+    with attach(composition, pipeline):
+        expected = run_components(pipeline, "a photo of a cat")
+    assert measure_difference(run_components(opened, "a photo of a cat"), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("settings", [SD15, SDXL], ids=["sd15", "sdxl"])
