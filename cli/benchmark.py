@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SUMMARY_NAME: Final = "toybench"
 STUDIES_NAME: Final = "studies"
-FULL_TUNING: Final = "dreambooth"
+FOLLOWED_SUBJECTS: Final = 3
 CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 
 
@@ -110,7 +110,7 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
             rows.append(row)
             session.out.log(_describe(row))
         if given["studies"]:
-            _measure_moves(bench, subjects, meter.phase)
+            _write_figures(bench, subjects, meter.phase)
     if bench.failures and not rows:
         raise bench.failures[0]
     for failure in bench.failures:
@@ -185,31 +185,21 @@ def _measure_part(session: Session, bench: Bench, given: Mapping[str, Any]) -> N
     session.out.emit({"folder": str(out), "measured": len(rows), "rows": rows}, map(_describe_group, rows))
 
 
-def _measure_moves(bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]) -> None:
-    """Writes which matrices a full tuning of each subject moves, beside the results; the trainings are used again."""
-    from conceptry.evaluation.bench_methods import find_method
+def _write_figures(bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]) -> None:
+    """Writes the single figures that claims ask for, each file once and while there is time."""
     from conceptry.evaluation.bench_results import find_commit, write_json
     from conceptry.evaluation.claims import FIGURES_NAME
-    from conceptry.evaluation.moved_weights import average_moves, measure_moves
+    from conceptry.evaluation.loss_study import study_losses
+    from conceptry.evaluation.moved_weights import study_moves
 
-    path = bench.options.out.parent / FIGURES_NAME / "moved-weights.json"
-    if path.is_file() or bench.is_late():
-        return
-    rows = []
-    for subject in subjects:
-        on_step(f"{FULL_TUNING} on {subject.id}")
-        bench.prepare(subject)
-        taught = find_method(FULL_TUNING, bench.suite).teach(bench.make_lesson(subject))
-        rows.append(measure_moves(bench.pipeline.unet, taught.attach))
-    write_json(
-        path,
-        {
-            "measured": f"relative change of the weights of {FULL_TUNING}, mean over matrices and subjects",
-            "subjects": [subject.id for subject in subjects],
-            "commit": find_commit(),
-            "figures": average_moves(rows),
-        },
-    )
+    rows = (("moved-weights", study_moves, subjects), ("losses", study_losses, subjects[:FOLLOWED_SUBJECTS]))
+    for name, study, chosen in rows:
+        path = bench.options.out.parent / FIGURES_NAME / f"{name}.json"
+        if path.is_file() or bench.is_late():
+            continue
+        figures = study(bench, chosen, on_step)
+        named = [subject.id for subject in chosen]
+        write_json(path, {"figures": figures, "subjects": named, "commit": find_commit()})
 
 
 def _describe_group(row: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ def fit(
         labels: (n,) the class of each.
         classes: how many there are.
         seed: of the first weights, the batches, and how their pictures are mirrored and shifted.
-        steps: of AdamW, with batches of 96.
+        steps: of AdamW, with batches of 96, or of as many as there are.
         balanced: whether each class is drawn as often as any other, however few its pictures.
     """
     with torch.random.fork_rng(devices=[]):
@@ -68,8 +68,9 @@ def fit(
     weights = 1.0 / counts[labels] if balanced else torch.ones(len(labels))
     optimizer = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=max(steps, 2))
+    size = min(_BATCH, len(labels))
     for _ in range(steps):
-        rows = torch.multinomial(weights.float(), _BATCH, replacement=True, generator=rng)
+        rows = torch.multinomial(weights.float(), size, replacement=True, generator=rng)
         loss = F.cross_entropy(net(_vary(pictures[rows], rng)), labels[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

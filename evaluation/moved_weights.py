@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conceptry.evaluation.bench_methods import find_method
+from conceptry.evaluation.bench_running import Bench
+from conceptry.evaluation.toybench import BenchSubject
+
+FULL_TUNING: Final = "dreambooth"
 OTHER: Final = "moved_other"
 # What a weight does, by a part of its name in the layout of diffusers.
 MATRICES: Final[Mapping[str, str]] = MappingProxyType(
@@ -40,10 +45,17 @@ def measure_moves(unet: Any, attach: Callable[[], AbstractContextManager[Any]]) 
     return {group: float(np.mean(values)) for group, values in moves.items() if values}
 
 
-def average_moves(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each figure over subjects, rounded to six digits."""
-    names = sorted({name for row in rows for name in row})
-    return {name: round(float(np.mean([row[name] for row in rows if name in row])), 6) for name in names}
+def study_moves(
+    bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]
+) -> dict[str, float]:
+    """Returns the mean of each figure over subjects; trainings that are there are used again."""
+    rows = []
+    for subject in subjects:
+        on_step(f"weights that {FULL_TUNING} moves on {subject.id}")
+        bench.prepare(subject)
+        taught = find_method(FULL_TUNING, bench.suite).teach(bench.make_lesson(subject))
+        rows.append(measure_moves(bench.pipeline.unet, taught.attach))
+    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
 
 
 def _copy_matrices(unet: Any) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from tests.evaluation.browser import Page, find_browser, open_browser
 from tests.evaluation.models import save_models
 from tests.evaluation.rows import gather, make_row
 from tests.fakes.concepts import make_lora
-from tests.fakes.pipelines import make_pipeline
 from tests.trainer.runs import paint_pictures
 
 BROWSER = find_browser()
@@ -84,17 +83,18 @@ def test_the_page_of_a_benchmark_is_whole_in_a_browser(run: Run, page: Page, tmp
     assert page.ask("[...document.querySelectorAll('summary')].map(e => e.innerText)") == ["2 more"] * 2
 
 
-def test_the_page_of_a_concept_is_whole_in_a_browser(run: Run, page: Page, tmp_path: Path) -> None:
-    make_pipeline("sd1").save_pretrained(tmp_path / "base")
+def test_the_page_of_a_concept_is_whole_in_a_browser(
+    run: Run, page: Page, tmp_path: Path, base: Path
+) -> None:
     folder = tmp_path / "imp"
-    make_lora(folder, load_pipeline(resolve_base(str(tmp_path / "base"), {})), name="me/imp")
+    make_lora(folder, load_pipeline(resolve_base(str(base), {})), name="me/imp")
     losses = [[step, 1.0 / (1 + step)] for step in range(20)]
     (folder / "train.json").write_text(json.dumps({"seconds": 2.5, "losses": losses}), encoding="utf-8")
     run("publish", str(folder))
     save_models(tmp_path / "models")
     paint_pictures(tmp_path / "held-out", 4)
     models = [f"--{name}={tmp_path / 'models' / name}" for name in ("clip", "dino")]
-    given = ["--base", str(tmp_path / "base"), "--protocol", "clip-dino", "-n", "1", "--steps", "1"]
+    given = ["--base", str(base), "--protocol", "clip-dino", "-n", "1", "--steps", "1"]
     out = ["--references", str(tmp_path / "held-out"), "--out", "imp.html"]
     run("report", "me/imp", *given, *models, *out)
     headings = look_at(page, Path("imp.html"))

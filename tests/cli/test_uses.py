@@ -39,8 +39,9 @@ def test_a_classifier_of_own_pictures_is_compared_with_and_without_generated_one
     assert document["facts"]["rare class"] == "standing"
     assert len(document["rows"]) == 4
     assert all(0 <= row["balanced accuracy"] <= 1 for row in document["rows"])
-    assert run(*words, "--json").document["rows"] == document["rows"]
-    assert "BALANCED ACCURACY" in run(*words).out
+    said = run(*words).out
+    assert "BALANCED ACCURACY" in said
+    assert all(f"{row['balanced accuracy']:.3f}" in said for row in document["rows"])
     run("report", "--uses", "results", "--out", "page.html")
     parsed = parse_strictly(Path("page.html").read_text(encoding="utf-8"))
     assert parsed.pictures == 3
