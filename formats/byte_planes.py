@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from conceptry.bases import ComponentName
 from conceptry.digests import Digest, canonical_json
@@ -38,7 +40,10 @@ from conceptry.formats.tensors import (
     write_tensors,
 )
 
+T = TypeVar("T")
+
 KIND: Final = "full_planes"
+_WORKERS: Final = 4
 PLANES_KEY: Final = "conceptry.planes"
 _MALFORMED: Final = (
     ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, InvalidDigestError,
@@ -89,14 +94,20 @@ def write_planes(
     for name, tensor in used.items():
         check_numbers(name, tensor)
     rows = {name: describe_row(tensor, used[name], step) for name, tensor in contents.tensors.items()}
+
+    def pack(name: str) -> tuple[RawTensor, dict[str, RawTensor]]:
+        tensor = contents.tensors[name]
+        numbers = subtract_base(tensor, used[name], rows[name])
+        kept = tensor if step is None else add_base(used[name], numbers, rows[name])
+        return kept, pack_numbers(name, numbers)
+
     planes: dict[str, RawTensor] = {}
     kept, errors = dict[str, RawTensor](), _Errors()
-    for name, tensor in contents.tensors.items():
-        numbers = subtract_base(tensor, used[name], rows[name])
-        kept[name] = tensor if step is None else add_base(used[name], numbers, rows[name])
-        planes |= pack_numbers(name, numbers)
+    for name, (value, packed) in _map_names(pack, rows):
+        kept[name] = value
+        planes |= packed
         if step is not None:
-            errors.count(tensor, kept[name], used[name])
+            errors.count(contents.tensors[name], kept[name], used[name])
     check_full(FullContents(component=contents.component, tensors=kept))
     document = {
         "base": str(digest_tensors(used)),
@@ -187,10 +198,12 @@ class Planes:
             InvalidFileError, IntegrityError: if the planes are damaged.
         """
         planes = read_tensors(self.path)
-        tensors = {
-            name: add_base(used[name], unpack_numbers(name, row, planes), row)
-            for name, row in self.rows.items()
-        }
+
+        def unpack(name: str) -> RawTensor:
+            row = self.rows[name]
+            return add_base(used[name], unpack_numbers(name, row, planes), row)
+
+        tensors = dict(_map_names(unpack, self.rows))
         if (found := digest_tensors(tensors)) != self.tensors:
             raise IntegrityError(
                 f"{self.path.name!r} unpacks to tensors of digest {found}, not {self.tensors}"
@@ -229,6 +242,13 @@ class _Errors:
     def relative(self) -> float:
         """Root mean square of the changes, by that of the difference."""
         return float((self.squares / self.of_squares) ** 0.5) if self.of_squares else 0.0
+
+
+def _map_names(make: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:
+    """Yields each name and what is made of it, several at a time: numpy and zlib let other threads run."""
+    ordered = tuple(names)
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+        yield from zip(ordered, pool.map(make, ordered), strict=True)
 
 
 def _read_document(text: str, file_name: str) -> tuple[dict[str, PlaneRow], Digest, Digest]:

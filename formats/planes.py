@@ -179,15 +179,21 @@ def order_values(tensor: RawTensor) -> Array:
     import numpy as np
 
     bits = np.frombuffer(tensor.data, _UNSIGNED[tensor.dtype])
-    top = bits.dtype.type(1 << (8 * bits.itemsize - 1))
-    return np.where(bits & top, ~bits, bits | top)
+    top, last = _find_top(bits)
+    return np.asarray(bits ^ ((bits.dtype.type(0) - (bits >> last)) | top))
 
 
 def _restore_order(ordered: Array) -> Array:
     import numpy as np
 
-    top = ordered.dtype.type(1 << (8 * ordered.itemsize - 1))
-    return np.where(ordered & top, ordered ^ top, ~ordered)
+    top, last = _find_top(ordered)
+    return np.asarray(ordered ^ (((ordered >> last) - ordered.dtype.type(1)) | top))
+
+
+def _find_top(bits: Array) -> tuple[Any, Any]:
+    """Returns the bit that is the sign, and its place; all bits are turned where it is set, and that one elsewhere."""
+    last = 8 * bits.itemsize - 1
+    return bits.dtype.type(1 << last), bits.dtype.type(last)
 
 
 def _sort(base: RawTensor) -> Array:
@@ -196,4 +202,5 @@ def _sort(base: RawTensor) -> Array:
 
     shift, mask = _EXPONENTS[base.dtype]
     bits = np.frombuffer(base.data, _UNSIGNED[base.dtype])
-    return np.argsort((bits >> bits.dtype.type(shift)) & bits.dtype.type(mask), kind="stable")
+    exponents = ((bits >> bits.dtype.type(shift)) & bits.dtype.type(mask)).astype("u1")
+    return np.argsort(exponents, kind="stable")  # of single bytes, some times as fast

@@ -18,6 +18,7 @@ from conceptry.formats.header import read_header
 from conceptry.formats.tensors import RawTensor, digest_tensor_file, read_tensors, write_tensors
 
 UNET = ComponentName("unet")
+GOLDEN = Path(__file__).parents[1] / "golden" / "formats"
 DTYPES: dict[str, Any] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
 
@@ -92,6 +93,23 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(IncompatibleError, match=said):
             read_planes(tmp_path / "unet.safetensors", wrong.get)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_files_of_the_first_version_are_read(dtype: str) -> None:
+    base, tune = make_golden(dtype)
+    assert read_planes(GOLDEN / f"full_planes_{dtype.lower()}.safetensors", base.get) == tune
+
+
+def make_golden(dtype: str) -> tuple[dict[str, RawTensor], FullContents]:
+    """Return a base and a fine-tune of exact arithmetic, which is the same everywhere."""
+    places = np.arange(600).reshape(20, 30)
+    old = (places - 300) / 4096
+    base = {"up.weight": RawTensor.from_numpy(old.astype(DTYPES[dtype]))}
+    new = base["up.weight"].to_numpy().astype(np.float64) + (places % 7 - 3) / 8192
+    return base, FullContents(
+        component=UNET, tensors={"up.weight": RawTensor.from_numpy(new.astype(DTYPES[dtype]))}
+    )
 
 
 def damage(path: Path, *, planes: dict[str, RawTensor] | None = None, **document: Any) -> None:
