@@ -169,12 +169,14 @@ def _teach_skewed(pipeline: Any, given: dict[str, Any], on_step: OnStep) -> tupl
 
 def say_use(session: Session, result: UseResult, out: Path | None) -> None:
     """Prints a result, and keeps it in ``out`` where that is given. Raises StoreError."""
+    from conceptry.evaluation.use_results import name_key
+
     kept = _keep(result, out) if out is not None else None
     document = {
         "use": result.use,
         "title": result.title,
         "rows": result.list_documents(),
-        "facts": dict(result.facts),
+        "facts": {name_key(label): value for label, value in result.facts.items()},
         "remarks": list(result.remarks),
         "path": None if kept is None else str(kept),
     }

@@ -38,8 +38,14 @@ class UseResult:
     """Pictures that the table was measured on, side by side."""
 
     def list_documents(self) -> list[dict[str, Cell]]:
-        """Returns the rows with their columns' names, as ``--json`` prints them."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        """Returns the rows as ``--json`` prints them: ``balanced_accuracy``, ``interval``, ``gain_interval``."""
+        keys = [name_key(column) for column in self.columns]
+        return [dict(zip(keys, row, strict=True)) for row in self.rows]
+
+
+def name_key(label: str) -> str:
+    """Returns the key of a column or fact in JSON documents: ``gain 95 %`` is ``gain_interval``."""
+    return label.replace("95 %", "interval").replace(" ", "_")
 
 
 class _Model(BaseModel):

@@ -36,12 +36,12 @@ def test_a_classifier_of_own_pictures_is_compared_with_and_without_generated_one
     run("publish", str(folder / "imp"))
     words = ["augment", "me/imp", "--images", str(folder / "classes"), "--base", str(base), *QUICK]
     document = run(*words, "--out", "results", "--json").document
-    assert document["facts"]["rare class"] == "standing"
+    assert document["facts"]["rare_class"] == "standing"
     assert len(document["rows"]) == 4
-    assert all(0 <= row["balanced accuracy"] <= 1 for row in document["rows"])
+    assert all(0 <= row["balanced_accuracy"] <= 1 for row in document["rows"])
     said = run(*words).out
     assert "BALANCED ACCURACY" in said
-    assert all(f"{row['balanced accuracy']:.3f}" in said for row in document["rows"])
+    assert all(f"{row['balanced_accuracy']:.3f}" in said for row in document["rows"])
     run("report", "--uses", "results", "--out", "page.html")
     parsed = parse_strictly(Path("page.html").read_text(encoding="utf-8"))
     assert parsed.pictures == 3
@@ -52,7 +52,7 @@ def test_without_a_concept_one_is_taught_from_the_rare_pictures(run: Run, folder
     taught = ("--method", "textual_inversion", "--passes", "2", "--superclass", "cat")
     words = ["augment", "--images", str(folder / "classes"), "--base", str(base), *QUICK, *taught]
     document = run(*words, "--json").document
-    assert document["rows"][3]["rare pictures"] == 4
+    assert document["rows"][3]["rare_pictures"] == 4
 
 
 def test_variation_and_style_transfer_are_measured_on_any_base(run: Run, folder: Path, base: Path) -> None:
@@ -74,7 +74,7 @@ def test_variation_and_style_transfer_are_measured_on_any_base(run: Run, folder:
         document = run(
             "uses", use, *given, "--protocol", "clip-dino", *models, *images, "--out", "results", "--json"
         ).document
-        assert [row["drawn by"] for row in document["rows"]].count("concept") == 3
+        assert [row["drawn_by"] for row in document["rows"]].count("concept") == 3
         assert Path(document["path"]).is_file()
     run("report", "--uses", "results", "--out", "page.html")
     assert parse_strictly(Path("page.html").read_text(encoding="utf-8")).pictures == 14

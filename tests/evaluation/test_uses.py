@@ -86,10 +86,10 @@ def test_asking_for_each_value_in_turn_takes_the_skew_away_where_the_concept_fol
     result = measure_bias(make_context(leak))
     skews = {str(row["pictures"]).split(",")[0]: row for row in result.list_documents()}
     assert len(result.rows) == 4
-    before, after = (float(row["distance to uniform"]) for row in result.list_documents()[2:])  # type: ignore[arg-type]
+    before, after = (float(row["distance_to_uniform"]) for row in result.list_documents()[2:])  # type: ignore[arg-type]
     assert before == pytest.approx(0.75, abs=0.1)
     assert after == pytest.approx(0.0, abs=0.1)
-    taught = float(skews["the pictures it was taught from"]["distance to uniform"])  # type: ignore[arg-type]
+    taught = float(skews["the pictures it was taught from"]["distance_to_uniform"])  # type: ignore[arg-type]
     assert 0.4 < taught < 0.75
 
 
@@ -98,7 +98,7 @@ def test_a_concept_that_never_leaves_the_beach_stays_skewed() -> None:
         return leak(painter, "a photo", seed) if WORD in prompt else follow(painter, prompt, seed)
 
     after = measure_bias(make_context(stay)).list_documents()[3]
-    assert float(after["distance to uniform"]) == pytest.approx(0.75, abs=0.1)  # type: ignore[arg-type]
+    assert float(after["distance_to_uniform"]) == pytest.approx(0.75, abs=0.1)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
