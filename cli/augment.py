@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--classifier-steps",
     type=click.IntRange(1, 100_000),
-    default=150,
+    default=300,
     show_default=True,
     help="Of each classifier's training.",
 )

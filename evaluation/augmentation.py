@@ -66,7 +66,7 @@ class Plan:
     """That are generated of the rare class."""
 
     seeds: int = 5
-    steps: int = 150
+    steps: int = 300
     """Of each classifier's training."""
 
     first_seed: int = FIRST_SEED
