@@ -22,7 +22,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from conceptry.composer import Composition, Destination, attach, export, fuse
-from conceptry.composer.export_checkpoints import spell_unet, spell_vae
+from conceptry.composer.export_spellings import spell_unet, spell_vae
 from conceptry.composer.exports import prepare_export
 from conceptry.composer.tensors import to_torch
 from conceptry.errors import IncompatibleError
