@@ -35,3 +35,23 @@ def test_a_tiny_piece_of_the_benchmark_is_measured_on_the_bundled_base(run: Run)
     assert (row["subject"], row["sample_passes"]) == ("cup-20", 16)
     run("benchmark-methods", "--summary", "--out", "results/toybench")
     assert Path("results/toybench.md").is_file()
+
+
+def test_uses_are_measured_on_the_bundled_base_and_shown(run: Run) -> None:
+    little = ("--steps", "4", "--passes", "16", "--out", "uses")
+    few = ("-n", "2", "--seeds", "2", "--classifier-steps", "2")
+    document = run("augment", *few, *little, "--json").document
+    assert (document["facts"]["rare_class"], document["facts"]["classes"]) == ("fish", 8)
+    assert len(run("uses", "bias", "-n", "4", *little, "--json").document["rows"]) == 4
+    run("toybox", "render", "--style", "40", "-n", "4", "--out", "look")
+    run(
+        *("train", "textual_inversion", "--images", "look", "--name", "me/look", "--version", "1.0.0"),
+        *("--placeholder", "<look>", "--superclass", "flat", "--steps", "1"),
+    )
+    assert "wants a thing" in run("uses", "variation", "me/look", code=2).err
+    document = run(
+        "uses", "style-transfer", "me/look", "-n", "2", "--steps", "4", "--out", "uses", "--json"
+    ).document
+    assert document["rows"][0]["content_kept"] == 1.0
+    run("report", "--uses", "uses", "--out", "uses.html")
+    assert parse_strictly(Path("uses.html").read_text(encoding="utf-8")).pictures == 14
