@@ -186,7 +186,8 @@ class Planes:
         used = {name: find_base(name, row, base) for name, row in self.rows.items()}
         if (found := digest_tensors(used)) != self.base:
             raise IncompatibleError(
-                f"{self.path.name!r} needs a base whose tensors have the digest {self.base}, these have {found}",
+                f"the planes of {self.component} need a base whose tensors have the digest {self.base}, "
+                f"these have {found}",
                 hint="a packed fine-tune needs the very base that it was packed with, no rounded or changed copy",
             )
         return used

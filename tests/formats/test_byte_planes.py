@@ -87,7 +87,10 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     other = bytearray(base["up.weight"].data)
     other[100] ^= 1
     for wrong, said in (
-        ({**base, "up.weight": RawTensor("F16", (320, 320), bytes(other))}, "needs a base whose tensors"),
+        (
+            {**base, "up.weight": RawTensor("F16", (320, 320), bytes(other))},
+            "planes of unet need a base whose tensors",
+        ),
         ({name: base[name] for name in ("up.bias", "scale")}, "the base has no such tensor"),
         ({**base, "up.weight": base["up.weight"].reshape((160, 640))}, r"the base has F16 \[160, 640\]"),
     ):
