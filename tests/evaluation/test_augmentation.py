@@ -150,7 +150,7 @@ def test_the_table_has_a_row_for_each_way_with_paired_gains(folder: Path) -> Non
     assert [row[0] for row in result.rows] == [arm.title for arm in ARMS]
     assert [row[1] for row in result.rows] == [2, 2, 6, 6]
     first = result.list_documents()[0]
-    assert (first["gain"], first["gain 95 %"]) == (None, None)
+    assert (first["gain"], first["gain_interval"]) == (None, None)
     for row in result.rows[1:]:
         accuracy, gain, span = row[2], row[5], row[6]
         assert isinstance(accuracy, float)
