@@ -14,11 +14,23 @@ from conceptry.toybox.vocabulary import PATTERNS
 
 DARK: Final = np.asarray((0.07, 0.07, 0.09), np.float32)
 WHITE: Final = np.asarray((0.98, 0.98, 0.98), np.float32)
+_STRIPE_PERIOD: Final = 0.80
+_STRIPE: Final = 0.27
+_SPOT_PERIOD: Final = 0.80
+_SPOT_ROW: Final = 0.66
+_SPOT: Final = 0.22
+_CHECK_PERIOD: Final = 0.80
+_CHECK: Final = 0.44
 
 
 def column(values: list[float] | list[int] | list[bool]) -> Array:
     """The values as a float (n, 1, 1) array, ready to broadcast over pictures."""
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
+
+
+def _wrap(values: Array, period: float) -> Array:
+    """The signed distance to the nearest multiple of ``period``."""
+    return np.asarray(values - period * np.round(values / period))
 
 
 def colors(values: list[tuple[float, float, float]]) -> Array:
@@ -99,19 +111,23 @@ class Canvas:
         self._over(np.clip(color * self._shade, 0.0, 1.0), np.clip(0.5 - pixels / soft, 0.0, 1.0))
 
     def _mask(self) -> Array:
+        """Where the second colour shows, (n, size, size) shares.
+
+        It covers at most a third of a surface, in marks as wide as two cells of the autoencoder at a usual size:
+        the main colour stays the one that is seen most, and a base can draw both apart.
+        """
         u, v = self.u, self.v
-        stripes = np.abs((v + 0.08) / 0.56 - np.round((v + 0.08) / 0.56)) * 0.56 - 0.14
-        cell_u = u - 0.56 * np.round(u / 0.56)
-        row = np.round(v / 0.5)
-        shifted = u + 0.28 * (row % 2)
-        cell_u = shifted - 0.56 * np.round(shifted / 0.56)
-        spots = circle(cell_u, v - 0.5 * row, 0.0, 0.0, 0.155)
-        cell_u = u - 0.84 * np.round(u / 0.84)
-        cell_v = v - 0.84 * np.round(v / 0.84)
-        square = box(cell_u, cell_v, (0.0, 0.0), (0.21, 0.21))
-        other_u = u - 0.42 - 0.84 * np.round((u - 0.42) / 0.84)
-        other_v = v - 0.42 - 0.84 * np.round((v - 0.42) / 0.84)
-        checks = np.minimum(square, box(other_u, other_v, (0.0, 0.0), (0.21, 0.21)))
+        stripes = np.abs(_wrap(v + 0.08, _STRIPE_PERIOD)) - 0.5 * _STRIPE
+        row = np.round(v / _SPOT_ROW)
+        spots = circle(
+            _wrap(u + 0.5 * _SPOT_PERIOD * (row % 2), _SPOT_PERIOD), v - _SPOT_ROW * row, 0.0, 0.0, _SPOT
+        )
+        checks = box(
+            _wrap(u - 0.5 * _CHECK_PERIOD, _CHECK_PERIOD),
+            _wrap(v - 0.5 * _CHECK_PERIOD, _CHECK_PERIOD),
+            (0.0, 0.0),
+            (0.5 * _CHECK, 0.5 * _CHECK),
+        )
         chosen = np.select([self._patterns == 1, self._patterns == 2], [stripes, spots], checks)
         return np.where(self._patterns == 0, 0.0, np.clip(0.5 - chosen * self.pixels / 1.2, 0.0, 1.0))
 

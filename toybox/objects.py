@@ -72,7 +72,7 @@ def _creature_face(canvas: Canvas) -> None:
 def draw_creature(canvas: Canvas) -> None:
     """A round or boxy being with eyes, mouth, belly, feet and something on its head."""
     u, v = canvas.u, canvas.v
-    half = 0.58 + 0.24 * canvas.width
+    half = 0.54 + 0.28 * canvas.width
     top = -0.62
     canvas.paint(ellipse(np.abs(u), v, (0.36, 0.84), (0.28, 0.16)), canvas.main * 0.6)
     canvas.paint(ellipse(np.abs(u), v, (half + 0.04, 0.22), (0.15, 0.24)), canvas.main * 0.8)
@@ -88,7 +88,7 @@ def draw_house(canvas: Canvas) -> None:
     """A house: patterned wall, roof in the second colour, door and windows."""
     u, v = canvas.u, canvas.v
     roof, door, windows = canvas.detail(0), canvas.detail(1), canvas.detail(2)
-    half, eaves = 0.60 + 0.22 * canvas.width, -0.25 + 0.3 * (canvas.build - 0.5)
+    half, eaves = 0.54 + 0.28 * canvas.width, -0.25 + 0.3 * (canvas.build - 0.5)
     canvas.paint(box(u, v, (0.0, 0.5 * (eaves + 0.9)), (half, 0.5 * (0.9 - eaves)), 0.03), canvas.surface())
     pointed = polygon(u, v, [(0.0, -0.98), (half + 0.2, eaves + 0.06), (-half - 0.2, eaves + 0.06)])
     flat = box(u, v, (0.0, eaves - 0.16), (half + 0.14, 0.2), 0.04)
@@ -114,11 +114,11 @@ def draw_flower(canvas: Canvas) -> None:
     canvas.paint(only(leaf_right, leaves >= 1), _GREEN * 1.3)
     canvas.paint(only(leaf_left, leaves == 2), _GREEN * 1.3)
     along, across = fold(u, v - y, count)
-    breadth = (0.33 - 0.028 * (count - 4.0)) * (0.85 + 0.3 * canvas.width)
+    breadth = (0.33 - 0.028 * (count - 4.0)) * (0.72 + 0.56 * canvas.width)
     tip = 0.60 + 0.18 * canvas.build
     rounded = ellipse(along, across, (tip * 0.58, 0.0), (tip * 0.46, breadth))
     pointed = np.maximum(
-        (np.abs(across) - breadth * np.minimum(1.25, 2.6 * (1.0 - along / (tip + 0.06)))) * 0.8, along - tip
+        (np.abs(across) - breadth * np.minimum(1.2, 1.6 * (1.0 - along / (tip + 0.06)))) * 0.8, along - tip
     )
     canvas.paint(np.where(canvas.detail(1) == 0, rounded, pointed), canvas.surface())
     canvas.paint(circle(u, v, 0.0, y, 0.17 + 0.15 * canvas.build), canvas.second)
@@ -129,7 +129,7 @@ def draw_cup(canvas: Canvas) -> None:
     side = 2.0 * canvas.detail(0) - 1.0
     u, v = canvas.u * side, canvas.v
     body, topping = canvas.detail(1), canvas.detail(2)
-    half, top = 0.48 + 0.14 * canvas.width, -0.30 - 0.2 * canvas.build
+    half, top = 0.38 + 0.24 * canvas.width, -0.16 - 0.36 * canvas.build
     straw = capsule(u, v, (0.0, top), (-0.30, -0.95), 0.085)
     canvas.paint(only(straw, topping == 1), canvas.second)
     wave = np.abs(np.abs(u + 0.10 * np.sin(9.0 * v)) - 0.22) - 0.085
@@ -149,8 +149,8 @@ def draw_ball(canvas: Canvas) -> None:
     """A ball with a belt or cap, perhaps a mark and a ring around it."""
     u, v = canvas.u, canvas.v
     belt, mark, halo = canvas.detail(0), canvas.detail(1), canvas.detail(2)
-    radius, breadth = 0.70 + 0.14 * canvas.width, 0.07 + 0.21 * canvas.build
-    disc = circle(u, v, 0.0, 0.0, radius)
+    breadth = 0.07 + 0.18 * canvas.build
+    disc = ellipse(u, v, (0.0, 0.0), (0.64 + 0.24 * canvas.width, 0.78))
     canvas.paint(disc, canvas.surface())
     inside = disc + 0.04
     band = np.select(
@@ -173,11 +173,11 @@ def draw_star(canvas: Canvas) -> None:
     u, v = canvas.u, canvas.v
     points, face, halo = canvas.detail(0), canvas.detail(1), canvas.detail(2)
     count = np.select([points == 0, points == 1], [4.0, 5.0], 6.0).astype(np.float32)
-    inner = 0.42 + 0.12 * canvas.width + 0.03 * (count - 5.0)
+    inner = 0.38 + 0.22 * canvas.width + 0.03 * (count - 5.0)
     canvas.paint(only(ring(circle(u, v, 0.0, 0.0, 0.88), 0.12), halo == 1), canvas.second)
     outer = _either(halo == 1, 0.92, 0.98)
     canvas.paint(star(u, v, count, outer, inner), canvas.surface())
-    reach = 0.28 + 0.26 * canvas.build
+    reach = 0.22 + 0.24 * canvas.build
     core = star(u, v, count, outer * reach, inner * reach)
     canvas.paint(core, canvas.second, outline=False)
     eye = ellipse(np.abs(u), v, (0.16, -0.06), (0.085, 0.12))
@@ -190,7 +190,7 @@ def draw_fish(canvas: Canvas) -> None:
     """A fish that faces left or right: patterned body, tail and fins in the second colour."""
     u, v = canvas.u * (1.0 - 2.0 * canvas.detail(0)), canvas.v
     tail, fin = canvas.detail(1), canvas.detail(2)
-    tall = 0.46 + 0.20 * canvas.width
+    tall = 0.38 + 0.30 * canvas.width
     upper = polygon(u, np.abs(v), [(0.34, -0.10), (0.98, 0.14), (0.94, 0.58)])
     forked = np.maximum(upper, -1.0)
     rounded = union(ellipse(u, v, (0.74, 0.0), (0.26, 0.40)), capsule(u, v, (0.4, 0.0), (0.7, 0.0), 0.16))
@@ -200,7 +200,7 @@ def draw_fish(canvas: Canvas) -> None:
     keel = polygon(u, -v, [(-0.24, -0.30 * tall), (0.14, -tall - 0.26), (0.32, -0.2 * tall)])
     canvas.paint(only(crest, fin >= 1), canvas.second)
     canvas.paint(only(keel, fin == 2), canvas.second)
-    canvas.paint(ellipse(u, v, (-0.15, 0.0), (0.56 + 0.22 * canvas.build, tall)), canvas.surface())
+    canvas.paint(ellipse(u, v, (-0.15, 0.0), (0.50 + 0.30 * canvas.build, tall)), canvas.surface())
     canvas.paint(circle(u, v, -0.50, -0.10, 0.16), WHITE, outline=False)
     canvas.paint(circle(u, v, -0.53, -0.09, 0.09), DARK, outline=False)
 
@@ -209,7 +209,7 @@ def draw_car(canvas: Canvas) -> None:
     """A car that faces left or right: patterned body, cabin in the second colour, wheels."""
     u, v = canvas.u * (1.0 - 2.0 * canvas.detail(0)), canvas.v
     top, wheels = canvas.detail(1), canvas.detail(2)
-    long, deck = 0.80 + 0.14 * canvas.width, 0.08 - 0.24 * canvas.build
+    long, deck = 0.70 + 0.24 * canvas.width, -0.02 - 0.24 * canvas.build
     cabin = polygon(u, v, [(-0.20, -0.48), (0.46, -0.48), (0.64, 0.15), (-0.44, 0.15)])
     tall = box(u, v, (0.22, -0.28), (0.48, 0.46), 0.10)
     shield = capsule(u, v, (-0.28, 0.08), (-0.06, -0.34), 0.085)

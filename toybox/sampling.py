@@ -98,7 +98,7 @@ _TRIPLE: Final = ((0.24, 0.30), (0.76, 0.30), (0.5, 0.75))
 def place_one(instance: Instance, position: str, rng: np.random.Generator) -> Placed:
     """``instance`` at a named position, with the small random shift and size of an ordinary scene."""
     centered = position == "center"
-    half = rng.uniform(0.31, 0.39) if centered else rng.uniform(0.26, 0.31)
+    half = rng.uniform(0.32, 0.39) if centered else rng.uniform(0.28, 0.32)
     shift_x, shift_y = _SHIFT[position]
     dx, dy = rng.uniform(-0.025, 0.025, 2)
     return Placed(instance, float(0.5 + 0.21 * shift_x + dx), float(0.5 + 0.21 * shift_y + dy), float(half))

@@ -80,8 +80,8 @@ class Scene:
 
 NAMED_STYLES: Final = {
     "flat": Style(name="flat", seed=None),
-    "ink": Style(name="ink", seed=None, outline=2.6, ink=1.0, shading=0.0, saturation=0.75, tone=0.35,
+    "ink": Style(name="ink", seed=None, outline=2.2, ink=1.0, shading=0.0, saturation=0.85, tone=0.25,
                  dark=(0.16, 0.14, 0.12), light=(1.0, 0.97, 0.88), lift=0.08),
-    "watercolor": Style(name="watercolor", seed=None, outline=0.0, softness=2.0, shading=0.0, saturation=0.9,
-                        lift=0.30, wash=0.9),
+    "watercolor": Style(name="watercolor", seed=None, outline=0.0, softness=2.0, shading=0.0, saturation=0.95,
+                        lift=0.20, wash=0.9),
 }  # fmt: skip

@@ -25,6 +25,8 @@ from conceptry.toybox.vocabulary import CLASSES
 INSTANCES_PER_CLASS: Final = 2000
 _STYLES: Final = 1500
 _TEMPERATURE: Final = 0.1
+_APART: Final = 0.2
+_VIEWS: Final = 4
 _DEFAULT_PACKS: Final = 18
 
 
@@ -58,6 +60,18 @@ def _cell_targets(boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     offsets = torch.stack([x * GRID - column - 0.5, y * GRID - line - 0.5, torch.log(half / 0.25)], 1)
     geometry[rows, :, line, column] = offsets
     return present, geometry
+
+
+def separate(embeddings: Tensor) -> Tensor:
+    """How far packs (n, 4, d) of two views of an instance and two of its variant fall short of being told apart.
+
+    The views of one should be more alike than any view of one and of the other, by ``_APART``; among many strangers
+    the contrastive loss alone hardly sees a variant that differs by a little in its proportions.
+    """
+    alike = embeddings @ embeddings.transpose(1, 2)
+    own = torch.stack([alike[:, 0, 1], alike[:, 2, 3]], 1)
+    across = alike[:, :2, 2:].flatten(1)
+    return (_APART - own[:, :, None] + across[:, None, :]).clamp(min=0.0).mean()
 
 
 class _Batches:
@@ -106,8 +120,8 @@ class _Judge:
             right[name] = float((output.heads[name].argmax(1) == target)[known].float().mean())
         return loss + contrast(output.style, self.style_id[rows].to(self.device)), right
 
-    def objects(self, pixels: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Losses of the object network on crops around the true, slightly shaken boxes."""
+    def objects(self, pixels: Tensor, rows: Tensor, *, packs: int) -> tuple[Tensor, dict[str, float]]:
+        """Losses of the object network on crops around the true, slightly shaken boxes; ``packs`` come first."""
         identity = self.identity[rows]
         which, slots = (identity != UNKNOWN).nonzero(as_tuple=True)
         boxes = self.boxes[rows][which, slots].to(self.device)
@@ -117,6 +131,8 @@ class _Judge:
             heads, embedding = self.net.object(crop_objects(pixels[which], moved))
         targets = self.things[rows][which, slots].to(self.device)
         loss, right = 2.0 * contrast(embedding, identity[which, slots].to(self.device)), {}
+        firsts = torch.searchsorted(which, torch.arange(packs)[:, None] * PACK + torch.arange(_VIEWS))
+        loss = loss + 4.0 * separate(embedding[firsts.to(self.device)])
         for index, name in enumerate(OBJECT_HEADS):
             loss = loss + F.cross_entropy(heads[name], targets[:, index])
             right[name] = float((heads[name].argmax(1) == targets[:, index]).float().mean())
@@ -137,7 +153,8 @@ def train_scorer(settings: Settings) -> None:
     judge = _Judge(net, label(scenes), device)
     run = Run("scorer", settings, {"net": net}, peak_lr=2e-3)
     rng = np.random.default_rng((settings.seed, run.step))
-    batches = _Batches(packs, settings.batch or _DEFAULT_PACKS, rng)
+    size = settings.batch or _DEFAULT_PACKS
+    batches = _Batches(packs, size, rng)
     while run.running():
         rows = batches.rows()
         chosen = np.ascontiguousarray(images[rows])
@@ -146,7 +163,7 @@ def train_scorer(settings: Settings) -> None:
         pixels = _augment(to_tensor(chosen, device))
         index = torch.from_numpy(rows)
         picture_loss, picture_right = judge.picture(pixels, index)
-        object_loss, object_right = judge.objects(pixels, index)
+        object_loss, object_right = judge.objects(pixels, index, packs=size)
         run.update(picture_loss + object_loss, **picture_right, **object_right)
     run.finish()
     write_scorer(run)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from conceptry.errors import NotFoundError
 from conceptry.toybox.examples import held_out_instance, held_out_style, instance_scenes, style_scenes
-from conceptry.toybox.measures import equal_error_rate, held_out_scenes, measure_scorer
+from conceptry.toybox.measures import equal_error_rate, held_out_scenes, measure_scorer, measure_sensitivity
 from conceptry.toybox.render import render
 from conceptry.toybox.scorer import Scorer
 
@@ -32,6 +32,10 @@ def test_an_instance_scores_higher_than_another_of_its_class(scorer: Scorer) -> 
     own = scorer.identity(render(instance_scenes(imp, 8, part=2)), prototype)
     strange = scorer.identity(render(instance_scenes(other, 8, part=2)), prototype)
     assert own.min() > strange.max()
+
+
+def test_the_score_falls_when_any_one_attribute_changes(scorer: Scorer) -> None:
+    assert set(measure_sensitivity(scorer, instances=8).values()) == {1.0}
 
 
 def test_an_unseen_style_scores_higher_than_another(scorer: Scorer) -> None:

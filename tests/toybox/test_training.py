@@ -14,7 +14,7 @@ from conceptry import toybox
 from conceptry.toybox.autoencoder import train_decoder
 from conceptry.toybox.diffusion import VelocityLoss, weigh_objects
 from conceptry.toybox.sampling import draw_scenes
-from conceptry.toybox.scorer_training import contrast
+from conceptry.toybox.scorer_training import contrast, separate
 from conceptry.toybox.starting import unpack
 from conceptry.toybox.train import FULL, RECIPES
 from conceptry.toybox.training import Run, Settings
@@ -93,6 +93,14 @@ def test_contrast_prefers_equal_ids_together() -> None:
     ids = torch.tensor([0, 0, 1, 1])
     together = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert contrast(together, ids) < contrast(together[[0, 2, 1, 3]], ids)
+
+
+def test_views_of_one_instance_are_drawn_nearer_than_those_of_its_variant() -> None:
+    one, other = torch.eye(4)[0], torch.eye(4)[1]
+    apart = torch.stack([one, one, other, other])[None]
+    mixed = torch.stack([one, other, one, other])[None]
+    assert separate(apart) == 0
+    assert separate(mixed) > separate(torch.stack([one, one, one, one])[None]) > 0
 
 
 def test_the_full_plan_names_every_recipe_and_uses_all_the_time() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from conceptry.toybox.canvas import Brush, Canvas
 from conceptry.toybox.captions import MAX_WORDS, count_words, describe
 from conceptry.toybox.render import render
 from conceptry.toybox.sampling import (
@@ -22,8 +23,16 @@ from conceptry.toybox.sampling import (
     make_style,
     show_instance,
 )
-from conceptry.toybox.scene import NAMED_STYLES
-from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, COLORS, DETAILS, POSITION_PHRASES, STYLE_PHRASES
+from conceptry.toybox.scene import NAMED_STYLES, Placed
+from conceptry.toybox.vocabulary import (
+    BACKGROUNDS,
+    CLASSES,
+    COLORS,
+    DETAILS,
+    PATTERNS,
+    POSITION_PHRASES,
+    STYLE_PHRASES,
+)
 
 
 def test_equal_seeds_draw_equal_pictures() -> None:
@@ -125,3 +134,11 @@ def test_the_world_needs_numpy_alone() -> None:
         "assert render(draw_scenes(0, 2)).shape == (2, 64, 64, 3) and toybox.path()\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "plain"])
+def test_the_color_that_is_named_is_the_one_that_covers_most_of_a_pattern(pattern: str) -> None:
+    wall = replace(make_instance("house", 5), pattern=pattern, shade=(1.0, 0, 0), second_shade=(0, 0, 1.0))
+    canvas = Canvas([Placed(wall, 0.5, 0.5, 0.5)], Brush.of([NAMED_STYLES["flat"]], 256), 256)
+    share = float(canvas.surface()[..., 2].mean())
+    assert 0.2 < share < 0.4
