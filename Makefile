@@ -112,6 +112,7 @@ bench: $(INSTALLED_DEV)
 PIECE_SECONDS ?= 2400
 benchmark-methods: $(INSTALLED)
 	$(OFFLINE) $(BIN)/concepts benchmark-methods --verbose --out docs/toybench --seconds $(PIECE_SECONDS)
+	$(OFFLINE) $(BIN)/concepts benchmark-methods --verbose --studies --out docs/toybench --seconds $(PIECE_SECONDS)
 	$(OFFLINE) $(BIN)/concepts benchmark-methods --summary --out docs/toybench
 	$(OFFLINE) $(BIN)/concepts report --benchmark docs/toybench --out docs/toybench.html
 	cp docs/toybench.json evaluation/toybench.json
