@@ -187,13 +187,13 @@ class Bench:
     def prepare(self, subject: BenchSubject) -> References:
         """Returns what a subject is compared with; its training pictures lie in the working folder then."""
         if subject.id not in self.truths:
-            folder = self.options.workdir / subject.id / "pictures"
+            folder = self._locate(subject) / "pictures"
             self.truths[subject.id] = prepare_pictures(subject, self.suite.training_pictures, folder)
         return self.truths[subject.id]
 
     def make_lesson(self, subject: BenchSubject) -> Lesson:
         """Returns what a method is given to learn a subject that was prepared."""
-        place = self.options.workdir / subject.id
+        place = self._locate(subject)
         return Lesson(
             subject_id=subject.id,
             pipeline=self.pipeline,
@@ -208,6 +208,10 @@ class Bench:
             workdir=place / f"passes-{self.sample_passes}",
             cache=self.options.workdir / "cache",
         )
+
+    def _locate(self, subject: BenchSubject) -> Path:
+        """Returns the folder of a subject: what was drawn for another base, and taught to it, is never found there."""
+        return self.options.workdir / Digest.parse(digest_base(self.pipeline)).short / subject.id
 
     def _plan(self, subject: Subject) -> Plan:
         toybox = find_protocol(self.options.protocol).id == PROTOCOL
