@@ -143,9 +143,9 @@ def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row of the index with the checksum and the line that belong to it."""
     values = [row[column] for column in COLUMNS[:-1]]
     cells = describe_row(ListedVersion(tuple(values)))
-    line = CELL_BREAK.join(cells)
+    line = "\x1f".join(cells)
     if line.count(CELL_BREAK) != len(cells) - 1:
-        line = CELL_BREAK.join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
+        line = "\x1f".join(cell.replace(CELL_BREAK, "\\x1f") for cell in cells)
     return {**row, "checksum": sum_row(values), "line": f"{_sum_text(line):0{_SUM_DIGITS}x}{line}"}
 
 
