@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from conceptry.bases import ComponentName, FamilyId
 from conceptry.errors import IncompatibleError, InvalidFileError, NotFoundError
@@ -14,7 +14,9 @@ from conceptry.formats.checkpoints import Model, choose_weight_files
 from conceptry.formats.full import FullContents, read_full
 from conceptry.formats.header import read_header
 from conceptry.formats.planes import FindTensor
-from conceptry.manifest import FullMethod, Method
+
+if TYPE_CHECKING:
+    from conceptry.manifest import Method
 
 FindBases = Callable[[ComponentName], Iterable[FindTensor]]
 """Returns what finds the tensors of a component of the base, for each place where they are."""
@@ -63,7 +65,7 @@ def unpack_values(path: Path, method: Method, base: Path, family: FamilyId) -> F
 
 def _check_stated(path: Path, method: Method, component: ComponentName, planes: Planes | None) -> None:
     """The manifest is what people decide by, so the file must be what it says."""
-    stated = method.find_packing(component) if isinstance(method, FullMethod) else None
+    stated = method.find_packing(component) if method.kind == "full" else None
     found = None if planes is None else (planes.base, planes.tensors)
     if found != (None if stated is None else (stated.base_tensors, stated.tensors)):
         raise InvalidFileError(

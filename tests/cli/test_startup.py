@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.cli.packages import write_package
 
 CONCEPTS = str(Path(sys.executable).with_name("concepts"))
 HF = shutil.which("hf", path=str(Path(sys.executable).parent))
@@ -65,6 +66,11 @@ def measure_cpu_seconds(*words: str, compiled: Path) -> float:
 def test_quick_looks_load_no_heavy_library(run: Run, imp: str, words: list[str]) -> None:
     run("list")  # the index is there
     assert list_loaded(*words) & HEAVY == set()
+
+
+def test_identifying_a_file_loads_no_heavy_library(run: Run, tmp_path: Path) -> None:
+    file = next(write_package(tmp_path / "given").glob("*.safetensors"))
+    assert list_loaded("identify", str(file)) & HEAVY == set()
 
 
 @pytest.mark.parametrize("words", [["show", "me/imp"], ["verify"], ["base", "list"], ["remote", "list"]])
