@@ -9,7 +9,7 @@ import click
 
 from conceptry.cli.bases import TOYBOX, choose_base, open_base
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH, REFERENCE, SEED, base_option
+from conceptry.cli.options import PATH, REFERENCE, SEED, base_option, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.uses import say_use
@@ -75,9 +75,7 @@ if TYPE_CHECKING:
     "--out", type=PATH, metavar="DIR", help="Keep the table and pictures for concepts report --uses."
 )
 @base_option
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def augment(session: Session, /, reference: Reference | None, *, out: Path | None, **given: Any) -> None:
     """Measure whether generated pictures help a classifier that has few of a rare class.

@@ -11,7 +11,7 @@ import click
 
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH
+from conceptry.cli.options import PATH, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import count_things
@@ -72,9 +72,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
     "--studies", is_flag=True, help="Run what claims of surveys need beside the methods, in OUT/studies."
 )
 @click.option("--list", "listing", is_flag=True, help="Name methods and subjects, and what is left to do.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing: bool, **given: Any) -> None:
     """Compare every training method on the same subjects with the same budget.

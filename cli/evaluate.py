@@ -13,7 +13,7 @@ import click
 
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH, REFERENCE, SEED, base_option
+from conceptry.cli.options import PATH, REFERENCE, SEED, base_option, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.publish import publish_folder
 from conceptry.cli.session import Session, pass_session
@@ -112,9 +112,7 @@ def read_options(given: Mapping[str, Any]) -> ExamOptions:
 @exam_options
 @click.option("--publish", is_flag=True, help="Keep the scores: a patch version with the same files.")
 @base_option
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def evaluate(
     session: Session,

@@ -25,7 +25,7 @@ from conceptry.cli.drawing import (
 )
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import fetch_composition, read_document, read_masks, rename_members
-from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option
+from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.tags import TagReader, settle_wording
@@ -136,9 +136,7 @@ class Group:
 )
 @base_option
 @click.option("--fit", type=FIT, help="How closely every concept must fit.  [default: what its kind asks]")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     """Draw pictures with concepts attached to a base.

@@ -134,6 +134,13 @@ def yes_option(function: F) -> F:
     )(function)
 
 
+def device_option(function: F) -> F:
+    """Adds ``--device``: where to compute."""
+    return click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
+    )(function)
+
+
 def base_option(function: F) -> F:
     """Adds ``--base``: which model the concepts go to."""
     return click.option(

@@ -11,7 +11,7 @@ import click
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.evaluate import exam_options, examine_one, read_options
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH, REFERENCE, base_option
+from conceptry.cli.options import PATH, REFERENCE, base_option, device_option
 from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConceptryError, UsageError
 from conceptry.names import Reference
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 )
 @exam_options
 @base_option
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def report(
     session: Session,

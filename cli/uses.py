@@ -10,7 +10,7 @@ import click
 
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.options import PATH, REFERENCE, SEED, base_option
+from conceptry.cli.options import PATH, REFERENCE, SEED, base_option, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.errors import UsageError
@@ -19,7 +19,7 @@ from conceptry.names import Reference
 if TYPE_CHECKING:
     from conceptry.concepts import Concept
     from conceptry.evaluation.references import References
-    from conceptry.evaluation.use_context import Artist
+    from conceptry.evaluation.use_context import Artist, UseContext
     from conceptry.evaluation.use_results import Cell, OnStep, UseResult
     from conceptry.evaluation.uses import UseRow
 
@@ -56,9 +56,7 @@ if TYPE_CHECKING:
     "--out", type=PATH, metavar="DIR", help="Keep the table and pictures for concepts report --uses."
 )
 @base_option
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@device_option
 @pass_session
 def uses(
     session: Session, /, name: str | None, reference: Reference | None, *, out: Path | None, **given: Any
@@ -75,14 +73,15 @@ def uses(
         _list(session, USES)
         return
     use = find_use(name)
-    if use.measure is None:
+    measure = use.measure
+    if measure is None:
         raise UsageError(f"{use.id} has a command of its own", hint=f"concepts {use.id} --help")
     if reference is None and use.id != "bias":
         raise UsageError(
             f"concepts uses {use.id} needs a concept", hint=f"concepts uses {use.id} me/imp; concepts list"
         )
     with track(session.out, use.title) as meter:
-        result = _measure(session, use, reference, given, meter.phase)
+        result = measure(_prepare(session, use, reference, given, meter.phase))
     say_use(session, result, out)
 
 
@@ -95,9 +94,10 @@ def _list(session: Session, rows: Sequence[UseRow]) -> None:
     )
 
 
-def _measure(
+def _prepare(
     session: Session, use: UseRow, reference: Reference | None, given: dict[str, Any], on_step: OnStep
-) -> UseResult:
+) -> UseContext:
+    """Returns what a use is measured with, the base open."""
     concept = None if reference is None else session.registry.get(reference)
     pipeline = open_base(
         session, choose_base(session, given["base"], [concept] if concept else []), device=given["device"]
@@ -117,7 +117,7 @@ def _measure(
     contents = read_pictures(given["images"]) if given["images"] else []
     if given["images"] and not contents:
         raise UsageError(f"no pictures in {str(given['images'])!r}", hint="add .png, .jpg or .webp files")
-    context = UseContext(
+    return UseContext(
         label=concept.label if concept else f"a concept taught from skewed pictures of a {artist.superclass}",
         artist=artist,
         judge=judge,
@@ -127,9 +127,6 @@ def _measure(
         contents=contents,
         on_step=on_step,
     )
-    if use.measure is None:
-        raise UsageError(f"{use.id} has a command of its own", hint=f"concepts {use.id} --help")
-    return use.measure(context)
 
 
 def _find(concept: Concept, pipeline: Any, use: UseRow, given: dict[str, Any]) -> tuple[Artist, References]:
@@ -137,14 +134,14 @@ def _find(concept: Concept, pipeline: Any, use: UseRow, given: dict[str, Any]) -
     from conceptry.evaluation.references import find_references
     from conceptry.evaluation.use_context import find_artist
 
-    subject = "style" if use.subject == "style" else "instance"
+    is_style = use.subject == "style"
     truth = find_references(
-        concept.manifest, given["references"], subject="style" if subject == "style" else "instance"
+        concept.manifest, given["references"], subject="style" if is_style else "instance"
     )
-    if truth.subject != subject:
+    if (truth.subject == "style") != is_style:
+        taught, wanted = ("a thing", "a style") if is_style else ("a style", "a thing")
         raise UsageError(
-            f"{concept.label} was taught {'a style' if truth.subject == 'style' else 'a thing'}, "
-            f"{use.id} wants {'a style' if subject == 'style' else 'a thing'}",
+            f"{concept.label} was taught {taught}, {use.id} wants {wanted}",
             hint="concepts uses lists what each use is measured on",
         )
     return find_artist(pipeline, concept, steps=given["steps"]), truth

@@ -108,10 +108,8 @@ def subtract_base(tensor: RawTensor, base: RawTensor, row: PlaneRow) -> Array:
     import numpy as np
 
     if row.step is None:
-        difference = order_values(tensor) - order_values(
-            base
-        )  # whole numbers of a fixed width wrap around, and back again
-        difference = difference[_sort(base)]
+        # Whole numbers of a fixed width wrap around, and back again.
+        difference = (order_values(tensor) - order_values(base))[_sort(base)]
     else:
         change = tensor.to_numpy().astype(np.float64) - base.to_numpy().astype(np.float64)
         difference = np.round(change / row.step).astype("<i2").view("<u2").reshape(-1)

@@ -110,10 +110,9 @@ def choose_latest(rows: Sequence[tuple[Version, dict[str, Any]]], yanked: Mappin
     Of a concept of which every version was yanked, the greatest stays in the listing, marked.
     """
     versions = [version for version, _ in rows]
+    # Where nothing was yanked no version is looked up, which would cost more than all the rest.
     wanted = [version for version in versions if version not in yanked] if yanked else versions
     latest = pick_latest(wanted or versions) if len(versions) > 1 else versions[0] if versions else None
     for version, row in rows:
-        row["yanked"] = (
-            yanked.get(version) if yanked else None
-        )  # to look a version up costs more than the rest
+        row["yanked"] = yanked.get(version) if yanked else None
         row["latest"] = int(version is latest)

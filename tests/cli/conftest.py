@@ -56,6 +56,14 @@ def imp(run: Run, tmp_path: Path) -> str:
     return "me/imp@1.0.0"
 
 
+@pytest.fixture
+def look(run: Run, tmp_path: Path) -> str:
+    """Give a second concept for the same base, which changes the same module."""
+    token = {"placeholder": "<look>"}
+    run("publish", str(write_package(tmp_path / "look", "me/look", "2.0.0", tokens=[token])))
+    return "me/look@2.0.0"
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a small random base in the diffusers layout, which no test may change."""

@@ -29,14 +29,6 @@ DELTA = 0.25
 
 
 @pytest.fixture
-def look(run: Run, tmp_path: Path) -> str:
-    """Give a second concept for the same base, which changes the same module."""
-    token = {"placeholder": "<look>"}
-    run("publish", str(write_package(tmp_path / "look", "me/look", "2.0.0", tokens=[token])))
-    return "me/look@2.0.0"
-
-
-@pytest.fixture
 def words(run: Run, base: Path, tmp_path: Path) -> str:
     """Give a word with rows of its own."""
     made = make_embedding(tmp_path / "words", make_pipeline("sd1"), "<e>", name="me/words")

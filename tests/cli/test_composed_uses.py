@@ -14,7 +14,6 @@ from conceptry.cli.composing import WAYS
 from conceptry.composer.ways import WAY_BY_ID
 from conceptry.digests import Digest
 from tests.cli.conftest import Run
-from tests.cli.packages import write_package
 from tests.cli.test_pictures import read_facts, read_pixels
 from tests.fakes.concepts import make_embedding
 from tests.fakes.pipelines import make_pipeline
@@ -22,14 +21,6 @@ from tests.fakes.pipelines import make_pipeline
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # other libraries' remarks; the command line keeps them quiet
-
-
-@pytest.fixture
-def look(run: Run, tmp_path: Path) -> str:
-    """Give a second concept for the same base, which changes the same module."""
-    token = {"placeholder": "<look>"}
-    run("publish", str(write_package(tmp_path / "look", "me/look", "2.0.0", tokens=[token])))
-    return "me/look@2.0.0"
 
 
 @pytest.fixture
