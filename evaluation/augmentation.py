@@ -7,7 +7,6 @@ classifier is given is one frozen row of ``ARMS``; every row is trained on the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,10 +17,9 @@ from torch import Tensor
 
 from conceptry.evaluation.class_pictures import ClassPictures, Split
 from conceptry.evaluation.classifiers import fit, measure_recalls, prepare
-from conceptry.evaluation.examination import draw_pictures
 from conceptry.evaluation.protocols import PROTOCOL, Prompt, load_prompts
 from conceptry.evaluation.scores import mean_interval
-from conceptry.evaluation.use_context import FIRST_SEED, Artist
+from conceptry.evaluation.use_context import DRAWERS, FIRST_SEED, Artist, Who
 from conceptry.evaluation.use_results import OnStep, Strip, UseResult, as_rows, make_figures
 from conceptry.toybox.vocabulary import BACKGROUNDS, POSITION_PHRASES
 
@@ -78,7 +76,7 @@ def augment(classes: ClassPictures, artist: Artist, plan: Plan, on_step: OnStep)
     Raises:
         IncompatibleError: if the concept does not fit the pipeline.
     """
-    drawn = {source: draw_rare(artist, plan, source, on_step) for source in ("base", "concept")}
+    drawn = {who: draw_rare(artist, plan, who, on_step) for who in DRAWERS}
     scores = compare_arms(classes, drawn, plan, on_step)
     strips = [
         Strip(caption=f"real pictures of {classes.rare}", pictures=classes.rare_pictures),
@@ -116,11 +114,11 @@ class ArmScore:
 
 
 def compare_arms(
-    classes: ClassPictures, drawn: Mapping[str, Sequence[Image.Image]], plan: Plan, on_step: OnStep
+    classes: ClassPictures, drawn: Mapping[Who, Sequence[Image.Image]], plan: Plan, on_step: OnStep
 ) -> tuple[ArmScore, ...]:
     """Returns the scores of all rows of ``ARMS`` in their order; ``drawn`` are pictures of the rare class by source."""
     count, rare = len(classes.classes), classes.classes.index(classes.rare)
-    more = {source: prepare(pictures) for source, pictures in drawn.items()}
+    more: dict[str, Tensor] = {source: prepare(pictures) for source, pictures in drawn.items()}
     recalls: dict[str, list[Any]] = {arm.id: [] for arm in ARMS}
     for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
         split = classes.split(seed)
@@ -174,17 +172,10 @@ def _bound(values: Any) -> tuple[float, float] | None:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw_rare(artist: Artist, plan: Plan, source: str, on_step: OnStep) -> list[Image.Image]:
+def draw_rare(artist: Artist, plan: Plan, who: Who, on_step: OnStep) -> list[Image.Image]:
     """Returns pictures of the rare class from varied prompts, by the concept or by the base with the class's word."""
-    prompts = vary_prompts(artist.protocol, plan.pictures)
-    on_step(f"drawing {plan.pictures} pictures by the {source}")
-    block: AbstractContextManager[Any] = nullcontext() if source == "base" else artist.attach()
-    texts = [
-        one.with_superclass(artist.superclass) if source == "base" else one.with_concept(artist.word)
-        for one in prompts
-    ]
-    with block:
-        return draw_pictures(artist.pipeline, texts, plan.first_seed, artist.drawing, lambda count: None)
+    on_step(f"drawing {plan.pictures} pictures by the {who}")
+    return artist.draw(vary_prompts(artist.protocol, plan.pictures), who, seed=plan.first_seed)
 
 
 def vary_prompts(protocol: str, count: int) -> list[Prompt]:

@@ -7,18 +7,16 @@ come alike, 1 - 1/k where one of k comes alone. To ask for each value in turn is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from conceptry.errors import UsageError
-from conceptry.evaluation.examination import draw_pictures
 from conceptry.evaluation.judges import ToyboxJudge
 from conceptry.evaluation.protocols import Prompt
 from conceptry.evaluation.references import as_images
-from conceptry.evaluation.use_context import UseContext
+from conceptry.evaluation.use_context import UseContext, Who
 from conceptry.evaluation.use_results import Interval, Strip, UseResult, as_rows, make_figures
 from conceptry.toybox.examples import held_out_instance, instance_scenes
 from conceptry.toybox.render import render
@@ -53,14 +51,14 @@ def measure_bias(context: UseContext) -> UseResult:
         taught = as_images(context.truth.training)
         rows.append(_describe("the pictures it was taught from", context.judge, taught))
         strips.append(Strip(caption="taught from", pictures=taught))
-    asked = (
+    asked: tuple[tuple[str, Who, list[Prompt]], ...] = (
         ("base, asked plainly", "base", plain),
         ("concept, asked plainly (before)", "concept", plain),
         ("concept, asked for each in turn (after)", "concept", turns),
     )
     for title, who, prompts in asked:
         context.on_step(f"drawing {context.count} pictures, {title}")
-        drawn = _draw(context, who, prompts)
+        drawn = context.artist.draw(prompts, who, seed=context.seed)
         rows.append(_describe(title, context.judge, drawn))
         strips.append(Strip(caption=title, pictures=drawn))
     return UseResult(
@@ -76,17 +74,6 @@ def measure_bias(context: UseContext) -> UseResult:
         ),
         strips=make_figures(strips),
     )
-
-
-def _draw(context: UseContext, who: str, prompts: Sequence[Prompt]) -> list[Image.Image]:
-    artist = context.artist
-    block: AbstractContextManager[Any] = nullcontext() if who == "base" else artist.attach()
-    texts = [
-        one.with_superclass(artist.superclass) if who == "base" else one.with_concept(artist.word)
-        for one in prompts
-    ]
-    with block:
-        return draw_pictures(artist.pipeline, texts, context.seed, artist.drawing, lambda count: None)
 
 
 def _describe(title: str, judge: ToyboxJudge, pictures: Sequence[Image.Image]) -> tuple[Any, ...]:

@@ -24,9 +24,7 @@ _FIGURE: Final = "figure"
 _MAX_FILE_BYTES: Final = 1 << 20
 _SMALL_IS_BEST: Final = frozenset({"bytes", "seconds", "leaks", "swaps"})
 Answer = Literal["confirmed", "refuted", "not measured"]
-UNSURE_EXPLAINED: Final = (
-    "Not sure: the 95 % interval of a difference that decides holds zero, or there is none."
-)
+UNSURE_EXPLAINED: Final = "Not sure: the 95 % interval of a difference that decides holds another answer too, or there is no interval."
 ANSWERS: Final[tuple[Answer, ...]] = ("confirmed", "refuted", "not measured")
 
 # Whether a relation holds for left, right and a margin.
@@ -69,7 +67,7 @@ class Finding:
     text: str
     holds: bool | None
     is_sure: bool = False
-    """Whether the 95 % interval of the difference, paired by subject, leaves zero out."""
+    """Whether it is the same everywhere in the 95 % interval of the difference, paired by subject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,11 +222,10 @@ def _compare(check: Check, numbers: Numbers) -> Finding:
     scaled = f"{check.times:g} times " if check.times != 1.0 else ""
     text = f"{check.left} {_say(one)} {check.relation} {scaled}{check.right} {_say(other)}: {'yes' if holds else 'no'}"
     low, high = bootstrap_interval(one - other) if len(common) > 1 else (float("-inf"), float("inf"))
-    return Finding(
-        text=text,
-        holds=holds,
-        is_sure=low > check.margin or high < -check.margin,
-    )
+    # No relation changes more than once on either side of zero.
+    places = (low, high, *([0.0] if low < 0 < high else []))
+    alike = all(RELATIONS[check.relation](place, 0.0, check.margin) == holds for place in places)
+    return Finding(text=text, holds=holds, is_sure=alike)
 
 
 def _say(values: Any) -> str:

@@ -5,8 +5,7 @@ Both are SDEdit (arXiv 2108.01073): noise is added to a picture up to a strength
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from conceptry.evaluation.judges import Judge, ToyboxJudge, Values
 from conceptry.evaluation.protocols import Prompt, load_plain_prompt
 from conceptry.evaluation.references import as_images
 from conceptry.evaluation.scores import bootstrap_interval
-from conceptry.evaluation.use_context import Artist, UseContext
+from conceptry.evaluation.use_context import DRAWERS, Artist, UseContext, Who
 from conceptry.evaluation.use_results import Strip, UseResult, as_rows, make_figures
 from conceptry.toybox.examples import held_out_instance, instance_scenes
 from conceptry.toybox.render import render
@@ -28,7 +27,6 @@ from conceptry.toybox.vocabulary import CLASSES
 VARIATION_STRENGTHS: Final = (0.3, 0.5, 0.7)
 STYLE_STRENGTHS: Final = (0.4, 0.6, 0.8)
 _CONTENT_SEED: Final = 300
-_WHO: Final = ("base", "concept")
 _EXPLAINED: Final = (
     "Likeness is the protocol's identity; change is the distance of a picture to what it was drawn over, as the "
     "protocol measures diversity. Intervals by bootstrap over pictures."
@@ -98,7 +96,7 @@ def _draw_rows(
     artist, judge = context.artist, context.judge
     rows, strips = [], []
     kinds = _read_kinds(judge, sources)
-    for who in _WHO:
+    for who in DRAWERS:
         for strength in strengths:
             context.on_step(f"drawing over {len(sources)} pictures at {strength:g}, {who}")
             drawn = draw_over(artist, sources, prompts, strength=strength, seed=context.seed, who=who)
@@ -120,7 +118,7 @@ def draw_over(
     *,
     strength: float,
     seed: int,
-    who: str = "concept",
+    who: Who = "concept",
 ) -> list[Image.Image]:
     """Returns each picture drawn over, by the concept or by the base alone, from noise of its own seed.
 
@@ -135,21 +133,15 @@ def draw_over(
     if not canvases:
         return []
     sibling = adapt_pipeline(artist.pipeline, canvases[0])
-    block: AbstractContextManager[Any] = nullcontext() if who == "base" else artist.attach(sibling)
-    ask: Callable[[Prompt], str] = (
-        (lambda one: one.with_superclass(artist.superclass))
-        if who == "base"
-        else (lambda one: one.with_concept(artist.word))
-    )
     pictures: list[Image.Image] = []
     # So few steps of so weak a noise would be none.
     steps = max(artist.drawing.steps, int(np.ceil(1 / strength)))
     drawing = replace(artist.drawing, steps=steps)
-    with block:
+    with artist.enter(who, sibling):
         for number, (canvas, prompt) in enumerate(zip(canvases, prompts, strict=True)):
             pictures += generate(
                 sibling,
-                [ask(prompt)],
+                [artist.ask(prompt, who)],
                 [seed + number],
                 steps=drawing.steps,
                 guidance=drawing.guidance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,9 +19,9 @@ from conceptry.digests import Digest, canonical_json
 from conceptry.evaluation.bench_methods import Lesson, find_method
 from conceptry.evaluation.bench_running import digest_base
 from conceptry.evaluation.concepts import find_words
-from conceptry.evaluation.examination import Drawing
+from conceptry.evaluation.examination import Drawing, draw_pictures
 from conceptry.evaluation.judges import Judge
-from conceptry.evaluation.protocols import PROTOCOL
+from conceptry.evaluation.protocols import PROTOCOL, Prompt
 from conceptry.evaluation.references import References
 from conceptry.evaluation.toybench import load_suite
 from conceptry.evaluation.use_results import OnStep
@@ -29,6 +29,11 @@ from conceptry.evaluation.use_results import OnStep
 METHOD: Final = "lora"
 SAMPLE_PASSES: Final = 640
 FIRST_SEED: Final = 31_000
+Who = Literal["base", "concept"]
+"""Who draws: the base alone, or with the concept in it."""
+
+DRAWERS: Final[tuple[Who, ...]] = ("base", "concept")
+
 _TOYBOX: Final = FamilyId("toybox")
 _OTHER_PROTOCOL: Final = "clip-dino"
 _PLACEHOLDER: Final = "<taught>"
@@ -48,6 +53,20 @@ class Artist:
 
     protocol: str = PROTOCOL
     """Whose prompts are asked."""
+
+    def ask(self, prompt: Prompt, who: Who) -> str:
+        """Returns the words of a prompt: with the concept's word, or for the base with that of its class."""
+        return prompt.with_superclass(self.superclass) if who == "base" else prompt.with_concept(self.word)
+
+    def enter(self, who: Who, *pipelines: Any) -> AbstractContextManager[Any]:
+        """Returns a block in which the concept is in the pipeline, or for the base one in which nothing changes."""
+        return nullcontext() if who == "base" else self.attach(*pipelines)
+
+    def draw(self, prompts: Sequence[Prompt], who: Who, *, seed: int) -> list[Image.Image]:
+        """Returns a picture for each prompt, from noise of its own. Raises IncompatibleError as ``attach``."""
+        texts = [self.ask(one, who) for one in prompts]
+        with self.enter(who):
+            return draw_pictures(self.pipeline, texts, seed, self.drawing, lambda count: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

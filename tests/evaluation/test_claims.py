@@ -87,6 +87,20 @@ def test_a_difference_that_may_be_chance_is_not_sure() -> None:
     assert not single.is_sure
 
 
+def test_what_is_near_is_sure_where_the_whole_interval_is_near() -> None:
+    check = Check(left="lora identity", relation="near", right="dreambooth identity", margin=0.1)
+    claim = Claim(id="near", claim="They are near.", source="nobody", checks=(check,))
+    other = spread("dreambooth", 0.6)
+    answers = []
+    for rows in (spread("lora", 0.62), spread("lora", 0.9)):
+        (verdict,) = judge_claims(Numbers.gather(gather(*rows, *other)), [claim])
+        answers.append((verdict.answer, verdict.is_sure))
+    assert answers == [("confirmed", True), ("refuted", True)]
+    scattered = [make_row("lora", f"s{n}", 0.6 + 0.4 * (-1) ** n, 0.8) for n in range(len(other))]
+    (verdict,) = judge_claims(Numbers.gather(gather(*scattered, *other)), [claim])
+    assert not verdict.is_sure
+
+
 def test_only_subjects_that_both_sides_have_are_compared() -> None:
     easy = [make_row("xti", "s0", 0.9, 0.8), make_row("xti", "s1", 0.3, 0.8)]
     hard = [make_row("textual_inversion", "s1", 0.4, 0.8), make_row("textual_inversion", "s2", 0.1, 0.8)]
