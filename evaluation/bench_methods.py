@@ -73,6 +73,11 @@ class Taught:
     size_bytes: int
     sample_passes: int
     seconds: float
+    """By the clock, which another process on the machine slows."""
+
+    processor_seconds: float | None = None
+    """Of all threads of this process, which no neighbour lengthens much; None where nobody measured them."""
+
     facts: Mapping[str, Any] = field(default_factory=dict)
     concept: Concept | None = None
     """The package, of methods that make one."""
@@ -194,6 +199,7 @@ def _teach_own(
         size_bytes=concept.manifest.size_bytes,
         sample_passes=int(facts["steps"]) * passes,
         seconds=float(facts["seconds"]),
+        processor_seconds=facts.get("processor_seconds"),
         facts=facts,
         concept=used,
     )
@@ -207,11 +213,12 @@ def _train_once(lesson: Lesson, job: TrainJob, folder: Path) -> tuple[Concept, d
         return open_concept(kept), facts
     from conceptry.trainer.training import train
 
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.process_time()
     result = train(job, workdir=folder, cache_folder=lesson.cache, base=lesson.pipeline)
     facts = {
         "steps": result.steps,
         "seconds": round(time.perf_counter() - started, 3),
+        "processor_seconds": round(time.process_time() - began, 3),
         "fixed_loss_before": result.fixed_loss_before,
         "fixed_loss_after": result.fixed_loss_after,
     }

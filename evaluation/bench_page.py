@@ -39,6 +39,7 @@ _COLUMNS: Final = (
     "leakage",
     "bytes",
     "seconds",
+    "processor seconds",
     "sample passes",
 )
 _EXPLAINED: Final = (
@@ -118,6 +119,7 @@ def _list_cells(one: MethodSummary) -> tuple[object, ...]:
         one.leakage,
         one.size_bytes,
         one.seconds,
+        one.processor_seconds,
         one.sample_passes,
     )
 
@@ -324,8 +326,9 @@ def _say_all(value: Any) -> str:
 
 def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
     lines = [
-        "| rank | method | subjects | identity | prompt | balance | ranks | preservation | leakage | bytes | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| rank | method | subjects | identity | prompt | balance | ranks | preservation | leakage | bytes "
+        "| seconds | processor seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
         name = f"**{one.method}**" if one.is_front else one.method
@@ -342,6 +345,7 @@ def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
             _say(one.leakage),
             str(one.size_bytes),
             f"{one.seconds:.0f}",
+            "\u2013" if one.processor_seconds is None else f"{one.processor_seconds:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -76,6 +76,7 @@ class ResultRow(_Model):
     sample_passes: int
     size_bytes: int
     training_seconds: Share
+    training_processor_seconds: Share | None = None
     drawing_seconds: Share
     identity: ScoreModel
     prompt: ScoreModel

@@ -248,6 +248,7 @@ class Bench:
             sample_passes=taught.sample_passes,
             size_bytes=taught.size_bytes,
             training_seconds=round(taught.seconds, 3),
+            training_processor_seconds=taught.processor_seconds,
             drawing_seconds=round(seconds, 3),
             identity=kept["identity"],
             prompt=kept["prompt"],

@@ -48,6 +48,9 @@ class MethodSummary:
 
     size_bytes: int
     seconds: float
+    processor_seconds: float | None
+    """Medians of what training took; the first by the clock, the second of all threads together."""
+
     sample_passes: int
     rank: int = 0
     rank_interval: tuple[int, int] = (0, 0)
@@ -98,8 +101,14 @@ def _summarise_one(rows: Sequence[ResultRow]) -> MethodSummary:
         categories=_mean_categories(rows),
         size_bytes=round(float(np.median([row.size_bytes for row in rows]))),
         seconds=float(np.median([row.training_seconds for row in rows])),
+        processor_seconds=_find_processor_seconds(rows),
         sample_passes=round(float(np.mean([row.sample_passes for row in rows]))),
     )
+
+
+def _find_processor_seconds(rows: Sequence[ResultRow]) -> float | None:
+    known = [row.training_processor_seconds for row in rows if row.training_processor_seconds is not None]
+    return float(np.median(known)) if len(known) == len(rows) else None
 
 
 def _find_interval(values: Values) -> Interval | None:
@@ -224,6 +233,7 @@ def _describe(one: MethodSummary) -> dict[str, Any]:
         "categories": {name: shorten(value) for name, value in sorted(one.categories.items())},
         "size_bytes": one.size_bytes,
         "seconds": shorten(one.seconds),
+        "processor_seconds": shorten(one.processor_seconds),
         "sample_passes": one.sample_passes,
         "rank": one.rank,
         "rank_interval": list(one.rank_interval),

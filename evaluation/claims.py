@@ -24,7 +24,9 @@ _FIGURE: Final = "figure"
 _MAX_FILE_BYTES: Final = 1 << 20
 _SMALL_IS_BEST: Final = frozenset({"bytes", "seconds", "leaks", "swaps"})
 Answer = Literal["confirmed", "refuted", "not measured"]
-UNSURE_EXPLAINED: Final = "Not sure: the 95 % interval of a difference that decides holds another answer too, or there is no interval."
+UNSURE_EXPLAINED: Final = (
+    "Not sure: the 95 % interval of a difference that decides holds both answers, or there is none."
+)
 ANSWERS: Final[tuple[Answer, ...]] = ("confirmed", "refuted", "not measured")
 
 # Whether a relation holds for left, right and a margin.
