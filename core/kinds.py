@@ -18,6 +18,7 @@ AlgorithmId = Literal[
     "dokr",
     "full",
     "norm",
+    "value",
     "ia3",
     "ia3_peft",
     "glora",

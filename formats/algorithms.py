@@ -173,6 +173,13 @@ ALGORITHMS: Final[tuple[Algorithm, ...]] = (
         ),
     ),
     Algorithm(
+        id="value",
+        title="new value in place of the base's",
+        forms=(Form(required={"value": "o *w"}, optional={}, inputs="", scale="none"),),
+        needs_base=True,
+        additive=False,
+    ),
+    Algorithm(
         id="ia3",
         title="IA3",
         forms=(

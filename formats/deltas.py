@@ -6,6 +6,7 @@ lora, locon   s up down; with a core, sum_mn core[m, n] up[:, m] down[n, :] (arX
 loha          s (w1_a w1_b) * (w2_a w2_b), element by element (FedPara, arXiv 2108.06098, proposition 1)
 lokr          s w1 (x) w2, the Kronecker product (arXiv 2309.14859, section 4)
 dora ...      m (W + D) / |W + D| - W, the norm for each output or each input (arXiv 2402.09353, eq. 5)
+value         V - W for a new value V (as ComfyUI's set_weight and the norms of Flux's control adapters mean it)
 glora         s (W a1 a2 + b1 b2) (arXiv 2306.07967, as LyCORIS stores it)
 ia3           W * w along one axis; what PEFT stores is 1 + w (arXiv 2205.05638)
 oft           (R^T - 1) W by blocks of outputs, R = (1 + Q)(1 - Q)^-1, Q = B - B^T (arXiv 2306.07280)
@@ -142,8 +143,9 @@ def require_fit(module: LoraModule, shape: Shape) -> Match:
 def _fits_by_rule(module: LoraModule, match: Match, shape: Shape) -> bool:
     """What patterns cannot say: which axis, and which multiple."""
     sizes, rest = match.sizes.values, math.prod(shape[1:])
-    if "diff" in module.parts:
-        own = module.parts["diff"].shape
+    whole = module.parts.get("diff", module.parts.get("value"))
+    if whole is not None:
+        own = whole.shape
         return own[0] == shape[0] and math.prod(own) == math.prod(shape)
     if module.algorithm == "norm":
         return len(shape) == 1
@@ -216,6 +218,11 @@ def _take_difference(one: Operands) -> Array | None:
 
 
 # --- of the base's weight ------------------------------------------------------------------------------------------
+
+
+def _replace(one: Operands) -> Array:
+    replaced: Array = one.parts["value"].reshape(one.shape) - one.weight.reshape(one.shape)
+    return replaced
 
 
 def _decompose(one: Operands, delta: Array) -> Array:
@@ -291,6 +298,7 @@ _DELTAS: Final[Mapping[AlgorithmId, Callable[[Operands], Array | None]]] = {
     "dokr": _multiply_kronecker,
     "full": _take_difference,
     "norm": _take_difference,
+    "value": _replace,
     "ia3": _rescale,
     "ia3_peft": _rescale,
     "glora": _adapt_generalised,

@@ -22,6 +22,7 @@ from conceptry.formats.adapter_configs import (
 )
 from conceptry.formats.companions import Companions, find_companions
 from conceptry.formats.contract import Detection, Format, Reading, ReadRequest, share_of
+from conceptry.formats.data_files import load_table
 from conceptry.formats.header import Header
 from conceptry.formats.lora import LoraContents, LoraModule, check_lora
 from conceptry.formats.lora_keys import Dialect, Key, KeySet, list_dialects, parse_keys, split_suffix
@@ -85,6 +86,7 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
         reasons=(
             f"{len(found.keys)} names are of {dialect.title}",
             *faults[:_MAX_FAULTS],
+            *_list_notes(header, dialect),
             *found.verdict.reasons,
         ),
         triggers=tuple(dict.fromkeys((*companions.words, *find_triggers(header.metadata)))),
@@ -129,7 +131,8 @@ def read_lora_dialect(request: ReadRequest, *, dialect: Dialect) -> Reading:
         modules[name] = read_module(name, mine, config.find(name) if config else NOTHING_SAID, names=names)
     contents = LoraContents(modules=modules)
     check_lora(contents)
-    return Reading(contents=(contents, *companions.read(request)), notes=_note_scales(modules, config))
+    notes = (*_list_notes(request.header, dialect), *_note_scales(modules, config))
+    return Reading(contents=(contents, *companions.read(request)), notes=notes)
 
 
 def refuse_unknown(request: ReadRequest, found: KeySet, companions: Companions) -> None:
@@ -149,6 +152,11 @@ def refuse_unknown(request: ReadRequest, found: KeySet, companions: Companions) 
             f"{name!r} {why}",
             hint=f"concepts identify {request.name} lists them",
         )
+
+
+def _list_notes(header: Header, dialect: Dialect) -> tuple[str, ...]:
+    rows = load_table("dialects")[dialect.id].get("notes", ())
+    return tuple(note for tensor, note in rows if tensor in header.tensors)
 
 
 def _note_scales(modules: Mapping[str, LoraModule], config: AdapterConfig | None) -> tuple[str, ...]:

@@ -8,12 +8,16 @@ from typing import Final
 from conceptry.errors import UsageError, suggest_nearest
 from conceptry.formats import export_embedding, export_lora
 from conceptry.formats.export_contract import Writer
+from conceptry.formats.export_control import write_control_or
 
 WRITERS: Final[tuple[Writer, ...]] = (
     Writer(
         id="diffusers",
         title="diffusers (load_lora_weights, load_textual_inversion)",
-        write={"lora": export_lora.write_diffusers, "embedding": export_embedding.write_diffusers},
+        write={
+            "lora": partial(write_control_or, plain=export_lora.write_diffusers),
+            "embedding": export_embedding.write_diffusers,
+        },
     ),
     Writer(
         id="peft",
@@ -34,7 +38,9 @@ WRITERS: Final[tuple[Writer, ...]] = (
         title="ComfyUI",
         sidecars=("lora_manager",),
         write={
-            "lora": partial(export_lora.write_with_alphas, spelling="comfyui"),
+            "lora": partial(
+                write_control_or, plain=partial(export_lora.write_with_alphas, spelling="comfyui")
+            ),
             "embedding": export_embedding.write_named_by_file,
         },
     ),

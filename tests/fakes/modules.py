@@ -102,7 +102,7 @@ def fits_layer(row: Algorithm, form: Form, shape: Shape) -> bool:
     """Returns whether a form is one that programs write for a weight of ``shape``."""
     core = {"core", "hada_t1", "lokr_t2", "bm"} & form.required.keys()
     if len(shape) == 1:
-        return row.id in ("norm", "full")
+        return row.id in ("norm", "full", "value")
     if row.id == "norm" or (core and len(shape) == 2):
         return False
     if row.id == "lora":

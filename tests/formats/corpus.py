@@ -199,24 +199,33 @@ def _draw_model(chance: random.Random) -> Case:
     return Case(shapes, "full", ("checkpoint",), family)
 
 
-def _control_of_flux() -> Mapping[str, Shape]:
-    """Returns what the control adapters of Black Forest Labs hold for two blocks, their norms and the wider input."""
-    widths = {
-        **{f"double_blocks.0.{one}_attn.qkv": (3072, 9216) for one in ("img", "txt")},
-        **{f"double_blocks.0.{one}_mlp.2": (12288, 3072) for one in ("img", "txt")},
-        "single_blocks.0.linear1": (3072, 21504),
-        "img_in": (128, 3072),
-    }
+def control_of_flux(rank: int = 128, doubles: int = 1, singles: int = 1) -> Mapping[str, Shape]:
+    """Returns what the control adapters of Black Forest Labs hold: every layer, its bias, new norms, a wider input.
+
+    The published ones have rank 128, 19 double and 38 single blocks.
+    """
+    hidden, wide = 3072, 12288
+    layers: dict[str, tuple[int, int]] = {"img_in": (128, hidden), "txt_in": (4096, hidden)}
+    for place, inputs in {"time_in": 256, "vector_in": 768, "guidance_in": 256}.items():
+        layers |= {f"{place}.in_layer": (inputs, hidden), f"{place}.out_layer": (hidden, hidden)}
+    layers |= {"final_layer.linear": (hidden, 64), "final_layer.adaLN_modulation.1": (hidden, 2 * hidden)}
+    norms = []
+    for stem in (
+        f"double_blocks.{number}.{stream}" for number in range(doubles) for stream in ("img", "txt")
+    ):
+        layers |= {f"{stem}_attn.qkv": (hidden, 3 * hidden), f"{stem}_attn.proj": (hidden, hidden)}
+        layers |= {f"{stem}_mlp.0": (hidden, wide), f"{stem}_mlp.2": (wide, hidden)}
+        layers[f"{stem}_mod.lin"] = (hidden, 6 * hidden)
+        norms.append(f"{stem}_attn")
+    for stem in (f"single_blocks.{number}" for number in range(singles)):
+        layers |= {f"{stem}.linear1": (hidden, 3 * hidden + wide), f"{stem}.linear2": (hidden + wide, hidden)}
+        layers[f"{stem}.modulation.lin"] = (hidden, 3 * hidden)
+        norms.append(stem)
     shapes: dict[str, Shape] = {}
-    for path, (inputs, outputs) in widths.items():
-        shapes |= {
-            f"{path}.lora_A.weight": (128, inputs),
-            f"{path}.lora_B.weight": (outputs, 128),
-            f"{path}.lora_B.bias": (outputs,),
-        }
-    for path in ("double_blocks.0.img_attn", "double_blocks.0.txt_attn", "single_blocks.0"):
-        shapes |= {f"{path}.norm.{one}_norm.scale": (128,) for one in ("query", "key")}
-    return shapes
+    for path, (inputs, outputs) in layers.items():
+        shapes |= {f"{path}.lora_A.weight": (rank, inputs), f"{path}.lora_B.weight": (outputs, rank)}
+        shapes[f"{path}.lora_B.bias"] = (outputs,)
+    return shapes | {f"{stem}.norm.{one}_norm.scale": (128,) for stem in norms for one in ("query", "key")}
 
 
 def _draw_stranger(chance: random.Random) -> Case:
@@ -253,7 +262,7 @@ def _draw_stranger(chance: random.Random) -> Case:
                 "controlnet_down_blocks.0.weight": (320, 320, 1, 1),
             },
         ),
-        ("control_lora", "bfl", "flux", _control_of_flux()),
+        ("lora", "bfl_control", "flux", control_of_flux()),
         ("controlnet", None, None, {"control_model.input_hint_block.0.weight": (16, 3, 3, 3)}),
         ("control_lora", None, None, {"lora_controlnet": (), "input_blocks.1.0.in_layers.2.down": (64, 320)}),
         (
