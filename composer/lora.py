@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import find_module, unwrap_layer
 from conceptry.composer.standins import Addition, Contribution, LowRankProduct
+from conceptry.composer.walks import Walk, walk_to
 from conceptry.errors import IncompatibleError
 
 
@@ -38,6 +39,10 @@ class LoraFactors:
         return self.scale * flat.reshape(self.up.shape[0], *self.down.shape[1:])
 
 
+_Known = tuple[MutableMapping[int, Callable[..., Any]], int, Callable[..., Any]]
+"""The hooks of a layer, the number that torch gave to ours, and our hook: it takes its place again without a search."""
+
+
 class LoraPatch(Patch):
     """Adds ``strength * scale * up(down(x))`` to the output of each named layer while attached.
 
@@ -57,16 +62,24 @@ class LoraPatch(Patch):
         self._root = root
         self._factors = dict(factors)
         self.strength = strength
-        self._hooks: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
+        self._walk: Walk | None = None
+        self._known: list[_Known] = []
 
     def _put_in(self) -> None:
-        for path, factors in self._factors.items():
-            found = find_module(self._root, path)
-            known = self._hooks.get(path)
-            if known is None or found is None or unwrap_layer(found) is not known[0]:
-                layer = require_layer(self._root, path, factors)
-                self._hooks[path] = (layer, _make_hook(factors, self))
-        self._handles += [layer.register_forward_hook(hook) for layer, hook in self._hooks.values()]
+        if self._walk is not None and self._walk.leads_there():
+            for hooks, number, hook in self._known:
+                hooks[number] = hook
+            return
+        layers = {path: require_layer(self._root, path, one) for path, one in self._factors.items()}
+        self._known.clear()
+        for path, layer in layers.items():
+            hook = _make_hook(self._factors[path], self)
+            self._known.append((layer._forward_hooks, layer.register_forward_hook(hook).id, hook))
+        self._walk = walk_to(self._root, self._factors)
+
+    def _take_out(self) -> None:
+        for hooks, number, _ in self._known:
+            hooks.pop(number, None)
 
 
 def to_contributions(factors: Mapping[str, LoraFactors]) -> dict[str, Contribution]:

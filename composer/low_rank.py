@@ -18,6 +18,8 @@ from torch import Tensor
 
 # A pivot beside the greatest from which the Gram matrix in float64 keeps what single precision can tell.
 _INDEPENDENT: Final = 1e-4
+# One from which single precision rounds the directions to 1e-6 or so of themselves.
+_ORTHOGONAL: Final = 0.1
 # A singular value beside the greatest below which its square is rounding.
 _ROUNDING: Final = 1e-7
 
@@ -110,21 +112,16 @@ def decompose(delta: LowRank) -> Spectrum:
     return Spectrum(*_decompose(delta.up, delta.down.mT, delta.rank))
 
 
-def decompose_all(deltas: Sequence[LowRank]) -> list[Spectrum]:
-    """Returns ``decompose`` of each; those of one shape and rank together, which saves half the time."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for place, delta in enumerate(deltas):
-        groups.setdefault((*delta.shape, delta.rank), []).append(place)
-    found: dict[int, Spectrum] = {}
-    for (*shape, rank), places in groups.items():
-        if len(places) == 1 or rank > min(shape):
-            found |= {place: decompose(deltas[place]) for place in places}
-            continue
-        ups = torch.stack([deltas[place].up for place in places])
-        downs = torch.stack([deltas[place].down for place in places])
-        rows = zip(*_decompose(ups, downs.mT, rank), strict=True)
-        found |= {place: Spectrum(*row) for place, row in zip(places, rows, strict=True)}
-    return [found[place] for place in range(len(deltas))]
+def decompose_stack(
+    ups: Float[Tensor, "batch out rank"], downs: Float[Tensor, "batch rank columns"]
+) -> tuple[Float[Tensor, "batch kept out"], Float[Tensor, "batch kept"], Float[Tensor, "batch kept columns"]]:
+    """Returns ``decompose`` of each product of a stack, which takes a third of the time: directions as rows."""
+    outputs, rank = ups.shape[1:]
+    if rank > min(outputs, downs.shape[2]):
+        left, values, right = torch.linalg.svd(ups @ downs, full_matrices=False)
+    else:
+        left, values, right = _decompose(ups, downs.mT, rank)
+    return left.mT, values, right
 
 
 def truncate(delta: LowRank, rank: int) -> tuple[LowRank, float]:
@@ -158,9 +155,21 @@ def _decompose(
         # What is below the rounding of squares has no direction of its own; it is given none.
         scales = values[..., None, :kept]
         right = torch.where(scales > _ROUNDING * values[..., None, :1], core.mT @ left / scales, 0.0)
-        left = wide_up @ torch.linalg.solve_triangular(upper, left, upper=True)
-        right = (wide_down @ torch.linalg.solve_triangular(lower, right, upper=True)).mT
+        left = _multiply(torch.linalg.solve_triangular(upper, left, upper=True), wide_up, up, upper).mT
+        right = _multiply(torch.linalg.solve_triangular(lower, right, upper=True), wide_down, down, lower)
     return left.to(up.dtype), values.to(up.dtype), right.to(up.dtype)
+
+
+def _multiply(
+    turned: Float[Tensor, "*batch rank kept"],
+    wide: Float[Tensor, "*batch rows rank"],
+    factor: Float[Tensor, "*batch rows rank"],
+    triangle: Float[Tensor, "*batch rank rank"],
+) -> Float[Tensor, "*batch kept rows"]:
+    """Returns ``(wide turned)^T``, in the precision of ``factor`` where its columns are all but orthogonal."""
+    if _measure_independence(triangle) > _ORTHOGONAL:
+        return turned.mT.to(factor.dtype) @ factor.mT
+    return turned.mT @ wide.mT
 
 
 def _find_triangle(factor: Float[Tensor, "*batch rows rank"]) -> Float[Tensor, "*batch rank rank"] | None:
@@ -168,9 +177,13 @@ def _find_triangle(factor: Float[Tensor, "*batch rows rank"]) -> Float[Tensor, "
     triangle, failures = torch.linalg.cholesky_ex(factor.mT @ factor, upper=True)
     if bool(failures.any()):
         return None
+    return triangle if _measure_independence(triangle) > _INDEPENDENT else None
+
+
+def _measure_independence(triangle: Float[Tensor, "*batch rank rank"]) -> float:
+    """Returns the least pivot beside the greatest, of the worst factor of a stack."""
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
-    sound = bool((diagonal.amin(dim=-1) > _INDEPENDENT * diagonal.amax(dim=-1)).all())
-    return triangle if sound else None
+    return float((diagonal.amin(dim=-1) / diagonal.amax(dim=-1)).min())
 
 
 def truncate_dense(

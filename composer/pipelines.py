@@ -91,7 +91,7 @@ def get_component(pipeline: Pipeline, name: str) -> nn.Module:
 
 def find_module(root: nn.Module, path: str) -> nn.Module | None:
     """Returns the module at ``path``, written as published files write it, or None."""
-    for candidate in _spell(path):
+    for candidate in spell_paths(path):
         module: nn.Module | None = root
         for part in candidate.split("."):
             # Past getattr, which looks at parameters and buffers first: this is asked thousands of times.
@@ -132,7 +132,8 @@ def find_tensor(root: nn.Module, name: str) -> Tensor | None:
     return None if place is None else read_place(*place)
 
 
-def _spell(path: str) -> tuple[str, ...]:
+def spell_paths(path: str) -> tuple[str, ...]:
+    """Returns how ``path`` may be spelled in memory, the likelier way first."""
     if path.startswith(_TEXT_LEVEL):
         return (path, path.removeprefix(_TEXT_LEVEL))
     return (path, _TEXT_LEVEL + path)

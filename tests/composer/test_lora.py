@@ -78,6 +78,25 @@ def test_several_patches_add_up_and_leave_in_any_order(pair: Pair, factors: dict
     assert torch.equal(pair.linear(x), plain)
 
 
+def test_a_patch_that_comes_back_finds_the_layers_that_are_there_now(
+    pair: Pair, factors: dict[str, LoraFactors]
+) -> None:
+    x, outer = torch.randn(2, 6), nn.Sequential(pair)
+    patch = LoraPatch(outer, {"0.linear": factors["linear"]})
+    with patch:
+        changed = pair.linear(x)
+    with patch:
+        assert torch.equal(pair.linear(x), changed)
+    assert not pair.linear._forward_hooks
+    other = Pair()
+    outer[0] = other
+    plain = [module.linear(x) for module in (pair, other)]
+    with patch:
+        assert torch.equal(pair.linear(x), plain[0])
+        assert not torch.equal(other.linear(x), plain[1])
+    assert not other.linear._forward_hooks
+
+
 def test_gradients_reach_the_factors_and_not_the_weight(pair: Pair, factors: dict[str, LoraFactors]) -> None:
     pair.requires_grad_(False)
     factors["linear"].up.requires_grad_()
