@@ -20,6 +20,7 @@ from conceptry.cli.show import describe_license
 from conceptry.errors import MissingAnswerError, UsageError
 from conceptry.names import ConceptName, parse_placeholder, parse_version
 from conceptry.sources import Source, parse_source
+from conceptry.written_files import remember_written_files
 
 if TYPE_CHECKING:
     from conceptry.base_locations import BaseLocation
@@ -136,13 +137,13 @@ def _publish(session: Session, plans: tuple[ImportPlan, ...]) -> None:
     from conceptry.formats.importing import write_import
 
     rows, lines, references = [], [], []
-    with tempfile.TemporaryDirectory(prefix="conceptry-import-") as folder:
-        packages = [Path(folder) / str(number) for number in range(len(plans))]
+    with session.registry.stage() as folder, remember_written_files() as written:
+        packages = [folder / str(number) for number in range(len(plans))]
         # All are written before the first is published: a file that cannot be kept leaves no half of it behind.
         for plan, package in zip(plans, packages, strict=True):
             write_import(plan, package)
         for plan, package in zip(plans, packages, strict=True):
-            published = publish_folder(session, package)
+            published = publish_folder(session, package, written=written)
             rows.append({**_to_json(plan), **to_json(published)})
             lines.append(describe(published))
             references.append(str(published.reference))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes
 from conceptry.errors import UsageError
 from conceptry.names import Reference, Version, parse_version
+from conceptry.written_files import remember_written_files
 
 if TYPE_CHECKING:
     from conceptry.concepts import Concept
@@ -113,10 +113,10 @@ def _make(
         raise UsageError(f"{base} is declared without weights", hint="--base with a folder or a checkpoint")
     wanted: Version | None = None if version is None else parse_version(version)
     request = PackRequest(base=location.path, version=wanted, build=build, step=step)
-    with tempfile.TemporaryDirectory(prefix="conceptry-pack-") as folder:
+    with session.registry.stage() as folder, remember_written_files() as written:
         with track(session.out, "comparing with the base"):
-            result = make(concept, request, Path(folder))
-        published = publish_folder(session, Path(folder))
+            result = make(concept, request, folder)
+        published = publish_folder(session, folder, made_of=concept.label, written=written)
     for warning in result.warnings:
         session.out.warn(warning)
     session.out.emit(

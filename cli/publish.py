@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from conceptry.cli.progress import follow_transfer, track
 from conceptry.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
+    from conceptry.digests import Digest
     from conceptry.registry.publish import Published
+    from conceptry.written_files import FileStamp
 
 
 @click.command("publish", cls=ConceptsCommand, examples=("concepts publish ./imp",))
@@ -28,14 +31,23 @@ def publish(session: Session, /, folder: Path) -> None:
     session.out.emit(to_json(published), [describe(published)], quiet=[str(published.reference)])
 
 
-def publish_folder(session: Session, folder: Path) -> Published:
-    """Returns the version that a folder became, with a bar while it is copied."""
+def publish_folder(
+    session: Session,
+    folder: Path,
+    *,
+    made_of: str | None = None,
+    written: Mapping[FileStamp, Digest] | None = None,
+) -> Published:
+    """Returns the version that a folder became, with a bar while it is copied.
+
+    That it has the tensors of another version is said, except of the one that it was ``made_of``. Files ``written``
+    by this process are moved into the store instead of read again.
+    """
     with track(session.out, "publishing") as meter:
-        published = session.registry.publish(folder, on_event=follow_transfer(meter))
-    if published.created and published.same_tensors:
-        session.out.warn(
-            f"{published.reference} has the same tensors as {', '.join(published.same_tensors[:5])}"
-        )
+        published = session.registry.publish(folder, written=written, on_event=follow_transfer(meter))
+    same = [text for text in published.same_tensors if text != made_of]
+    if published.created and same:
+        session.out.warn(f"{published.reference} has the same tensors as {', '.join(same[:5])}")
     return published
 
 

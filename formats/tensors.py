@@ -30,6 +30,7 @@ from conceptry.formats.header import (
     parse_header,
 )
 from conceptry.formats.sources import CHUNK_BYTES, FileRange, InMemory, OpenFile, Source
+from conceptry.written_files import note_written_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,8 +249,10 @@ def write_tensors(
             file.write(chunk)
         file.flush()
         size_bytes = file.tell()
+        status = os.fstat(file.fileno())
         file.seek(0)
         parse_header(file, path.name)
+    note_written_file(path, status, whole.digest())
     return Written(size_bytes, whole.digest(), contents.digest())
 
 

@@ -17,7 +17,7 @@ from conceptry.errors import InvalidNameError, UsageError, suggest_nearest
 from conceptry.names import parse_placeholder
 from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.files import read_small_file, write_file
-from conceptry.registry.paths import CollectionLayout
+from conceptry.registry.places import CollectionLayout
 
 _LIMIT_BYTES: Final = 64 << 20
 _WORDS: Final = ("base", "placeholder", "superclass", "license", "title")

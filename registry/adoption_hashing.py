@@ -14,7 +14,7 @@ from conceptry.registry.adoption_looking import make_stamp
 from conceptry.registry.blobs import CountBytes
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import explain_os_errors, look_at, open_regular
-from conceptry.registry.paths import CollectionLayout
+from conceptry.registry.places import CollectionLayout
 from conceptry.registry.store import Store
 
 SAVE_EVERY_SECONDS: Final = 5.0

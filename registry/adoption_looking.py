@@ -16,7 +16,7 @@ from conceptry.formats.sidecar_reading import MAX_SIDECAR_BYTES, PREVIEW_ENDS, R
 from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.events import Meter, ignore_event
 from conceptry.registry.files import explain_os_errors, look_at, names_in, open_regular, read_small_file
-from conceptry.registry.paths import CollectionLayout
+from conceptry.registry.places import CollectionLayout
 
 if TYPE_CHECKING:
     import os

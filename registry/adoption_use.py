@@ -31,7 +31,8 @@ from conceptry.registry.adopted_files import (
 from conceptry.registry.blobs import ignore_bytes
 from conceptry.registry.foreign import mark_unpublished, number_foreign
 from conceptry.registry.operations import make_scratch
-from conceptry.registry.paths import CollectionLayout, Layout, locate_package, read_place
+from conceptry.registry.paths import Layout
+from conceptry.registry.places import CollectionLayout, locate_package, read_place
 from conceptry.registry.refs import find_version, list_versions
 from conceptry.registry.store import Store
 

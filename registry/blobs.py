@@ -11,14 +11,18 @@ from conceptry.errors import IntegrityError
 from conceptry.registry.files import (
     BLOB_MODE,
     NewFile,
+    change_mode,
     digest_file,
     explain_os_errors,
+    give_new_name,
     look_at,
     move_file,
     read_chunks,
+    remove_file,
     write_new_file,
 )
 from conceptry.registry.paths import Layout
+from conceptry.written_files import FileStamp
 
 CountBytes = Callable[[int], None]
 
@@ -78,6 +82,41 @@ def add_blob_from_file(
         return False
     add_blob(layout, digest, size_bytes, _read_source(source), on_bytes=on_bytes)
     return True
+
+
+def move_blob(layout: Layout, source: Path, digest: Digest, *, written: FileStamp) -> bool:
+    """Returns True once a file of the store's private folder is the blob called ``digest``, without being read.
+
+    ``written`` is what the system said of it when this process had written and hashed it. False if it says something
+    else now, before or after the change of names, or if the file lies elsewhere: then nobody vouches for its bytes.
+
+    Raises:
+        StoreError: if the disk refuses.
+    """
+    if not source.is_relative_to(layout.temporaries) or not _is_untouched(source, written):
+        return False
+    change_mode(source, BLOB_MODE)
+    target = layout.blob(digest)
+    while not give_new_name(source, target):
+        if is_intact(layout, digest, written.size_bytes):
+            return True
+        quarantine_blob(layout, digest)
+    remove_file(source)
+    status = look_at(target)
+    if status is not None and FileStamp.of(status).has_bytes_of(written):
+        return True
+    quarantine_blob(layout, digest)
+    return False
+
+
+def _is_untouched(source: Path, written: FileStamp) -> bool:
+    status = look_at(source)
+    return (
+        status is not None
+        and stat.S_ISREG(status.st_mode)
+        and status.st_nlink == 1
+        and FileStamp.of(status) == written
+    )
 
 
 def commit_blob(layout: Layout, file: NewFile, digest: Digest, size_bytes: int) -> None:

@@ -31,7 +31,7 @@ from conceptry.registry.bundles import (
 )
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import explain_os_errors, is_file, open_regular
-from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE
+from conceptry.registry.places import LOCK_FILE, PROJECT_FILE
 from conceptry.registry.protocol import Capabilities, RemoteVersion
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from conceptry.registry.files import (
 )
 from conceptry.registry.lockfile import Lock
 from conceptry.registry.manifests import check_manifest, read_manifest_bytes
-from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE, Layout, draw_name_beside
+from conceptry.registry.paths import Layout
+from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, draw_name_beside
 from conceptry.registry.refs import Resolved
 
 LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'

@@ -19,7 +19,7 @@ from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import ConceptryError, IntegrityError, InvalidNameError
 from conceptry.manifest import parse_manifest
 from conceptry.names import Reference
-from conceptry.registry.files import look_at, names_in, read_small_file, remove_file
+from conceptry.registry.files import look_at, names_in, read_small_file
 from conceptry.registry.leases import ELSEWHERE_SECONDS, list_leased, remove_abandoned
 from conceptry.registry.locks import hold_lock
 from conceptry.registry.manifests import read_manifest
@@ -35,6 +35,7 @@ from conceptry.registry.refs import (
     read_version,
 )
 from conceptry.registry.roots import list_roots
+from conceptry.registry.staging import remove_tree, weigh_tree
 from conceptry.registry.store import Store
 from conceptry.registry.trash import (
     ITEM_KINDS,
@@ -96,8 +97,8 @@ def collect_garbage(
             items = tuple(item for item in items if item not in back)
         count = size_bytes = 0
         for path, size in list(_iter_leftovers(layout, grace_seconds)):
-            if remove_file(path):
-                count, size_bytes = count + 1, size_bytes + size
+            if removed := remove_tree(path):
+                count, size_bytes = count + removed, size_bytes + size
         count += remove_abandoned(layout)
     return Collected(items=items, leftovers=count, leftover_bytes=size_bytes)
 
@@ -200,7 +201,7 @@ def _iter_leftovers(layout: Layout, grace_seconds: float) -> Iterator[tuple[Path
             if status is None:
                 continue
             if running is False or (running is None and time.time() - status.st_mtime > ELSEWHERE_SECONDS):
-                yield path, status.st_size
+                yield path, weigh_tree(path)
     for name, path in list_partials(layout):
         status = look_at(path)
         if status is None:

@@ -32,7 +32,8 @@ from conceptry.registry.files import (
     write_file,
 )
 from conceptry.registry.manifests import add_manifest
-from conceptry.registry.paths import Layout, locate_file_uri
+from conceptry.registry.paths import Layout
+from conceptry.registry.places import locate_file_uri
 from conceptry.registry.protocol import (
     DEFAULT_SEARCH_LIMIT,
     EVERYTHING,

@@ -20,7 +20,7 @@ from conceptry.registry.yanks import read_yanks
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index keeps of one version: its row, and a row for each of its files."""
+    """What the index keeps of one version: its row, and a row for each of its files, two where one is packed."""
 
     row: dict[str, Any]
     files: tuple[dict[str, Any], ...]
@@ -59,9 +59,19 @@ def make_entry(version: Resolved, document: Mapping[str, Any], origin: str) -> E
     }
     distinct = {(file["path"], file["sha256"]): file.get("tensor_sha256") for file in files}
     keys = sorted(distinct) if len(distinct) > 1 else distinct
-    return Entry(
-        row, tuple([{"path": key[0], "digest": key[1], "tensor_digest": distinct[key]} for key in keys])
-    )
+    rows = [{"path": key[0], "digest": key[1], "tensor_digest": distinct[key]} for key in keys]
+    return Entry(row, (*rows, *_list_packed(parts)))
+
+
+def _list_packed(parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A file of byte planes has a second row: it is found by the tensors that come out of it too."""
+    found = []
+    for part in parts:
+        for one in part["method"].get("packing") or ():
+            usual = f"{one['component']}.safetensors"
+            file = min(part["files"], key=lambda file: (file["path"] != usual, file["path"]))
+            found.append({"path": file["path"], "digest": file["sha256"], "tensor_digest": one["tensors"]})
+    return found
 
 
 def _to_list(values: Iterable[str]) -> str:

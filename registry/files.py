@@ -196,6 +196,20 @@ def replace_name(source: Path, target: Path) -> None:
     current_operations().rename(source, target)
 
 
+def give_new_name(source: Path, target: Path) -> bool:
+    """Returns True once a closed file is called ``target`` too, or only so; False if something else is called so.
+
+    Raises:
+        StoreError: if the disk refuses.
+    """
+    ensure_folder(target.parent)
+    with explain_os_errors("write", target):
+        if not _name_new(source, target):
+            return False
+        sync_folder(target.parent)
+    return True
+
+
 def move_file(source: Path, target: Path) -> bool:
     """Returns True once ``source`` is called ``target``, which it replaces; False if it is not there.
 

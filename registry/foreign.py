@@ -27,7 +27,7 @@ from conceptry.registry.files import (
 from conceptry.registry.http import Transport
 from conceptry.registry.hub_files import fetch_hub_file
 from conceptry.registry.lockfile import LockedSource
-from conceptry.registry.paths import (
+from conceptry.registry.places import (
     draw_name_beside,
     locate_download,
     locate_manifest,

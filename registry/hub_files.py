@@ -11,7 +11,7 @@ from conceptry.registry.credentials import find_hub_endpoint
 from conceptry.registry.files import digest_file, explain_os_errors
 from conceptry.registry.http import is_offline
 from conceptry.registry.hub_client import HubClient
-from conceptry.registry.paths import read_place
+from conceptry.registry.places import read_place
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 

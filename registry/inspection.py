@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from conceptry.errors import NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, Version, VersionRange
 from conceptry.registry.lockfile import Lock, LockedConcept
-from conceptry.registry.paths import PROJECT_FILE
+from conceptry.registry.places import PROJECT_FILE
 from conceptry.registry.project import Project
 from conceptry.registry.resolver import Option
 

@@ -22,7 +22,7 @@ from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound, read_line
 from conceptry.registry.store import read_generation
 
 APPLICATION_ID: Final = 0x434E4350
-INDEX_FORMAT: Final = 3
+INDEX_FORMAT: Final = 4
 BUSY_SECONDS: Final = 5.0
 
 _COLUMNS: Final = ", ".join(f"versions.{column}" for column in COLUMNS)

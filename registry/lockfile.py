@@ -28,7 +28,7 @@ from conceptry.names import (
     parse_version,
 )
 from conceptry.registry.files import STATE_MODE, read_small_file, write_file
-from conceptry.registry.paths import LOCK_FILE, draw_name_beside
+from conceptry.registry.places import LOCK_FILE, draw_name_beside
 
 FORMAT: Final = 1
 MAX_LOCK_BYTES: Final = 64 << 20

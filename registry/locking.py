@@ -25,7 +25,7 @@ from conceptry.registry.foreign import ForeignPackage, read_foreign
 from conceptry.registry.lockfile import Lock, LockedBase, LockedConcept, LockedFile
 from conceptry.registry.manifests import add_manifest
 from conceptry.registry.operations import make_scratch
-from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE, locate_scheduler, locate_source, read_place
+from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, locate_scheduler, locate_source, read_place
 from conceptry.registry.project import Project, ProjectRequirement, digest_requirements
 from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.resolver import Solution, resolve

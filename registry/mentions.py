@@ -13,7 +13,7 @@ from conceptry.errors import ConceptryError
 from conceptry.formats.picture_notes import Mention
 from conceptry.registry.adopted_files import AdoptedFile, Collection
 from conceptry.registry.listing import Filter
-from conceptry.registry.paths import CollectionLayout
+from conceptry.registry.places import CollectionLayout
 
 if TYPE_CHECKING:
     from conceptry.registry.registry import Registry

@@ -23,7 +23,7 @@ from conceptry.registry.files import (
 )
 from conceptry.registry.lockfile import MAX_LOCK_BYTES, LockedBase, read_lock_bytes, write_lock
 from conceptry.registry.locking import locate_base
-from conceptry.registry.paths import draw_name_beside, locate_base_file, locate_project
+from conceptry.registry.places import draw_name_beside, locate_base_file, locate_project
 from conceptry.registry.project_edits import write_project
 from conceptry.registry.registry import Registry
 from conceptry.registry.syncing import Synced

@@ -1,7 +1,8 @@
 """Where everything lies: the only module that builds paths below a store or a directory remote.
 
 Every path is made of typed values (digests, names, versions, tags) and of names drawn here at random; no text that
-came from elsewhere ever becomes part of one. ``tests/registry/test_paths.py`` holds the other modules to that.
+came from elsewhere ever becomes part of one. What lies elsewhere is in ``registry/places.py``, and
+``tests/registry/test_paths.py`` holds all other modules to building no path. It is long because a layout is one table.
 """
 
 from __future__ import annotations
@@ -11,26 +12,18 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from conceptry.digests import Digest
-from conceptry.errors import InvalidNameError, UsageError
+from conceptry.errors import InvalidNameError
 from conceptry.names import ConceptName, Namespace, Tag, Version, parse_namespace, parse_tag, parse_version
 from conceptry.registry.processes import own_mark
-
-if TYPE_CHECKING:
-    from conceptry.manifest import File
 
 ItemKind = Literal["blob", "manifest", "record"]
 
 HOME_VARIABLE: Final = "CONCEPTRY_HOME"
-MANIFEST_FILE: Final = "concept.json"
-RECORD_FILE: Final = "train.json"
-PROJECT_FILE: Final = "concepts.toml"
-LOCK_FILE: Final = "concepts.lock"
 _MOVE_DIGITS: Final = 8
 _SEPARATOR: Final = os.sep
-_VIEW_PART: Final = re.compile(r"[^/\\\\:\x00-\x1f]{1,255}")
 _ENTRY: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,126}", re.ASCII)
 
 
@@ -44,89 +37,11 @@ def choose_home() -> Path:
     return user_data_path("conceptry", appauthor=False)
 
 
-def locate_file_uri(uri: str) -> Path:
-    """Returns the folder that ``file:///path`` names.
-
-    Raises:
-        UsageError: for another scheme, another host, or a path that is not absolute.
-    """
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(uri)
-    path = Path(unquote(parts.path))
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
-        raise UsageError(f"not a folder's address: {uri!r}", hint="write file:///absolute/path")
-    return path
-
-
-def locate_base(text: str) -> Path:
-    """Returns the place of a base as the user's configuration writes it."""
-    return Path(text)
-
-
-def locate_manifest(folder: Path) -> Path:
-    """Returns where a published folder has its manifest."""
-    return folder / MANIFEST_FILE
-
-
-def locate_preview(folder: Path, suffix: str) -> Path:
-    """Returns where a package has its picture; ``suffix`` is that of its form, such as ``.png``."""
-    return folder / f"preview{suffix}"
-
-
-def locate_record(folder: Path) -> Path:
-    """Returns where a published folder has its training record."""
-    return folder / RECORD_FILE
-
-
-def locate_member(folder: Path, file: File) -> Path:
-    """Returns where a published folder has a file of its manifest; the manifest has checked the name."""
-    return folder.joinpath(*file.path.split("/"))
-
-
-def locate_project(folder: Path) -> Path:
-    """Returns where a project's folder has its requirements."""
-    return folder / PROJECT_FILE
-
-
-def locate_lock(folder: Path) -> Path:
-    """Returns where a project's folder has its lock."""
-    return folder / LOCK_FILE
-
-
-def locate_source(folder: Path, text: str) -> Path:
-    """Returns the file that the user's own project names, relative to the project's folder."""
-    return folder / Path(text).expanduser()
-
-
-def read_place(text: str) -> Path:
-    """Returns the place that a library or the system names for a file of ours."""
-    return Path(text)
-
-
-def locate_scheduler(base: Path) -> Path:
-    """Returns where a diffusers folder says how its noise is scheduled."""
-    return base / "scheduler" / "scheduler_config.json"
-
-
-def locate_base_file(folder: Path, name: str) -> Path:
-    """Returns where a base's folder has a file, whose name was checked."""
-    return folder.joinpath(*name.split("/"))
-
-
-def locate_download(folder: Path) -> Path:
-    """Returns where a file that is fetched into an empty folder lies there."""
-    return folder / "download.safetensors"
-
-
-def locate_package(folder: Path) -> Path:
-    """Returns where the package that is made of a fetched file lies beside it."""
-    return folder / "package"
-
-
-def draw_name_beside(path: Path) -> Path:
-    """Returns a new private name in the folder of ``path``, for a file that is to take its place."""
-    return path.with_name(f".{path.name}.{_draw_name(8)}")
+def locate_entry(folder: Path, name: str) -> Path:
+    """Returns what lies in a folder under a name that listing it gave. Raises InvalidNameError for any other text."""
+    if name in ("", ".", "..") or "/" in name or _SEPARATOR in name:
+        raise InvalidNameError(f"not a name in a folder: {name[:80]!r}")
+    return folder / name
 
 
 def _check_entry(entry: str) -> str:
@@ -135,7 +50,8 @@ def _check_entry(entry: str) -> str:
     return entry
 
 
-def _draw_name(count_bytes: int) -> str:
+def draw_name(count_bytes: int) -> str:
+    """Returns a new name of so many random bytes, in hexadecimal digits."""
     import secrets
 
     return secrets.token_hex(count_bytes)
@@ -265,7 +181,7 @@ class Layout:
 
     def arriving(self, digest: Digest) -> Path:
         """A new private name for the bytes of a blob that are arriving; it says which process drew it."""
-        return self.partials / f"{digest.hex}-{own_mark()}-{_draw_name(8)}"
+        return self.partials / f"{digest.hex}-{own_mark()}-{draw_name(8)}"
 
     def partial_entry(self, entry: str) -> Path:
         """A file of an interrupted download as their folder lists it. Raises InvalidNameError."""
@@ -273,7 +189,7 @@ class Layout:
 
     def temporary(self) -> Path:
         """A new private name, on the same file system as everything else; it says which process drew it."""
-        return self.temporaries / f"{own_mark()}-{_draw_name(8)}"
+        return self.temporaries / f"{own_mark()}-{draw_name(8)}"
 
     # --- projects ----------------------------------------------------------------------------------------------
 
@@ -399,7 +315,7 @@ class Layout:
 
     def lease(self) -> Path:
         """A new name for the lease of an operation; it says which process drew it."""
-        return self.leases / f"{own_mark()}-{_draw_name(8)}"
+        return self.leases / f"{own_mark()}-{draw_name(8)}"
 
     def lease_entry(self, entry: str) -> Path:
         """A lease as their folder lists it. Raises InvalidNameError."""
@@ -431,7 +347,7 @@ class Layout:
 
     def trashed_version(self, name: ConceptName, version: Version, time_ns: int) -> Path:
         """A removed reference; the name sorts by time."""
-        return self.trashed_versions(name, version) / f"{time_ns:020d}-{_draw_name(4)}"
+        return self.trashed_versions(name, version) / f"{time_ns:020d}-{draw_name(4)}"
 
     def trashed_entry(self, name: ConceptName, version: Version, entry: str) -> Path:
         """A removed reference as the folder of them lists it. Raises InvalidNameError for what we did not put there."""
@@ -444,7 +360,7 @@ class Layout:
 
     def quarantined(self, digest: Digest) -> Path:
         """A new name for a file whose bytes are not ``digest`` although it was called so."""
-        return self.damaged / f"{digest.hex}-{_draw_name(8)}"
+        return self.damaged / f"{digest.hex}-{draw_name(8)}"
 
     def damaged_entry(self, entry: str) -> Path:
         """A damaged file as their folder lists it. Raises InvalidNameError."""
@@ -457,7 +373,7 @@ class Layout:
 
     def collection(self, time_ns: int) -> Path:
         """A new file for what a garbage collection takes away; the name sorts by time."""
-        return self.collections / f"{time_ns:020d}-{_draw_name(4)}"
+        return self.collections / f"{time_ns:020d}-{draw_name(4)}"
 
     def collection_entry(self, entry: str) -> Path:
         """What a garbage collection took away as their folder lists it. Raises InvalidNameError."""
@@ -486,60 +402,3 @@ class Layout:
 
 KEYS: Final = Layout(Path("/"))
 """The same layout without a folder: ``describe`` gives the keys that web servers and buckets are asked by."""
-
-
-@dataclass(frozen=True, slots=True)
-class ViewLayout:
-    """The files of a view: a folder of another program, outside the store."""
-
-    root: Path
-
-    @property
-    def state(self) -> Path:
-        """The file that says what views made here."""
-        return self.root / ".conceptry-view.json"
-
-    def temporary(self) -> Path:
-        """A new private name, on the same file system as the view."""
-        return self.root / f".conceptry-{own_mark()}-{_draw_name(8)}"
-
-    def concept_folder(self, kind_folder: str, name: ConceptName) -> Path:
-        """The folder of the files of one namespace, which the programs search too."""
-        return self.root / kind_folder / name.namespace
-
-    def stored_file(self, folder: Path, name: ConceptName, file: File, *, alone: bool) -> Path:
-        """Where a stored file is placed: under the concept's name, with its own where there are several."""
-        own = file.path.split("/")[-1]
-        stem, dot, suffix = own.rpartition(".")
-        return folder / (f"{name.name}.{suffix}" if alone and dot and stem else f"{name.name}-{own}")
-
-    def name(self, path: Path) -> str:
-        """Returns a file's name as seen from the view's folder."""
-        return path.relative_to(self.root).as_posix()
-
-    def file(self, name: str) -> Path:
-        """Returns the file of that name, which stays inside. Raises InvalidNameError."""
-        parts = name.split("/")
-        if not all(_VIEW_PART.fullmatch(part) and part.strip(".") for part in parts):
-            raise InvalidNameError(f"not a file of a view: {name[:80]!r}")
-        return self.root.joinpath(*parts)
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionLayout:
-    """The files of a folder that somebody keeps by hand: named by listing it, and by no document."""
-
-    root: Path
-
-    @property
-    def answers(self) -> Path:
-        """The file in which a person says what files do not."""
-        return self.root / "adopt.toml"
-
-    def entry(self, name: str) -> Path:
-        """Returns what is called so, as seen from the folder; it stays inside. Raises InvalidNameError."""
-        return ViewLayout(self.root).file(name) if name else self.root
-
-    def temporary(self) -> Path:
-        """A new private name beside the answers."""
-        return draw_name_beside(self.answers)

@@ -37,7 +37,7 @@ from conceptry.names import (
 )
 from conceptry.registry.config import refuse_credentials
 from conceptry.registry.files import read_small_file
-from conceptry.registry.paths import PROJECT_FILE, locate_lock, locate_project
+from conceptry.registry.places import PROJECT_FILE, locate_lock, locate_project
 from conceptry.registry.remotes import find_remote_row
 from conceptry.sources import Source, parse_air, parse_hub_source, parse_path_source, parse_url_source
 

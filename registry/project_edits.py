@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from conceptry.errors import ConflictError, NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, RemoteName
 from conceptry.registry.files import STATE_MODE, write_file
-from conceptry.registry.paths import PROJECT_FILE, draw_name_beside
+from conceptry.registry.places import PROJECT_FILE, draw_name_beside
 from conceptry.registry.project import Project, ProjectRequirement, parse_project
 
 if TYPE_CHECKING:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from conceptry.concepts import MANIFEST_NAME
@@ -13,14 +15,14 @@ from conceptry.documents import MAX_DOCUMENT_BYTES, load_strict_json
 from conceptry.errors import ConceptryError, InvalidFileError, InvalidManifestError, NotFoundError
 from conceptry.manifest import File, Manifest, parse_manifest
 from conceptry.names import Reference
-from conceptry.registry.blobs import CountBytes, add_blob_from_file
+from conceptry.registry.blobs import CountBytes, add_blob_from_file, move_blob
 from conceptry.registry.duplicates import find_same_tensors
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write_file
 from conceptry.registry.index import record_version
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import add_manifest, iter_places
-from conceptry.registry.paths import RECORD_FILE, locate_manifest, locate_member, locate_record
+from conceptry.registry.places import RECORD_FILE, locate_manifest, locate_member, locate_record
 from conceptry.registry.refs import (
     Origin,
     Resolved,
@@ -31,8 +33,10 @@ from conceptry.registry.refs import (
 )
 from conceptry.registry.store import Store
 from conceptry.registry.trash import recall_item
+from conceptry.written_files import FileStamp
 
 MAX_RECORD_BYTES: Final = 16 << 20
+NOTHING: Final[Mapping[FileStamp, Digest]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,12 @@ class Published:
 
 
 def publish_folder(
-    store: Store, folder: Path, *, origin: Origin = "published", on_event: OnEvent = ignore_event
+    store: Store,
+    folder: Path,
+    *,
+    origin: Origin = "published",
+    written: Mapping[FileStamp, Digest] = NOTHING,
+    on_event: OnEvent = ignore_event,
 ) -> Published:
     """Returns the version that the folder became; see ``Registry.publish``."""
     data, manifest = read_folder_manifest(folder)
@@ -60,7 +69,11 @@ def publish_folder(
         for place, file in iter_places(manifest):
             _check_member(folder, file, place)
             if file.sha256 not in seen:
-                _add_member(store, folder, file, place=place, on_bytes=meter.start(file.path))
+                on_bytes = meter.start(file.path)
+                if _move_member(store, folder, file, written):
+                    on_bytes(file.size)
+                else:
+                    _add_member(store, folder, file, place=place, on_bytes=on_bytes)
                 seen.add(file.sha256)
         record = _read_record(folder)
         published = commit_version(store, version, manifest, data=data, record=record, origin=origin)
@@ -139,6 +152,15 @@ def commit_version(
         recall_item(layout, "blob", digest)
     recall_item(layout, "manifest", version.digest)
     return Published(reference, version.digest, created)
+
+
+def _move_member(store: Store, folder: Path, file: File, written: Mapping[FileStamp, Digest]) -> bool:
+    path = locate_member(folder, file)
+    status = look_at(path) if written else None
+    stamp = None if status is None else FileStamp.of(status)
+    if stamp is None or written.get(stamp) != file.sha256:
+        return False
+    return move_blob(store.layout, path, file.sha256, written=stamp)
 
 
 def _add_member(store: Store, folder: Path, file: File, *, place: str, on_bytes: CountBytes) -> None:

@@ -11,7 +11,7 @@ from conceptry.errors import NotFoundError, UsageError, suggest_nearest
 from conceptry.names import RemoteName
 from conceptry.registry.answers import check_address
 from conceptry.registry.directory import DirectoryRemote
-from conceptry.registry.paths import locate_file_uri
+from conceptry.registry.places import locate_file_uri
 from conceptry.registry.protocol import Remote
 
 

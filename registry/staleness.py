@@ -11,7 +11,7 @@ from conceptry.errors import LockStaleError
 from conceptry.names import ConceptName
 from conceptry.registry.files import digest_file, explain_os_errors, is_file
 from conceptry.registry.lockfile import Lock, LockedConcept
-from conceptry.registry.paths import LOCK_FILE, PROJECT_FILE, locate_source
+from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, locate_source
 from conceptry.registry.project import Project, ProjectRequirement, digest_requirements
 
 _SHOWN = 3

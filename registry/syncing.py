@@ -22,7 +22,7 @@ from conceptry.registry.manifests import check_manifest
 from conceptry.registry.operations import make_scratch
 from conceptry.registry.parallel import Stop, run_parallel, tell_one_by_one
 from conceptry.registry.partials import Holder, Source
-from conceptry.registry.paths import read_place
+from conceptry.registry.places import read_place
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.publish import publish_folder, refuse_other_contents

@@ -22,7 +22,8 @@ from conceptry.registry.files import read_small_file
 from conceptry.registry.lockfile import Lock, LockedConcept, LockedSource
 from conceptry.registry.manifests import check_manifest
 from conceptry.registry.memory import check_answer
-from conceptry.registry.paths import PROJECT_FILE, Layout
+from conceptry.registry.paths import Layout
+from conceptry.registry.places import PROJECT_FILE
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import Remote, RemoteVersion
 from conceptry.registry.resolver import Candidate, Option

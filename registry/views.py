@@ -34,7 +34,7 @@ from conceptry.registry.files import (
     remove_file,
     write_file,
 )
-from conceptry.registry.paths import ViewLayout
+from conceptry.registry.places import ViewLayout
 
 if TYPE_CHECKING:
     from conceptry.manifest import Build, File

@@ -12,7 +12,7 @@ from conceptry.errors import ConflictError, InvalidLockError, NotFoundError
 from conceptry.names import ConceptName, RemoteName, VersionRange
 from conceptry.registry.events import OnEvent, ignore_event
 from conceptry.registry.files import is_file, read_small_file, remove_file
-from conceptry.registry.paths import PROJECT_FILE, locate_lock, locate_project
+from conceptry.registry.places import PROJECT_FILE, locate_lock, locate_project
 from conceptry.registry.projects import count_in_order, keep_lock
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_a_packed_version_differs_in_no_tensor_and_needs_no_base_to_say_so(run: 
     found = run("diff", "me/imp@1.2.3", "me/imp@1.2.4", "--json").document
     assert found["tensors"] == {"added": [], "removed": [], "changed": [], "equal": 3}
     assert "builds.sd1-full.parts[0].method.packing[0].lossless" in {row["place"] for row in found["fields"]}
+
+
+def test_packed_and_plain_versions_are_known_to_have_the_same_tensors(
+    run: Run, tuned: Path, tmp_path: Path
+) -> None:
+    packed = run("pack", "me/imp", "--base", str(tuned), "--json")
+    assert packed.document["same_tensors"] == ["me/imp@1.2.3"]
+    assert "has the same tensors" not in packed.err
+    Registry().remove("me/imp@1.2.3")
+    (Registry().root / "index.sqlite").unlink()
+    document = json.loads((tmp_path / "plain" / "concept.json").read_text())
+    (tmp_path / "plain" / "concept.json").write_text(json.dumps({**document, "name": "you/devil"}))
+    plain = run("publish", str(tmp_path / "plain"), "--json")
+    assert plain.document["same_tensors"] == ["me/imp@1.2.4"]
+    rounded = run("pack", "you/devil", "--base", str(tuned), "--lossy", "--json")
+    assert rounded.document["same_tensors"] == []
 
 
 def test_a_rounded_version_is_compared_with_its_base_at_hand(run: Run, tuned: Path) -> None:

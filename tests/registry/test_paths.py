@@ -11,16 +11,11 @@ import pytest
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, UsageError
 from conceptry.names import ConceptName, Tag, parse_version
-from conceptry.registry.paths import (
-    Layout,
-    choose_home,
-    locate_file_uri,
-    name_version_file,
-    read_version_file_name,
-)
+from conceptry.registry.paths import Layout, choose_home, name_version_file, read_version_file_name
+from conceptry.registry.places import locate_file_uri
 
 ROOM = Path(__file__).parent.parent.parent / "registry"
-OTHER_MODULES = sorted(path for path in ROOM.glob("*.py") if path.name != "paths.py")
+OTHER_MODULES = sorted(path for path in ROOM.glob("*.py") if path.name not in ("paths.py", "places.py"))
 JOINING = {"joinpath", "with_name", "with_suffix", "with_stem", "join"}
 IMP = ConceptName("me", "imp")
 
