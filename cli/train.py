@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,11 +31,20 @@ _NOT_OF_THE_JOB: Final = frozenset(
 )
 _NEEDED: Final = ("images", "name", "placeholder", "superclass")
 
+
+def _read_further(rows: Sequence[tuple[str, str, Path]]) -> list[dict[str, Any]]:
+    return [
+        {"placeholder": parse_placeholder(word), "superclass": superclass, "images": images}
+        for word, superclass, images in rows
+    ]
+
+
 # Parsed here, so that a fault is explained as everywhere else.
 _PARSE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "name": ConceptName.parse,
     "version": parse_version,
     "placeholder": parse_placeholder,
+    "also": _read_further,
 }
 
 
@@ -65,6 +74,8 @@ class TrainCommand(ConceptsCommand):
         "concepts train lora --images imp --name me/imp --placeholder '<imp>' --superclass creature",
         "concepts train perfusion --images imp --name me/imp --version 0.2.0 --placeholder '<imp>' "
         "--superclass creature --base toybox --seed 1 --steps 200",
+        "concepts train lora --images cat --name me/both --placeholder '<tom>' --superclass cat "
+        "--also '<rex>' dog pictures/dog",
         "concepts train --job imp.toml --resume",
         "concepts train --jobs jobs.toml --shard 2/4",
         "concepts train --from kohya.toml --name me/imp --base toybox",
@@ -78,6 +89,13 @@ class TrainCommand(ConceptsCommand):
 @click.option("--version", metavar="V", help="Its version.  [default: 0.1.0]")
 @click.option("--placeholder", metavar="WORD", help="The word that will call it, such as '<imp>'.")
 @click.option("--superclass", metavar="WORD", help="The ordinary word that it specialises, such as creature.")
+@click.option(
+    "--also",
+    type=(str, str, PATH),
+    multiple=True,
+    metavar="WORD SUPERCLASS DIR",
+    help="Learn a further subject in the same run: its placeholder, superclass and folder; may be repeated.",
+)
 @click.option(
     "--base", metavar="BASE", help="What it is taught to: see concepts base list.  [default: toybox]"
 )
@@ -166,7 +184,9 @@ def make_job(given: Mapping[str, Any], *, tell: tuple[Say, Say] = (_drop, _drop)
         written = {name: getattr(job, name) for name in job.model_fields_set}
     elif given.get("recipe") is not None or given.get("like") is not None:
         written = _take_over(given, *tell)
-    said = {key: value for key, value in given.items() if value is not None and key not in _NOT_OF_THE_JOB}
+    said = {
+        key: value for key, value in given.items() if value not in (None, ()) and key not in _NOT_OF_THE_JOB
+    }
     settings = {**written.get("settings", {}), **_nest(said.pop("settings", ()))}
     values = {**written, **{key: _PARSE.get(key, _keep)(value) for key, value in said.items()}}
     if "method" not in values:

@@ -69,7 +69,9 @@ class TrainingContext:
     """The encoded pictures, one cache for each shape, the one with most pictures first."""
 
     prompts: tuple[tuple[PromptPair, ...], ...]
-    wording: Wording
+    wordings: tuple[Wording, ...]
+    """How each subject is written."""
+
     cache_folder: Path
     repo: str | None = None
     revision: str | None = None
@@ -119,14 +121,15 @@ class TrainingContext:
         draw = draw_step(
             seed=self.job.job.seed,
             step=step,
-            pictures=len(bucket.members),
+            pictures=bucket.pass_length,
             batch_size=settings.batch_size,
             train_timesteps=self.schedule.timesteps,
-            turn=step // len(cycle) * len(bucket.members) + inside,
+            turn=step // len(cycle) * bucket.pass_length + inside,
         )
-        rows = [self.prompts[bucket.members[int(picture)]] for picture in draw.pictures]
+        pictures = bucket.follow(draw.pictures)
+        rows = [self.prompts[bucket.members[int(picture)]] for picture in pictures]
         chosen = [row[int(share * len(row))] for row, share in zip(rows, draw.prompts.tolist(), strict=True)]
-        return self._make_batch(bucket, draw.pictures, draw.timesteps, chosen, step)
+        return self._make_batch(bucket, pictures, draw.timesteps, chosen, step)
 
     def draw_fixed_batch(self, samples: int, *, noise: int = -1) -> Batch:
         """Returns samples that never change during a run: the ruler that progress is measured with.
@@ -135,7 +138,7 @@ class TrainingContext:
         each number is another set.
         """
         bucket = self.latents
-        pictures = torch.arange(samples) % len(bucket.members)
+        pictures = bucket.follow(torch.arange(samples) % bucket.pass_length)
         timesteps = ((torch.arange(samples) + 0.5) / samples * self.schedule.timesteps).long()
         chosen = [self.prompts[bucket.members[int(picture)]][0] for picture in pictures]
         return self._make_batch(bucket, pictures, timesteps, chosen, step=noise)

@@ -22,10 +22,10 @@ from conceptry.composer.pipelines import iter_tensors
 from conceptry.composer.tensors import from_torch
 from conceptry.errors import TrainingError, UsageError
 from conceptry.formats.full import FullContents, write_full
-from conceptry.manifest import FullMethod, Token
+from conceptry.manifest import FullMethod
 from conceptry.trainer.conditioning import Conditioning, PromptCache
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner, make_tokens
 from conceptry.trainer.preservation import Preservation
 
 UNET = ComponentName("unet")
@@ -144,7 +144,7 @@ class DreamBooth(Learner):
             method=FullMethod(components=(UNET,), changed_tensors=len(changed), total_tensors=total),
             files={f"{UNET}.safetensors": write},
         )
-        return Draft(parts=(part,), tokens=(Token(placeholder=job.placeholder, superclass=job.superclass),))
+        return Draft(parts=(part,), tokens=make_tokens(job))
 
 
 def find_weights(unet: Any, targets: Sequence[str]) -> dict[str, nn.Parameter]:

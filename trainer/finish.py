@@ -71,7 +71,7 @@ def judge_learner(
     Raises:
         TrainingError: naming the parameter that fails.
     """
-    batch = context.draw_fixed_batch(PROBE_SAMPLES)
+    batch = _draw_probe(context)
     _check_values(learner)
     learner.prepare_use()
     with torch.no_grad(), learner.attached():
@@ -87,6 +87,11 @@ def judge_learner(
         expected=expected,
         plain=_predict(context, batch, concept=not context.job.row.expands_placeholder),
     )
+
+
+def _draw_probe(context: TrainingContext) -> Batch:
+    """Returns samples of every subject."""
+    return context.draw_fixed_batch(max(PROBE_SAMPLES, len(context.wordings)))
 
 
 def _check_values(learner: Learner) -> None:
@@ -162,7 +167,7 @@ def _describe_file(context: TrainingContext, kind: KindId) -> dict[str, str]:
         kind,
         family=context.job.family,
         title=job.title or str(job.name),
-        triggers=(context.job.word,),
+        triggers=context.job.words,
         license_text=job.license,
         description=job.description or None,
     )
@@ -229,13 +234,18 @@ def _describe_base(context: TrainingContext) -> Base:
 
 
 def _list_prompts(context: TrainingContext) -> tuple[str, ...]:
-    texts = dict.fromkeys(pair.concept for row in context.prompts for pair in row[:1])
-    return tuple(texts)[:3]
+    """Returns the first prompts of some pictures, of each subject at least one."""
+    rows = [row[0] for row in context.prompts]
+    firsts = [
+        next(pair for pair in rows if pair.subject == number) for number in range(len(context.wordings))
+    ]
+    texts = dict.fromkeys(pair.concept for pair in (*firsts, *rows))
+    return tuple(texts)[: max(3, len(firsts))]
 
 
 def check_reloaded(context: TrainingContext, outcome: Outcome, concept: Concept) -> None:
     """Attaches the saved concept as anybody would and compares its predictions. Raises TrainingError."""
-    batch = context.draw_fixed_batch(PROBE_SAMPLES)
+    batch = _draw_probe(context)
     with attach(Composition(concept), context.pipeline):
         found = _predict(context, batch, concept=True)
     spread = float(outcome.expected.std()) or 1.0

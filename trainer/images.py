@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,9 @@ class Picture:
 
     notes: tuple[str, ...] = ()
     """What was done to it that its owner may not expect."""
+
+    subject: int = 0
+    """Which subject of the run it shows."""
 
     @property
     def pixels(self) -> Digest:
@@ -105,6 +108,25 @@ def scan_pictures(folder: Path) -> PictureFolder:
     return PictureFolder(
         tuple(_note_copies(pictures)), tuple(skipped), _read_instance(folder / INSTANCE_NAME)
     )
+
+
+def join_folders(folders: Mapping[str, PictureFolder]) -> PictureFolder:
+    """Returns the pictures of several subjects as one folder, each named with its subject's word before it.
+
+    What ``instance.json`` says is the first subject's.
+    """
+    pictures = [
+        replace(picture, name=f"{word}/{picture.name}", subject=number)
+        for number, (word, folder) in enumerate(folders.items())
+        for picture in folder.pictures
+    ]
+    skipped = [
+        Skipped(f"{word}/{one.name}", one.reason)
+        for word, folder in folders.items()
+        for one in folder.skipped
+    ]
+    first = next(iter(folders.values()))
+    return PictureFolder(tuple(pictures), tuple(skipped), first.instance)
 
 
 def _note_copies(pictures: list[Picture]) -> Iterator[Picture]:

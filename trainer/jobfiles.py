@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from conceptry.errors import ConceptryError, UsageError, suggest_nearest
-from conceptry.trainer.jobs import TrainJob, make_job
+from conceptry.trainer.jobs import TrainJob, make_job, resolve_paths
 from conceptry.trainer.methods import find_trainer
 
 _TABLES: Final = ("defaults", "jobs")
-_PATHS: Final = ("images", "captions")
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})", re.ASCII)
 ItemT = TypeVar("ItemT")
 
@@ -59,7 +58,7 @@ def _read_entry(defaults: Mapping[str, Any], table: Any, place: int, folder: Pat
         return JobEntry(label=label, error=UsageError(f"{table!r} is no table", where=label))
     name = table.get("name", defaults.get("name"))
     try:
-        job = make_job(_resolve_paths({**defaults, **table, **_merge_settings(defaults, table)}, folder))
+        job = make_job(resolve_paths({**defaults, **table, **_merge_settings(defaults, table)}, folder))
         find_trainer(job.method)
     except ConceptryError as error:
         return JobEntry(label=name if isinstance(name, str) else label, error=error.inside(label))
@@ -71,13 +70,6 @@ def _merge_settings(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> di
     if not all(isinstance(one, dict) for one in both) or not any(both):
         return {}
     return {"settings": {**both[0], **both[1]}}
-
-
-def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for key in _PATHS:
-        if isinstance(values.get(key), str):
-            values[key] = folder / values[key]
-    return values
 
 
 def take_shard(items: Sequence[ItemT], shard: str) -> list[ItemT]:

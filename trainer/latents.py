@@ -43,6 +43,18 @@ class LatentCache:
     masks: Float[Tensor, "rows 1 height width"] | None = None
     """How much each place counts in the loss; None where no picture has a mask."""
 
+    turns: tuple[int, ...] = ()
+    """Places in ``members`` in which every subject comes equally often; empty where there is one subject."""
+
+    @property
+    def pass_length(self) -> int:
+        """How many samples one pass over the pictures has."""
+        return len(self.turns or self.members)
+
+    def follow(self, places: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+        """Returns the pictures of this cache at ``places`` of a pass."""
+        return torch.tensor(self.turns)[places] if self.turns else places
+
     def pick(self, pictures: Int64[Tensor, " batch"], generator: torch.Generator) -> Int64[Tensor, " batch"]:
         """Returns one row for each picture of this cache, drawn on the processor, the same everywhere."""
         if self.variants == 1:
@@ -110,6 +122,7 @@ def encode_pictures(
                 members=tuple(frames),
                 variants=len(next(iter(frames.values()))),
                 masks=masks,
+                turns=take_turns([pictures[place].subject for place in frames]),
             )
         )
     return tuple(sorted(caches, key=lambda cache: -len(cache.members)))
@@ -210,16 +223,27 @@ def shrink_mask(mask: Image.Image | None, frame: Frame, size: Size) -> Float[Ten
     return values if bool(values.any()) else torch.ones_like(values)
 
 
+def take_turns(subjects: Sequence[int]) -> tuple[int, ...]:
+    """Returns places in ``subjects``, one of each subject after the other; those with fewer pictures begin anew."""
+    places: dict[int, list[int]] = {}
+    for place, subject in enumerate(subjects):
+        places.setdefault(subject, []).append(place)
+    if len(places) < 2:
+        return ()
+    rounds = max(len(own) for own in places.values())
+    return tuple(own[number % len(own)] for number in range(rounds) for own in places.values())
+
+
 def iter_places(caches: Sequence[LatentCache]) -> Iterator[tuple[int, int]]:
     """Returns for each step of a cycle which cache it draws from, and the how many-th of that cache's steps it is.
 
-    A cache has as many steps of a cycle as it has pictures, so that each picture is seen equally often.
+    A cache has as many steps of a cycle as its pass is long, so that each picture is seen equally often.
     """
-    total = sum(len(cache.members) for cache in caches)
+    total = sum(cache.pass_length for cache in caches)
     given = [0] * len(caches)
     for step in range(total):
         lags = [
-            (step + 1) * len(cache.members) / total - done for cache, done in zip(caches, given, strict=True)
+            (step + 1) * cache.pass_length / total - done for cache, done in zip(caches, given, strict=True)
         ]
         which = max(range(len(caches)), key=lambda number: lags[number])
         yield which, given[which]

@@ -16,6 +16,7 @@ from conceptry.kinds import KindId
 from conceptry.manifest import Method, Token
 from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.context import Batch, TrainingContext
+from conceptry.trainer.jobs import TrainJob
 from conceptry.trainer.objectives import weighted_error
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ class Draft:
     tokens: tuple[Token, ...]
     facts: Mapping[str, float] = field(default_factory=dict)
     """Figures for ``train.json``."""
+
+
+def make_tokens(job: TrainJob, *, vectors: int = 0) -> tuple[Token, ...]:
+    """Returns the words of a job's subjects; without vectors they are plain text."""
+    return tuple(
+        Token(placeholder=one.placeholder, vectors=vectors, superclass=one.superclass) for one in job.subjects
+    )
 
 
 class Learner(ABC):

@@ -17,13 +17,12 @@ from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import list_components, list_text_encoders
 from conceptry.formats.lora import LoraContents, write_lora
 from conceptry.formats.lora_methods import describe_modules
-from conceptry.manifest import Token
 from conceptry.trainer.adapters import ADAPTERS, Adapter, Place
 from conceptry.trainer.conditioning import Conditioning, PromptCache, encode_prompts
 from conceptry.trainer.context import TrainingContext
 from conceptry.trainer.denoisers import name_denoiser
 from conceptry.trainer.layers import Layers, find_layers, pick_by_pattern
-from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner, make_tokens
 from conceptry.trainer.preservation import Preservation
 from conceptry.trainer.randomness import seed_generator
 from conceptry.trainer.settings import Settings
@@ -106,8 +105,7 @@ class Lora(Learner):
             write_lora(path, LoraContents(modules=modules), metadata)
 
         part = DraftPart(kind="lora", method=describe_modules(modules), files={"lora.safetensors": write})
-        token = Token(placeholder=job.placeholder, superclass=job.superclass)
-        return Draft(parts=(part,), tokens=(token,))
+        return Draft(parts=(part,), tokens=make_tokens(job))
 
 
 def iter_layers(pipeline: Any, settings: Settings) -> Iterator[tuple[ComponentName, Layers]]:

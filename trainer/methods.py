@@ -32,6 +32,9 @@ class TrainerRow:
     trains_transformers: bool = False
     """It also works on denoisers that are no UNets (SD3, Flux, Qwen-Image, Z-Image)."""
 
+    takes_several: bool = True
+    """One run can learn several subjects, each with a word of its own."""
+
     def prepare(self, context: TrainingContext) -> Learner:
         """Returns the learner of a run. Raises IncompatibleError if the method is not for the base's denoiser."""
         from conceptry.trainer.denoisers import name_denoiser
@@ -118,6 +121,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         kind_ids=("embedding",),
         names_superclass=False,
         make=_prepare_extended_inversion,
+        takes_several=False,
     ),
     TrainerRow(
         id="perfusion",
@@ -127,6 +131,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         kind_ids=("rank_one",),
         names_superclass=False,
         make=_prepare_perfusion,
+        takes_several=False,
     ),
     TrainerRow(
         id="lora",

@@ -29,7 +29,8 @@ class Preservation:
     prompts: PromptCache
     """Encodings of the base's own text encoders."""
 
-    class_latents: ClassLatents | None
+    class_latents: tuple[ClassLatents, ...]
+    """Pictures of each subject's superclass; empty where the base is asked instead."""
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> Preservation | None:
@@ -37,18 +38,22 @@ class Preservation:
         settings = context.job.settings
         if settings.prior == "none" or not settings.prior_weight:
             return None
-        pictures = load_class_latents(context) if settings.prior == "pictures" else None
+        wordings = context.wordings if settings.prior == "pictures" else ()
+        pictures = tuple(load_class_latents(context, wording) for wording in wordings)
         return cls(context, PromptCache(context.pipeline), pictures)
 
     def compute_loss(self, learner: Learner, batch: Batch, step: int) -> Float[Tensor, ""]:
         """Returns ``prior_weight`` times the error on prompts with the superclass alone."""
-        if self.class_latents is None:
+        if not self.class_latents:
             texts, noisy = [pair.plain for pair in batch.prompts], batch.noisy
             target = self._ask_base(learner, batch, texts)
         else:
-            texts = [write_class_prompt(self.context.wording)] * len(batch.prompts)
+            subjects = [pair.subject for pair in batch.prompts]
+            texts = [write_class_prompt(self.context.wordings[subject]) for subject in subjects]
             generator = seed_generator(self.context.job.job.seed, "prior", step)
-            clean = self.class_latents.pick(len(texts), generator).to(batch.noisy)
+            drawn = [pictures.pick(len(texts), generator) for pictures in self.class_latents]
+            chosen = [drawn[subject][place] for place, subject in enumerate(subjects)]
+            clean = torch.stack(chosen).to(batch.noisy)
             noise = torch.randn(clean.shape, generator=generator).to(clean)
             noisy = self.context.schedule.add_noise(clean, noise, batch.timesteps)
             target = self.context.schedule.make_target(clean, noise, batch.timesteps)

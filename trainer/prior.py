@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conceptry.digests import Digest, canonical_json
-from conceptry.trainer.prompts import write_class_prompt
+from conceptry.trainer.prompts import Wording, write_class_prompt
 from conceptry.trainer.randomness import seed_generator
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class ClassLatents:
         return self.latents[rows]
 
 
-def load_class_latents(context: TrainingContext) -> ClassLatents:
-    """Returns the superclass's pictures of this base and seed, generated now if they are not in the cache."""
+def load_class_latents(context: TrainingContext, wording: Wording) -> ClassLatents:
+    """Returns a superclass's pictures of this base and seed, generated now if they are not in the cache."""
     job, count = context.job.job, context.job.settings.prior_pictures
-    prompt = write_class_prompt(context.wording)
+    prompt = write_class_prompt(wording)
     prints = {
         name: [str(found.layout), list(found.weights)]
         for name, found in context.identity.fingerprints.items()

@@ -35,6 +35,8 @@ class PromptPair:
 
     concept: str
     plain: str
+    subject: int = 0
+    """Which subject of the run the picture shows."""
 
 
 def write_prompts(captions: Sequence[str | None], wording: Wording) -> tuple[tuple[PromptPair, ...], ...]:
@@ -43,6 +45,33 @@ def write_prompts(captions: Sequence[str | None], wording: Wording) -> tuple[tup
         _write_templates(wording) if caption is None else (_write_caption(caption, wording),)
         for caption in captions
     )
+
+
+def write_prompts_of_several(
+    captions: Sequence[str | None], subjects: Sequence[int], wordings: Sequence[Wording]
+) -> tuple[tuple[PromptPair, ...], ...]:
+    """Returns the prompts of pictures that show one subject of several each, as ``subjects`` says.
+
+    Where a caption names another subject by its placeholder too, that is written in full, and left out of what the base
+    is asked.
+    """
+    found = []
+    for caption, number in zip(captions, subjects, strict=True):
+        (row,) = write_prompts([caption], wordings[number])
+        others = [wording for place, wording in enumerate(wordings) if place != number]
+        found.append(tuple(_name_others(pair, number, others) for pair in row))
+    return tuple(found)
+
+
+def _name_others(pair: PromptPair, number: int, others: Sequence[Wording]) -> PromptPair:
+    concept, plain = pair.concept, pair.plain
+    for other in others:
+        # With its superclass after it where it stands so already: the word is not to be doubled.
+        after = rf"(?:\s+{re.escape(other.superclass)}(?!\w))?"
+        pattern = re.compile(rf"(?<!\w){re.escape(other.placeholder)}(?!\w){after}", re.IGNORECASE)
+        concept = other.word.join(pattern.split(concept))
+        plain = other.superclass.join(pattern.split(plain))
+    return PromptPair(concept, plain, number)
 
 
 def write_class_prompt(wording: Wording) -> str:

@@ -18,20 +18,21 @@ from conceptry.composer.fingerprints import find_pipeline_family, identify_pipel
 from conceptry.composer.loading import load_pipeline
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
+from conceptry.errors import InvalidImagesError
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
 from conceptry.trainer.denoisers import get_denoiser
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
-from conceptry.trainer.images import PictureFolder, scan_pictures
+from conceptry.trainer.images import PictureFolder, join_folders, scan_pictures
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
 from conceptry.trainer.latents import encode_pictures, read_resolution
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.loop import LoopResult
 from conceptry.trainer.objectives import read_schedule
 from conceptry.trainer.precision import choose_autocast, choose_device
-from conceptry.trainer.prompts import Wording, write_prompts
+from conceptry.trainer.prompts import Wording, write_prompts_of_several
 
 FEW_PICTURES: Final = 1
 
@@ -154,32 +155,51 @@ def finish_run(stage: Stage, loop: LoopResult) -> TrainResult:
 
 def read_pictures(job: TrainJob, on_event: OnEvent) -> PictureFolder:
     """Returns the pictures of the job; what is skipped is said. Raises InvalidImagesError."""
-    found = scan_pictures(job.images)
+    found = _scan_subjects(job)
     for skipped in found.skipped:
         on_event(TrainEvent(kind="warning", message=f"{skipped.name} {skipped.reason}: skipped"))
     for picture in found.pictures:
         for note in picture.notes:
             on_event(TrainEvent(kind="warning", message=f"{picture.name} {note}"))
-    if len(found.pictures) <= FEW_PICTURES:
-        message = (
-            f"only one picture ({found.pictures[0].name}): the concept will copy its pose and background too"
-        )
-        on_event(TrainEvent(kind="warning", message=message))
+    for number in range(len(job.subjects)):
+        own = [picture for picture in found.pictures if picture.subject == number]
+        if len(own) <= FEW_PICTURES:
+            message = f"only one picture ({own[0].name}): the concept will copy its pose and background too"
+            on_event(TrainEvent(kind="warning", message=message))
     return found
+
+
+def _scan_subjects(job: TrainJob) -> PictureFolder:
+    if not job.also:
+        return scan_pictures(job.images)
+    folders: dict[str, PictureFolder] = {}
+    for number, one in enumerate(job.subjects):
+        try:
+            folders[one.placeholder] = scan_pictures(one.images)
+        except InvalidImagesError as error:
+            raise (error if number == 0 else error.inside(f"also.{number - 1}")) from None
+    return join_folders(folders)
 
 
 def _make_context(
     resolved: ResolvedJob, base: OpenBase, pictures: PictureFolder, cache_folder: Path, on_event: OnEvent
 ) -> TrainingContext:
     job, pipeline, device = resolved.job, base.pipeline, base.device
-    wording = Wording(
-        placeholder=job.placeholder,
-        superclass=job.superclass,
-        word=resolved.word,
-        subject=job.subject,
-        family=resolved.family,
+    wordings = tuple(
+        Wording(
+            placeholder=one.placeholder,
+            superclass=one.superclass,
+            word=word,
+            subject=job.subject,
+            family=resolved.family,
+        )
+        for one, word in zip(job.subjects, resolved.words, strict=True)
     )
-    prompts = write_prompts([picture.caption for picture in pictures.pictures], wording)
+    prompts = write_prompts_of_several(
+        [picture.caption for picture in pictures.pictures],
+        [picture.subject for picture in pictures.pictures],
+        wordings,
+    )
     on_event(TrainEvent(kind="phase", message=f"encoding {len(pictures.pictures)} pictures"))
     side = resolved.settings.resolution_pixels or read_resolution(pipeline)
     context = TrainingContext(
@@ -196,7 +216,7 @@ def _make_context(
             cache_folder=cache_folder,
         ),
         prompts=prompts,
-        wording=wording,
+        wordings=wordings,
         cache_folder=cache_folder,
         repo=None if base.location is None else base.location.repo,
         revision=None if base.location is None else base.location.revision,

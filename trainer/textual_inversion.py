@@ -12,10 +12,11 @@ from conceptry.bases import ComponentName
 from conceptry.composer.tensors import from_torch
 from conceptry.composer.tokens import TokenPatch
 from conceptry.formats.embedding import EmbeddingContents, write_embedding
-from conceptry.manifest import EmbeddingMethod, Token
+from conceptry.manifest import EmbeddingMethod
+from conceptry.names import Placeholder
 from conceptry.trainer.conditioning import Conditioning, encode_prompts
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner, make_tokens
 from conceptry.trainer.words import check_words, init_rows, to_token_rows
 
 
@@ -24,31 +25,38 @@ class TextualInversion(Learner):
     """Minimises E ||target - prediction(z_t, t, c(y))||^2 over the placeholder's rows (eq. 2 of the paper)."""
 
     context: TrainingContext
-    rows: dict[ComponentName, nn.Parameter]
+    rows: Mapping[Placeholder, dict[ComponentName, nn.Parameter]]
+    """The rows of each subject's placeholder."""
+
     started_from: Mapping[str, Tensor]
     patch: TokenPatch
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> TextualInversion:
-        """Returns the learner with rows at the mean of the superclass's.
+        """Returns the learner with the rows of each subject at the mean of its superclass's.
 
         Raises:
-            InvalidPlaceholderError: if the placeholder is a word of the base's vocabulary.
+            InvalidPlaceholderError: if a placeholder is a word of the base's vocabulary.
         """
-        job, settings = context.job.job, context.job.settings
-        check_words(context.pipeline, job.placeholder, job.superclass, single_token=False)
-        rows = init_rows(context.pipeline, job.superclass, vectors=settings.vectors, seed=job.seed)
+        job, settings, pipeline = context.job.job, context.job.settings, context.pipeline
+        rows = {}
+        for number, one in enumerate(job.subjects):
+            check_words(pipeline, one.placeholder, one.superclass, single_token=False)
+            rows[one.placeholder] = init_rows(
+                pipeline, one.superclass, vectors=settings.vectors, seed=job.seed, subject=number
+            )
+        tokens = [token for word, own in rows.items() for token in to_token_rows(word, own)]
         return cls(
             context=context,
             rows=rows,
-            started_from={f"embedding/{name}": row.detach().clone() for name, row in rows.items()},
-            patch=TokenPatch(context.pipeline, to_token_rows(job.placeholder, rows)),
+            started_from={name: row.detach().clone() for name, row in _name_parameters(rows).items()},
+            patch=TokenPatch(pipeline, tokens),
         )
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The rows, one parameter for each text encoder."""
-        return {f"embedding/{name}": row for name, row in self.rows.items()}
+        """The rows, one parameter for each subject and text encoder."""
+        return _name_parameters(self.rows)
 
     @property
     def initial(self) -> Mapping[str, Tensor]:
@@ -71,7 +79,10 @@ class TextualInversion(Learner):
         """Returns an ``embedding`` part."""
         job, vectors = self.context.job.job, self.context.job.settings.vectors
         contents = EmbeddingContents(
-            rows={(name, job.placeholder): from_torch(row) for name, row in self.rows.items()}, layers=None
+            rows={
+                (name, word): from_torch(row) for word, own in self.rows.items() for name, row in own.items()
+            },
+            layers=None,
         )
 
         def write(path: Path, metadata: Mapping[str, str]) -> None:
@@ -79,8 +90,18 @@ class TextualInversion(Learner):
 
         part = DraftPart(
             kind="embedding",
-            method=EmbeddingMethod(components=tuple(self.rows)),
+            method=EmbeddingMethod(components=tuple(self.rows[job.placeholder])),
             files={"embedding.safetensors": write},
         )
-        token = Token(placeholder=job.placeholder, vectors=vectors, superclass=job.superclass)
-        return Draft(parts=(part,), tokens=(token,))
+        return Draft(parts=(part,), tokens=make_tokens(job, vectors=vectors))
+
+
+def _name_parameters(
+    rows: Mapping[Placeholder, Mapping[ComponentName, nn.Parameter]],
+) -> dict[str, nn.Parameter]:
+    """Returns the rows by name; the first subject's have no word in theirs, as where it is the only one."""
+    named: dict[str, nn.Parameter] = {}
+    for number, (word, own) in enumerate(rows.items()):
+        suffix = f"/{word}" if number else ""
+        named |= {f"embedding/{name}{suffix}": row for name, row in own.items()}
+    return named

@@ -48,11 +48,11 @@ def _suggest_head(pipeline: Any, superclass: str) -> str:
 
 
 def init_rows(
-    pipeline: Any, superclass: str, *, vectors: int, seed: int
+    pipeline: Any, superclass: str, *, vectors: int, seed: int, subject: int = 0
 ) -> dict[ComponentName, nn.Parameter]:
     """Returns [vectors, width] float32 parameters for each text encoder: the mean of the superclass's own rows.
 
-    Several vectors are set a little apart.
+    Several vectors are set a little apart; those of another subject of the run, with another number, otherwise.
     """
     rows = {}
     for encoder in list_text_encoders(pipeline):
@@ -61,7 +61,7 @@ def init_rows(
         mean = table[ids].mean(dim=0, keepdim=True)
         spread = torch.zeros(vectors, mean.shape[1])
         if vectors > 1:
-            spread = torch.randn(spread.shape, generator=seed_generator(seed, "init"))
+            spread = torch.randn(spread.shape, generator=seed_generator(seed, "init", subject))
         values = mean + ROW_SPREAD * table.std() * spread.to(mean)
         rows[encoder.component] = nn.Parameter(values.clone())
     return rows

@@ -131,3 +131,17 @@ def test_a_job_file_says_what_options_say_and_options_win(
 def parse(words: list[str]) -> dict[str, Any]:
     """Returns what ``concepts train`` makes of its words."""
     return train.make_context("train", words).params
+
+
+def test_two_subjects_are_taught_in_one_run_and_called_by_their_words(
+    run: Run, words: tuple[str, ...], base: Path, tmp_path: Path
+) -> None:
+    rex = paint_pictures(tmp_path / "rex", count=2)
+    trained = run(*words, "--also", "<rex>", "dog", str(rex), "--json").document
+    tokens = run("show", trained["reference"], "--json").document["manifest"]["tokens"]
+    assert [token["placeholder"] for token in tokens] == ["<imp>", "<rex>"]
+    both = "a <imp> creature and a <rex> dog"
+    drawn = ("generate", "--with", "me/imp", "--prompt", both, "--steps", "1", "--base", str(base))
+    assert "warning" not in run(*drawn, "--out", "both").err
+    again = run(*words, "--version", "1.1.0", "--also", "<imp>", "dog", str(rex), code=2).err
+    assert "'<imp>' has the placeholder of '<imp>'" in again
