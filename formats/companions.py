@@ -53,6 +53,11 @@ class Companions:
             yield gather_rows(tensors, rows, names, words)
 
 
+def can_be_companion(name: str) -> bool:
+    """Returns whether a tensor of this name can be one of words; its shape may still say otherwise."""
+    return any(pattern.search(name) for row in list_row_names("inside") for pattern, _ in row.names)
+
+
 def find_companions(header: Header, explained: AbstractSet[str]) -> Companions:
     """Returns the tensors of words among those that ``explained`` leaves open."""
     left = {name: info for name, info in header.tensors.items() if name not in explained}

@@ -103,6 +103,9 @@ class Format:
     detect: Callable[[Header], Detection | None]
     """Returns None where nothing in the header is of this format."""
 
+    can_explain_all: Callable[[Header], bool] = lambda header: True
+    """Tells quickly: where False, ``detect`` would leave a tensor unexplained, and is asked after the other rows."""
+
     read: Callable[[ReadRequest], Reading] | None = None
     """Raises InvalidFileError, IncompatibleError or UsageError; None where the kind is not stored."""
 

@@ -23,7 +23,9 @@ _INPUT: Final = "transformer.img_in"
 _MODULES: Final = 19 * 14 + 38 * 5 + 8
 _OPTIONAL: Final = "transformer.guidance_in."
 _LAST: Final = "final_layer.adaLN_modulation.1"
-_TURNED: Final = f"diffusers (0.42 still) exchanges the halves of both factors of {_LAST}: another delta there"
+_TURNED: Final = (
+    f"diffusers (0.42 still) exchanges the halves of both factors of {_LAST}: another delta there"
+)
 
 
 def write_control_or(request: WriteRequest, *, plain: Callable[[WriteRequest], Written]) -> Written:

@@ -6,11 +6,12 @@ accepts, the safetensors library accepts too.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +63,10 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+# Twice as quick as calling the class, for values that are known to be four.
+_MAKE_INFO: Final[Callable[[Iterable[Any]], TensorInfo]] = functools.partial(tuple.__new__, TensorInfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +196,7 @@ def _join_columns(columns: Columns) -> dict[str, TensorInfo] | None:
     measured = [sizes[pair] for pair in zip(dtypes, shapes, strict=True)]
     if list(map(operator.sub, ends, starts)) != [size_bytes for _, size_bytes in measured]:
         return None
-    infos = map(TensorInfo, dtypes, [shape for shape, _ in measured], starts, ends)
+    infos = map(_MAKE_INFO, zip(dtypes, [shape for shape, _ in measured], starts, ends, strict=True))
     tensors = dict(zip(names, infos, strict=True))
     return None if len(tensors) < len(names) or METADATA_KEY in tensors else tensors
 
@@ -336,6 +341,9 @@ def _check_span(name: str, info: TensorInfo) -> None:
 
 
 def _check_layout(tensors: dict[str, TensorInfo], data_bytes: int) -> dict[str, TensorInfo]:
+    starts, ends = [info.start for info in tensors.values()], [info.end for info in tensors.values()]
+    if starts and starts[0] == 0 and starts[1:] == ends[:-1] and ends[-1] == data_bytes:
+        return tensors
     places = [(info.start, info.end, name) for name, info in tensors.items()]
     ordered = sorted(places)
     position = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ from conceptry.bases import FamilyId
 from conceptry.errors import UsageError
 from conceptry.formats.catalog import FORMATS
 from conceptry.formats.checkpoints import read_folder_header
+from conceptry.formats.collection import pause_collection
 from conceptry.formats.contract import Detection, Format
 from conceptry.formats.conversion import read_any_header
 from conceptry.formats.header import Header
@@ -89,6 +90,11 @@ def identify(path: Path) -> Identification:
         InvalidFileError: if it is no sound safetensors file, PyTorch pickle or picture with an embedding; what it is
             instead is named. A pickle is read in an isolated process and never run.
     """
+    with pause_collection():
+        return _identify(path)
+
+
+def _identify(path: Path) -> Identification:
     if is_model_folder(path):
         return identify_header(read_folder_header(path))
     members = list_members(path)
@@ -127,16 +133,27 @@ def identify_header(header: Header) -> Identification:
 
 def find_format(header: Header) -> tuple[Format, Detection] | None:
     """Returns the first row that explains every tensor, else the one that explains most; None where none does."""
-    best: tuple[Format, Detection] | None = None
-    for row in FORMATS:
+    partial: list[tuple[int, Format, Detection]] = []
+    for place, row in _list_likely_first(header):
         detection = row.detect(header)
         if detection is None or not (detection.roles or detection.claims):
             continue
         if len(detection.roles) == len(header.tensors):
             return row, detection
-        if best is None or _rank(detection) > _rank(best[1]):
-            best = (row, detection)
-    return best
+        partial.append((place, row, detection))
+    best = max(partial, key=lambda found: (*_rank(found[2]), -found[0]), default=None)
+    return best[1:] if best else None
+
+
+def _list_likely_first(header: Header) -> Iterator[tuple[int, Format]]:
+    """Gives the rows with their places, those that cannot explain every tensor after all others."""
+    unlikely = []
+    for place, row in enumerate(FORMATS):
+        if row.can_explain_all(header):
+            yield place, row
+        else:
+            unlikely.append((place, row))
+    yield from unlikely
 
 
 def _rank(detection: Detection) -> tuple[int, int]:

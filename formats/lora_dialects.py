@@ -20,12 +20,20 @@ from conceptry.formats.adapter_configs import (
     read_config_file,
     read_embedded_config,
 )
-from conceptry.formats.companions import Companions, find_companions
+from conceptry.formats.companions import Companions, can_be_companion, find_companions
 from conceptry.formats.contract import Detection, Format, Reading, ReadRequest, share_of
 from conceptry.formats.data_files import load_table
 from conceptry.formats.header import Header
 from conceptry.formats.lora import LoraContents, LoraModule, check_lora
-from conceptry.formats.lora_keys import Dialect, Key, KeySet, list_dialects, parse_keys, split_suffix
+from conceptry.formats.lora_keys import (
+    Dialect,
+    Key,
+    KeySet,
+    find_foreign,
+    list_dialects,
+    parse_keys,
+    split_suffix,
+)
 from conceptry.formats.lora_reading import NOTHING_SAID, match_parts, read_module
 from conceptry.formats.tensors import read_tensors
 from conceptry.formats.triggers import find_triggers
@@ -43,6 +51,7 @@ def list_lora_formats() -> tuple[Format, ...]:
             kind="lora",
             title=f"low-rank adapter, {dialect.title}",
             detect=partial(detect_lora, dialect=dialect),
+            can_explain_all=partial(_can_explain_all, dialect=dialect),
             read=partial(read_lora_dialect, dialect=dialect),
             stored_kind="lora",
         )
@@ -51,6 +60,10 @@ def list_lora_formats() -> tuple[Format, ...]:
 
 
 # --- what is it? ---------------------------------------------------------------------------------------------------
+
+
+def _can_explain_all(header: Header, *, dialect: Dialect) -> bool:
+    return all(map(can_be_companion, find_foreign(header, dialect)))
 
 
 def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:

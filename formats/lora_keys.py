@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -46,15 +46,21 @@ class Dialect:
     flat: bool
     prefixes: tuple[tuple[str, str], ...]
     ends: re.Pattern[str] | None = None
-    marks: re.Pattern[str] | None = None
+    marks: tuple[re.Pattern[str], ...] = ()
     rewrites: tuple[tuple[re.Pattern[str], str], ...] = ()
     alpha: str | None = None
     """Where the scale is told when no tensor does: ``metadata``, ``config`` or nowhere."""
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """What the names of its tensors may begin with."""
+        return tuple(prefix for prefix, _ in self.prefixes)
+
     def applies(self, names: str, metadata: Iterable[str]) -> bool:
         """Returns whether a file with these names, one a line, shows what sets this dialect apart from others."""
-        marks = self.marks
-        return marks is None or bool(marks.search(names) or any(map(marks.search, metadata)))
+        return not self.marks or any(
+            mark.search(names) or any(map(mark.search, metadata)) for mark in self.marks
+        )
 
     def rewrite(self, names: str) -> str:
         """Returns tensor names, one a line, in the spelling that the rest of the reader knows."""
@@ -84,16 +90,13 @@ def list_dialects() -> Mapping[str, Dialect]:
 
 
 def _make_dialect(id: str, row: Mapping[str, Any]) -> Dialect:
-    def join(key: str, end: str) -> re.Pattern[str] | None:
-        return re.compile("|".join(f"(?:{one}){end}" for one in row[key]), _BY_LINE) if key in row else None
-
     return Dialect(
         id=id,
         title=row["title"],
         flat=row["flat"],
         prefixes=tuple((prefix, component) for prefix, component in row["prefixes"]),
-        ends=join("ends", "$"),
-        marks=join("marks", ""),
+        ends=re.compile("|".join(f"(?:{one})$" for one in row["ends"]), _BY_LINE) if "ends" in row else None,
+        marks=tuple(re.compile(mark, _BY_LINE) for mark in row.get("marks", ())),
         rewrites=tuple((re.compile(one, _BY_LINE), other) for one, other in row.get("rewrites", ())),
         alpha=row.get("alpha"),
     )
@@ -260,18 +263,35 @@ def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None)
     return KeySet(keys, modules, verdict)
 
 
-def _collect(header: Header, dialect: Dialect) -> _Parsed:
-    tensors = header.tensors
-    names = "\n".join(tensors)
-    prefixes = tuple(prefix for prefix, _ in dialect.prefixes)
+def find_foreign(header: Header, dialect: Dialect) -> Iterator[str]:
+    """Gives the tensors whose names cannot be of ``dialect``; those that it gives not may be of it."""
+    prefixes, suffixes = dialect.starts, _map_suffixes(dialect.ends)
+    cuts = _cut_all(header, dialect)
+    if not cuts:
+        yield from header.tensors
+    for name, (stem, suffix) in zip(header.tensors, cuts, strict=False):
+        if suffix not in suffixes or not stem.startswith(prefixes):
+            yield name
+
+
+def _cut_all(header: Header, dialect: Dialect) -> tuple[tuple[str, str], ...]:
+    """Returns each name cut at its suffix, as ``dialect`` rewrites it; nothing where the dialect does not apply."""
+    names = "\n".join(header.tensors)
     rewritten = dialect.rewrite(names)
-    if not any(map(rewritten.__contains__, prefixes)) or not dialect.applies(names, header.metadata):
-        return []
+    if not names or not any(map(rewritten.__contains__, dialect.starts)):
+        return ()
+    if not dialect.applies(names, header.metadata):
+        return ()
     if _SIDE in names:
-        rewritten = "\n".join(_spell_sides(rewritten.split("\n"), tensors))
-    suffixes = _map_suffixes(dialect.ends)
+        rewritten = "\n".join(_spell_sides(rewritten.split("\n"), header.tensors))
+    return _cut_names(rewritten)
+
+
+def _collect(header: Header, dialect: Dialect) -> _Parsed:
+    prefixes, suffixes = dialect.starts, _map_suffixes(dialect.ends)
     stems: dict[str, _Parts] = {}
-    for name, (stem, suffix) in zip(tensors, _cut_names(rewritten) if tensors else (), strict=True):
+    # None at all where the dialect does not apply.
+    for name, (stem, suffix) in zip(header.tensors, _cut_all(header, dialect), strict=False):
         if suffix in suffixes and stem.startswith(prefixes):
             algorithm, part = suffixes[suffix]
             parts = stems.get(stem)

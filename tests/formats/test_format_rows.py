@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from conceptry.errors import NotFoundError
 from conceptry.formats import lora_keys
 from conceptry.formats.catalog import FORMATS
 from conceptry.formats.contract import Format
@@ -26,6 +28,7 @@ from conceptry.formats.header import Header, TensorInfo
 from conceptry.formats.identify import identify
 from conceptry.formats.lora_keys import list_dialects
 from conceptry.kinds import KIND_BY_ID
+from tests.formats.corpus import draw_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 Shape = tuple[int, ...]
@@ -100,10 +103,30 @@ def test_dialect_explains_a_module_under_each_of_its_prefixes(dialect: lora_keys
     assert spelled
     for shapes in spelled:
         # What sets a dialect apart may be a tensor or a metadata key: here it is a key.
-        mark = data.draw(st.from_regex(dialect.marks)) if dialect.marks else "format"
+        mark = data.draw(st.one_of(map(st.from_regex, dialect.marks))) if dialect.marks else "format"
         found = row.detect(header_of(shapes, {mark: ""}))
         assert found is not None, shapes
         assert found.roles.keys() == shapes.keys()
+
+
+def test_row_that_says_it_cannot_explain_all_of_a_file_never_does() -> None:
+    unlikely = 0
+    for case in draw_cases(24):
+        header = header_of(case.shapes, case.metadata)
+        for row in FORMATS:
+            if not row.can_explain_all(header):
+                unlikely += 1
+                found = row.detect(header)
+                assert found is None or len(found.roles) < len(case.shapes), (row.id, case.kind)
+    assert unlikely
+
+
+def test_identifying_leaves_the_collector_as_it_was(tmp_path: Path) -> None:
+    for is_on in (False, True):
+        (gc.enable if is_on else gc.disable)()
+        with pytest.raises(NotFoundError):
+            identify(tmp_path / "missing.safetensors")
+        assert gc.isenabled() is is_on
 
 
 @pytest.mark.parametrize("id", load_table("recognised"))
