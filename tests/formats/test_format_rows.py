@@ -112,7 +112,7 @@ def test_dialect_explains_a_module_under_each_of_its_prefixes(dialect: lora_keys
 def test_row_that_says_it_cannot_explain_all_of_a_file_never_does() -> None:
     unlikely = 0
     for case in draw_cases(24):
-        header = header_of(case.shapes, case.metadata)
+        header = header_of(case.shapes, dict(case.metadata))
         for row in FORMATS:
             if not row.can_explain_all(header):
                 unlikely += 1
