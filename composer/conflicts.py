@@ -28,6 +28,7 @@ from conceptry.composer.word_conflicts import (
 from conceptry.errors import UsageError
 from conceptry.formats.lora import read_lora
 from conceptry.formats.lora_modules import LoraModule
+from conceptry.formats.original_names import spell_as_diffusers
 
 # How many times chance an overlap is before it is worth a look, and before it is a conflict (composition.md 6.1).
 NOTICEABLE: Final = 3.0
@@ -113,7 +114,8 @@ def list_deltas(member: PlannedMember) -> Deltas:
     for part in member.build.parts:
         for file in part.files if part.kind == "lora" else ():
             if file.role == "weights":
-                for name, module in read_lora(member.concept.locate(file)).modules.items():
+                modules = read_lora(member.concept.locate(file)).modules
+                for name, module in spell_as_diffusers(modules, member.build.base.family).items():
                     if has_factors(module):
                         found[name] = functools.partial(_read, module, member.strength)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +22,9 @@ from conceptry.errors import IncompatibleError, UsageError
 from conceptry.formats.embedding import EmbeddingContents, read_embedding
 from conceptry.formats.export_contract import Writer, WriteRequest, Written
 from conceptry.formats.exporting import SUFFIX, ExportPlan, write_for
-from conceptry.formats.lora import LoraContents, read_lora
+from conceptry.formats.lora import LoraContents, LoraModule, read_lora
 from conceptry.formats.modelspec import make_metadata
+from conceptry.formats.original_names import is_original, spell_as_diffusers
 from conceptry.formats.sidecars import Sidecar
 from conceptry.formats.tensors import RawTensor
 from conceptry.kinds import KindId
@@ -128,7 +129,7 @@ def _describe_member(member: PlannedMember) -> dict[str, object]:
 def _gather_contents(
     plan: Plan, open_base: OpenBase
 ) -> Iterator[tuple[KindId, LoraContents | EmbeddingContents]]:
-    shares: dict[str, list[Share]] = {}
+    adapters: list[tuple[PlannedMember, Mapping[str, LoraModule]]] = []
     rows: dict[tuple[ComponentName, Placeholder], RawTensor] = {}
     for member in plan.members:
         for part in member.build.parts:
@@ -139,16 +140,28 @@ def _gather_contents(
                 )
             for path in (member.concept.locate(file) for file in part.files if file.role == "weights"):
                 if part.kind == "lora":
-                    for name, module in read_lora(path).modules.items():
-                        strength = member.strength * member.use.find_share(name)
-                        shares.setdefault(name, []).append(Share(strength, module))
+                    adapters.append((member, read_lora(path).modules))
                 else:
                     rows |= _read_rows(member, path, open_base)
-    modules = sum_modules(shares, _make_finder(open_base))
+    modules = sum_modules(_list_shares(adapters, plan.identity.family), _make_finder(open_base))
     if modules:
         yield "lora", LoraContents(modules=modules)
     if rows:
         yield "embedding", EmbeddingContents(rows=rows)
+
+
+def _list_shares(
+    adapters: Sequence[tuple[PlannedMember, Mapping[str, LoraModule]]], family: str
+) -> dict[str, list[Share]]:
+    """Returns what each adapter adds to each layer; names are diffusers' where theirs differ, or blocks are told."""
+    authors = {any(is_original(name, family) for name in modules) for _, modules in adapters}
+    renamed = len(authors) > 1 or any(member.use.parts for member, _ in adapters)
+    shares: dict[str, list[Share]] = {}
+    for member, modules in adapters:
+        for name, module in (spell_as_diffusers(modules, family) if renamed else modules).items():
+            strength = member.strength * member.use.find_share(name)
+            shares.setdefault(name, []).append(Share(strength, module))
+    return shares
 
 
 def _make_finder(open_base: OpenBase) -> Callable[[str], Tensor | None]:

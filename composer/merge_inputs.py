@@ -24,6 +24,7 @@ from conceptry.formats.embedding import read_embedding
 from conceptry.formats.full_files import read_values
 from conceptry.formats.lora import read_lora
 from conceptry.formats.lora_modules import LoraModule
+from conceptry.formats.original_names import spell_as_diffusers
 from conceptry.formats.planes import FindTensor
 from conceptry.formats.tensors import RawTensor
 from conceptry.manifest import Part
@@ -187,7 +188,7 @@ def _iter_files(member: PlannedMember, part: Part) -> Iterator[Path]:
 
 def _read_modules(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
     for path in _iter_files(member, part):
-        yield from read_lora(path).modules.items()
+        yield from spell_as_diffusers(read_lora(path).modules, member.build.base.family).items()
 
 
 def _read_rows(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:

@@ -41,6 +41,7 @@ from conceptry.formats.checks import Rows
 from conceptry.formats.embedding import read_embedding
 from conceptry.formats.full_files import read_values
 from conceptry.formats.lora import LoraModule, read_lora
+from conceptry.formats.original_names import is_original, spell_as_diffusers
 from conceptry.formats.rank_one import read_rank_one
 from conceptry.manifest import Part, RankOneMethod
 from conceptry.names import Placeholder
@@ -244,7 +245,8 @@ def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
         pack = load_pack(path)
         if pack is not None and _gather_pack(found, pack, parts):
             continue
-        for name, module in read_lora(path).modules.items():
+        family = found.member.build.base.family
+        for name, module in spell_as_diffusers(read_lora(path).modules, family).items():
             component, _, place = name.partition(".")
             root = parts.get(ComponentName(component))
             layer = find_module(root, place) if root is not None else None
@@ -270,6 +272,8 @@ def _gather_pack(found: Gathered, pack: Pack, parts: Mapping[ComponentName, nn.M
         root = parts.get(ComponentName(component))
         outer = find_module(root, place) if root is not None else None
         if outer is None:
+            if is_original(module.name, found.member.build.base.family):
+                return False
             unmatched.append(module.name)
             continue
         layer = unwrap_layer(outer)

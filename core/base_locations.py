@@ -156,6 +156,7 @@ _FAMILY_BY_TRANSFORMER: Final = {
     "SD3Transformer2DModel": FamilyId("sd3"),
     "FluxTransformer2DModel": FamilyId("flux"),
     "QwenImageTransformer2DModel": FamilyId("qwen_image"),
+    "WanTransformer3DModel": FamilyId("wan"),
     "ZImageTransformer2DModel": FamilyId("z_image"),
 }
 """For pipelines of other widths, or without one of their text encoders."""

@@ -15,6 +15,7 @@ from conceptry.formats.export_names import make_speller
 from conceptry.formats.export_peft import MAGNITUDE, find_commonest, make_config
 from conceptry.formats.lora import LoraContents, LoraModule
 from conceptry.formats.module_names import TEXT_LEVEL
+from conceptry.formats.original_names import spell_as_diffusers
 from conceptry.formats.tensors import RawTensor
 
 DIFFUSERS_NAME: Final = "pytorch_lora_weights.safetensors"
@@ -22,6 +23,7 @@ PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
 _PLAIN: Final = frozenset({"lora", "locon"})
+_AUTHORS_NAMES: Final = "transformer original"
 # transformers 5 dropped ``text_model.`` from CLIPTextModel; the one with a projection, which SD3 has first, kept it.
 _FIRST_ENCODER: Final = "text_encoder"
 _PROJECTING: Final = frozenset({"sd3"})
@@ -107,11 +109,14 @@ def _prepare(request: WriteRequest, program: str) -> Prepared:
     contents = request.contents
     if not isinstance(contents, LoraContents):
         raise IncompatibleError(f"{type(contents).__name__} is no adapter")
+    modules = contents.modules
+    if _AUTHORS_NAMES not in load_table("spellings")[program]["prefixes"]:
+        modules = spell_as_diffusers(modules, request.family)
     # Names first: what has none is refused before anything is computed.
-    speller = make_speller(program, request.family, contents.modules)
-    for name in contents.modules:
+    speller = make_speller(program, request.family, modules)
+    for name in modules:
         speller.spell(name)
-    return prepare_modules(program, contents.modules, request.family, lossy=request.lossy)
+    return prepare_modules(program, modules, request.family, lossy=request.lossy)
 
 
 def _group(modules: Mapping[str, LoraModule]) -> dict[str, dict[str, LoraModule]]:

@@ -107,6 +107,15 @@ class RawTensor:
         """Returns the same bytes under another shape; nothing is read. Raises InvalidFileError if they do not fit."""
         return RawTensor(self.dtype, shape, self._source)
 
+    def cut_rows(self, first: int, last: int) -> RawTensor:
+        """Returns the rows from ``first`` to before ``last``; what lies in a file stays there."""
+        row = len(self._source) // self.shape[0]
+        start, size = first * row, (last - first) * row
+        shape = (last - first, *self.shape[1:])
+        if isinstance(self._source, FileRange):
+            return RawTensor(self.dtype, shape, FileRange(self._source.file, self._source.start + start, size))
+        return RawTensor(self.dtype, shape, memoryview(self._source.read())[start : start + size])
+
     @classmethod
     def from_numpy(cls, array: np.ndarray[Any, Any]) -> RawTensor:
         """Returns the tensor with the values of ``array``, bit for bit.

@@ -1,4 +1,4 @@
-"""SD3, Flux, Qwen-Image and Z-Image in their published configurations, with two blocks, narrow, with random weights."""
+"""SD3, Flux, Qwen-Image, Wan and Z-Image in their published configurations: two blocks, narrow, random weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -16,6 +17,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -28,6 +31,8 @@ from transformers import (
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tests.fakes.pipelines import make_text_config, make_tokenizer
@@ -143,6 +148,29 @@ def _make_qwen_image() -> Any:
     )
 
 
+def _make_wan() -> Any:
+    tokenizer = make_tokenizer(_TOKENS)
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=1
+    )
+    return WanPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKLWan(
+            base_dim=8, z_dim=16, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False]
+        ).eval(),
+        text_encoder=UMT5EncoderModel(config).eval(),
+        tokenizer=tokenizer,
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            text_dim=WIDTH,
+            freq_dim=16,
+            ffn_dim=64,
+            num_layers=2,
+        ).eval(),
+    )
+
+
 def _make_z_image() -> Any:
     tokenizer = make_tokenizer(_TOKENS)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -178,9 +206,11 @@ _MAKERS: Final[Mapping[str, Callable[[], Any]]] = {
     "sd3": _make_sd3,
     "flux": _make_flux,
     "qwen_image": _make_qwen_image,
+    "wan": _make_wan,
     "z_image": _make_z_image,
 }
-FAMILIES: Final = tuple(_MAKERS)
+FAMILIES: Final = ("sd3", "flux", "qwen_image", "z_image")
+"""Those that are trained here."""
 
 
 def make_flow_pipeline(family: str, *, seed: int = 0) -> Any:
