@@ -197,6 +197,11 @@ def _refuse_steering(composition: Composition) -> None:
 
 def _refuse_gates(plan: Plan) -> None:
     for member in plan.members:
+        if "hypernetwork" in member.build.kinds:
+            raise IncompatibleError(
+                f"{member.concept.label} cannot be put into weights: a hypernetwork has activations between its layers",
+                hint=f"attach it where it is used, or {_AS_IT_IS}",
+            )
         if "rank_one" in member.build.kinds:
             raise IncompatibleError(
                 f"{member.concept.label} cannot be put into weights: its gates open anew for each token "

@@ -107,7 +107,9 @@ class _Stack:
         self._handles.append(denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True))
         for path, attention in attentions.items():
             for projection in (attention.to_k, attention.to_v):
-                self._handles.append(projection.register_forward_pre_hook(self._make_hook(path)))
+                # Before a hypernetwork's, whose outcome is no text encoding any more.
+                hook = self._make_hook(path)
+                self._handles.append(projection.register_forward_pre_hook(hook, prepend=True))
 
     def forget(self) -> None:
         self._context, self._contexts = None, {}

@@ -56,6 +56,9 @@ def find_idle_parts(plan: Plan) -> tuple[str, ...]:
     found = []
     for member in plan.members:
         # A gate is one for all layers, so that its share is that of the whole component.
+        # Where a hypernetwork stands, the base says: at every attention that reads something of its width.
+        if "hypernetwork" in member.build.kinds:
+            continue
         is_gated = set(member.build.kinds) == {"rank_one"}
         names = ("unet",) if is_gated else list_changed_modules(member) if member.use.parts else ()
         found += [

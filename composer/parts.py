@@ -15,6 +15,7 @@ from conceptry.bases import ComponentName
 from conceptry.composer.deltas import DeltaPatch, is_factored, load_factors, require_place
 from conceptry.composer.full import FullPatch, WeightPatch, require_tensor
 from conceptry.composer.hooks import Patch
+from conceptry.composer.hypernetworks import HypernetworkPatch, Pair, find_attention, load_pairs
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
 from conceptry.composer.packs import Pack, cut_factors, load_pack
@@ -40,6 +41,7 @@ from conceptry.errors import ConceptryError, IncompatibleError
 from conceptry.formats.checks import Rows
 from conceptry.formats.embedding import read_embedding
 from conceptry.formats.full_files import read_values
+from conceptry.formats.hypernetwork import read_hypernetwork
 from conceptry.formats.lora import LoraModule, read_lora
 from conceptry.formats.original_names import is_original, spell_as_diffusers
 from conceptry.formats.rank_one import read_rank_one
@@ -59,6 +61,9 @@ class Gathered:
     lora: dict[ComponentName, dict[str, LoraFactors]] = field(default_factory=dict)
     deltas: dict[ComponentName, dict[str, LoraModule]] = field(default_factory=dict)
     edits: list[RankOneEdit] = field(default_factory=list)
+    networks: dict[str, Pair] = field(default_factory=dict)
+    """By path of the attention in the UNet."""
+
     applied: int = 0
     unmatched: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -94,6 +99,8 @@ class Gathered:
             raise _refuse_fusing(self.member, "its gates open anew for each token (arXiv 2305.01644)")
         if fused and any(token.layers is not None for token in self.tokens):
             raise _refuse_fusing(self.member, "each layer reads its words in another way (arXiv 2303.09522)")
+        if fused and self.networks:
+            raise _refuse_fusing(self.member, "a hypernetwork has activations between its layers")
         parts, strength = list_components(pipeline), self.member.strength
         tokens = TokenPatch(pipeline, self.tokens, strength=strength)
         patches: list[Patch] = [tokens] if self.tokens else []
@@ -104,6 +111,8 @@ class Gathered:
             patches += self._share(name, factors, make)
         for name, modules in self.deltas.items():
             patches += self._share(name, modules, partial(DeltaPatch, parts[name]))
+        if self.networks:
+            patches += self._share(UNET, self.networks, partial(HypernetworkPatch, parts[UNET]))
         layers = [layer for token in self.tokens for layer in token.layers or ()]
         if layers:
             patches.append(LayeredPatch(pipeline, tokens, layers))
@@ -306,9 +315,27 @@ def _gather_full(found: Gathered, part: Part, pipeline: Pipeline) -> None:
             found.applied += 1
 
 
+# --- what attention reads: hypernetwork ----------------------------------------------------------------------------
+
+
+def _gather_hypernetwork(found: Gathered, part: Part, pipeline: Pipeline) -> None:
+    root = list_components(pipeline).get(UNET)
+    places = find_attention(root) if root is not None else {}
+    for path in _iter_files(found, part):
+        contents = read_hypernetwork(path)
+        for width, pair in load_pairs(contents).items():
+            paths = [place for place, reads in places.items() if reads == width]
+            if not paths:
+                found.unmatched.append(f"{width}")
+                continue
+            found.networks |= dict.fromkeys(paths, pair)
+            found.applied += pair.tensors
+
+
 _GATHER: Final[Mapping[str, Callable[[Gathered, Part, Pipeline], None]]] = {
     "embedding": _gather_embedding,
     "rank_one": _gather_rank_one,
     "lora": _gather_lora,
     "full": _gather_full,
+    "hypernetwork": _gather_hypernetwork,
 }

@@ -17,6 +17,7 @@ from conceptry.composer.guards import (
     refuse_joined,
 )
 from conceptry.composer.hooks import Patch
+from conceptry.composer.hypernetworks import HypernetworkPatch
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.pipelines import Pipeline, list_components, list_text_encoders
 from conceptry.composer.rank_one import RankOnePatch
@@ -68,4 +69,6 @@ def _find_hooked(patches: Sequence[Patch], pipeline: Pipeline) -> set[ComponentN
             found |= encoders
         elif isinstance(patch, LayeredPatch | RankOnePatch):
             found |= {*encoders, ComponentName("unet")}
+        elif isinstance(patch, HypernetworkPatch):
+            found.add(ComponentName("unet"))
     return found

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from conceptry.bases import Fit
 
-KindId = Literal["embedding", "rank_one", "lora", "full"]
+KindId = Literal["embedding", "rank_one", "lora", "full", "hypernetwork"]
 AlgorithmId = Literal[
     "lora",
     "locon",
@@ -28,6 +28,33 @@ AlgorithmId = Literal[
     "boft_peft",
 ]
 """How a module of kind ``lora`` is stored: ids of the table in formats/algorithms.py."""
+
+ActivationId = Literal[
+    "linear",
+    "relu",
+    "leakyrelu",
+    "elu",
+    "swish",
+    "tanh",
+    "sigmoid",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "hardshrink",
+    "softshrink",
+    "tanhshrink",
+    "softplus",
+    "softsign",
+    "logsigmoid",
+    "relu6",
+    "rrelu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+]
+"""What stands between the layers of a hypernetwork, in the words of A1111; its "swish" is the hard one."""
 
 ScaleRule = Literal["alpha/rank", "alpha/sqrt(rank)", "one", "none", "constraint"]
 """Where an effective scale came from: alpha by rank, or by its root (arXiv 2312.03732); nobody says anything, which all
@@ -84,6 +111,15 @@ KINDS: Final[tuple[Kind, ...]] = (
         paper="arXiv 2208.12242",
         edits="all weights that differ from the base",
         default_fit=Fit.LINEAGE,
+        expands_placeholder=False,
+        single_token_superclass=False,
+    ),
+    Kind(
+        id="hypernetwork",
+        title="hypernetwork",
+        paper="NovelAI, Improvements on Stable Diffusion (2022); as A1111 stores it",
+        edits="what keys and values of attention read, by a small network for each width",
+        default_fit=Fit.ARCHITECTURE,
         expands_placeholder=False,
         single_token_superclass=False,
     ),

@@ -32,10 +32,12 @@ from conceptry.fields import (
     check_member_path,
     parsed_by,
 )
+from conceptry.kinds import KindId
 from conceptry.methods import (
     EmbeddingMethod,
     FullMethod,
     Gate,
+    HypernetworkMethod,
     LoraMethod,
     Method,
     Packing,
@@ -54,6 +56,7 @@ __all__ = [
     "FingerprintModel",
     "FullMethod",
     "Gate",
+    "HypernetworkMethod",
     "License",
     "LoraMethod",
     "Manifest",
@@ -153,7 +156,7 @@ class File(Model):
 class Part(Model):
     """What one kind stores; most builds have one part, pivotal tuning has two."""
 
-    kind: Literal["embedding", "rank_one", "lora", "full"]
+    kind: KindId
     method: Method
     files: Annotated[tuple[File, ...], Field(min_length=1)]
 

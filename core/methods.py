@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from conceptry.fields import DigestText, Model, Number, Positive, ShortText
-from conceptry.kinds import AlgorithmId, ScaleRule
+from conceptry.kinds import ActivationId, AlgorithmId, ScaleRule
 
 MAX_RANKS: Final = 1024
 MAX_BASE_FILES: Final = 64
@@ -137,4 +137,39 @@ class FullMethod(Model):
         return next((one for one in self.packing or () if one.component == component), None)
 
 
-Method = Annotated[EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod, Field(discriminator="kind")]
+Share = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
+
+
+class HypernetworkMethod(Model):
+    """Small networks h before keys and values, k = W_K (x + s h_k(x)): one pair for each width of what is read."""
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    cross_attention: tuple[Positive, ...] = ()
+    """Widths of text encodings whose keys and values have a network."""
+
+    self_attention: tuple[Positive, ...] = ()
+    """Widths of the denoiser's own states whose keys and values have one."""
+
+    structure: Annotated[tuple[Share, ...], Field(min_length=2, max_length=64)]
+    """How wide the input and each layer's output are, as shares of the input's width."""
+
+    activation: ActivationId = "linear"
+    activate_output: bool = True
+    """The last layer has the activation, too."""
+
+    layer_norm: bool = False
+
+    @model_validator(mode="after")
+    def _stand_somewhere(self) -> HypernetworkMethod:
+        widths = (*self.cross_attention, *self.self_attention)
+        if not widths or len(set(widths)) != len(widths):
+            raise ValueError(f"widths {list(widths)} are not one or more different ones")
+        if (self.structure[0], self.structure[-1]) != (1, 1):
+            raise ValueError(f"the structure {list(self.structure)} does not begin and end with 1")
+        return self
+
+
+Method = Annotated[
+    EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod | HypernetworkMethod,
+    Field(discriminator="kind"),
+]

@@ -1,4 +1,4 @@
-"""The stored forms of the four kinds as rows of FORMATS: their metadata says what they are."""
+"""The stored forms of all kinds as rows of FORMATS: their metadata says what they are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from conceptry.formats.families import judge_claims
 from conceptry.formats.full import read_full
 from conceptry.formats.full_files import open_component
 from conceptry.formats.header import Header
+from conceptry.formats.hypernetwork import read_hypernetwork
 from conceptry.formats.lora import read_lora
 from conceptry.formats.rank_one import read_rank_one
 from conceptry.formats.triggers import find_triggers
@@ -27,6 +28,7 @@ _READERS: Final[tuple[tuple[KindId, Callable[[Path], Contents]], ...]] = (
     ("rank_one", read_rank_one),
     ("lora", read_lora),
     ("full", read_full),
+    ("hypernetwork", read_hypernetwork),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from conceptry.formats.a1111_hypernetworks import list_hypernetwork_formats
 from conceptry.formats.canonical import list_canonical_formats
 from conceptry.formats.checkpoints import list_checkpoint_formats
 from conceptry.formats.contract import Format
@@ -22,6 +23,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     *list_custom_diffusion_formats(),
     *list_perfusion_formats(),
     *list_svdiff_formats(),
+    *list_hypernetwork_formats(),
     *list_checkpoint_formats(),
     *list_recognised_formats(),
     *list_embedding_formats(),

@@ -11,12 +11,13 @@ from conceptry.digests import Digest
 from conceptry.formats.embedding import EmbeddingContents
 from conceptry.formats.full import FullContents
 from conceptry.formats.header import Header
+from conceptry.formats.hypernetwork import HypernetworkContents
 from conceptry.formats.lora import LoraContents
 from conceptry.formats.rank_one import RankOneContents
 from conceptry.kinds import KindId
 from conceptry.names import Placeholder
 
-Contents = EmbeddingContents | RankOneContents | LoraContents | FullContents
+Contents = EmbeddingContents | RankOneContents | LoraContents | FullContents | HypernetworkContents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

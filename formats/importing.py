@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from conceptry.bases import find_family
 from conceptry.concepts import MANIFEST_NAME
 from conceptry.errors import ConflictError, StoreError, UsageError
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
 from conceptry.formats.full import FullContents, name_full_file, write_full
+from conceptry.formats.hypernetwork import HYPERNETWORK_NAME, HypernetworkContents, write_hypernetwork
 from conceptry.formats.import_plans import ImportPlan, ImportSettings, plan_import, refuse_invalid
 from conceptry.formats.lora import LORA_NAME, LoraContents, write_lora
 from conceptry.formats.lora_methods import describe_modules
@@ -20,7 +22,7 @@ from conceptry.formats.packages import describe_file
 from conceptry.formats.rank_one import RANK_ONE_NAME, RankOneContents, write_rank_one
 from conceptry.kinds import KindId
 from conceptry.manifest import Build, EmbeddingMethod, FullMethod, Manifest, Part, Provenance
-from conceptry.methods import Gate, RankOneMethod
+from conceptry.methods import Gate, HypernetworkMethod, RankOneMethod
 
 IMPORT_EXTENSION: Final = "conceptry.import"
 LAYERED_NAME: Final = "embedding_layers.safetensors"
@@ -103,6 +105,8 @@ def _write_parts(plan: ImportPlan, folder: Path) -> Iterator[Part]:
             yield _write_embedding(plan, contents, folder)
         elif isinstance(contents, RankOneContents):
             yield _write_rank_one(plan, contents, folder)
+        elif isinstance(contents, HypernetworkContents):
+            yield _write_hypernetwork(plan, contents, folder)
     if full:
         yield _write_full(plan, full, folder)
 
@@ -148,6 +152,21 @@ def _write_rank_one(plan: ImportPlan, contents: RankOneContents, folder: Path) -
         covariance=covariance,
     )
     return Part(kind="rank_one", method=method, files=(describe_file(path, written=written),))
+
+
+def _write_hypernetwork(plan: ImportPlan, contents: HypernetworkContents, folder: Path) -> Part:
+    path = folder / HYPERNETWORK_NAME
+    written = write_hypernetwork(path, contents, _make_metadata(plan, "hypernetwork"))
+    text_width = find_family(plan.base.family).context_width
+    method = HypernetworkMethod(
+        cross_attention=tuple(width for width in contents.widths if width == text_width),
+        self_attention=tuple(width for width in contents.widths if width != text_width),
+        structure=contents.structure,
+        activation=contents.activation,
+        activate_output=contents.activate_output,
+        layer_norm=contents.layer_norm,
+    )
+    return Part(kind="hypernetwork", method=method, files=(describe_file(path, written=written),))
 
 
 def _write_full(plan: ImportPlan, contents: Sequence[FullContents], folder: Path) -> Part:

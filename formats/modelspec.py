@@ -14,6 +14,7 @@ _SUFFIXES: Final[dict[KindId, str]] = {
     "rank_one": "/rank-one",
     "lora": "/lora",
     "full": "",
+    "hypernetwork": "/hypernetwork",
 }
 
 

@@ -29,7 +29,14 @@ from conceptry.composer.pipelines import encode_prompts
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
 from tests.composer.test_fusing import make_dora
-from tests.fakes.concepts import make_embedding, make_full, make_layered, make_lora, make_rank_one
+from tests.fakes.concepts import (
+    make_embedding,
+    make_full,
+    make_hypernetwork,
+    make_layered,
+    make_lora,
+    make_rank_one,
+)
 from tests.fakes.forwards import measure_difference, run_components
 from tests.fakes.pipelines import make_pipeline, render
 
@@ -40,6 +47,7 @@ MAKERS: Final[dict[str, Callable[[Path, Any], Concept]]] = {
     "lora": make_lora,
     "dora": make_dora,
     "full": make_full,
+    "hypernetwork": make_hypernetwork,
 }
 FUSABLE: Final = ("embedding", "lora", "dora", "full")
 PROMPT: Final = "a <e> and a <p> and a <r>, zork cat"
@@ -149,7 +157,7 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.inside)
     @rule()
     def join_projections(self) -> None:
-        weights = {"lora", "dora", "full", "rank_one"} & self.inside.keys()
+        weights = {"lora", "dora", "full", "rank_one", "hypernetwork"} & self.inside.keys()
         if weights:
             with pytest.raises(IncompatibleError, match="fuse_qkv_projections"):
                 self.pipeline.fuse_qkv_projections()
@@ -255,7 +263,7 @@ def test_calls_that_would_break_what_is_inside_are_refused_and_work_again_after(
                 getattr(owner, call)()
             assert "detach" in str(caught.value.hint)
     pipeline.fuse_qkv_projections()
-    for kind in ("lora", "full", "rank_one"):
+    for kind in ("lora", "full", "rank_one", "hypernetwork"):
         with pytest.raises(IncompatibleError, match="fused into one layer"):
             attach(Composition(concepts[kind]), pipeline)
     with attach(Composition(concepts["embedding"]), pipeline):

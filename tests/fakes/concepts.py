@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,26 @@ import torch
 
 from conceptry.bases import BaseIdentity, find_family
 from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.hypernetworks import find_attention
 from conceptry.composer.lora import LoraFactors
 from conceptry.composer.pipelines import find_tensor, iter_cross_attention
 from conceptry.composer.tensors import from_torch
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
 from conceptry.formats.full import FullContents, name_full_file, write_full
+from conceptry.formats.hypernetwork import (
+    HYPERNETWORK_NAME,
+    TARGETS,
+    HyperLayer,
+    HypernetworkContents,
+    Target,
+    measure_layers,
+    write_hypernetwork,
+)
 from conceptry.formats.lora import LORA_NAME, LoraContents, LoraModule, write_lora
 from conceptry.formats.packages import describe_file
 from conceptry.formats.rank_one import RANK_ONE_NAME, RankOneContents, write_rank_one
+from conceptry.kinds import ActivationId
 from conceptry.manifest import Base, Manifest
 from tests.fakes.edits import make_edit, make_factors, make_rows
 
@@ -194,6 +206,59 @@ def make_full(folder: Path, pipeline: Any, *, seed: int = 14, **fields: Any) -> 
         {"kind": "full", "components": ["unet"], "changed_tensors": len(names), "total_tensors": 100},
         files=[file],
         tokens=fields.pop("tokens", [{"placeholder": "zork", "vectors": 0, "superclass": "cat"}]),
+        **fields,
+    )
+
+
+def make_hypernetwork(
+    folder: Path,
+    pipeline: Any,
+    *,
+    seed: int = 16,
+    structure: tuple[float, ...] = (1.0, 2.0, 1.0),
+    activation: ActivationId = "swish",
+    **fields: Any,
+) -> Concept:
+    """Returns a hypernetwork for every width that attention of the pipeline reads."""
+    generator = torch.Generator().manual_seed(seed)
+    normed, activate_output = fields.pop("layer_norm", True), fields.pop("activate_output", False)
+
+    def draw(*shape: int) -> Any:
+        return from_torch(torch.randn(shape, generator=generator) / shape[-1] ** 0.5)
+
+    networks: dict[tuple[int, Target], tuple[HyperLayer, ...]] = {}
+    for width in sorted(set(find_attention(pipeline.unet).values())):
+        sizes = measure_layers(width, structure)
+        for target in TARGETS:
+            networks[width, target] = tuple(
+                HyperLayer(
+                    weight=draw(outputs, inputs),
+                    bias=draw(outputs),
+                    norm_weight=draw(outputs) if normed else None,
+                    norm_bias=draw(outputs) if normed else None,
+                )
+                for inputs, outputs in pairwise(sizes)
+            )
+    contents = HypernetworkContents(
+        networks=networks, structure=structure, activation=activation, activate_output=activate_output
+    )
+    folder.mkdir(parents=True)
+    write_hypernetwork(folder / HYPERNETWORK_NAME, contents)
+    method = {
+        "kind": "hypernetwork",
+        "self_attention": contents.widths,
+        "structure": structure,
+        "activation": activation,
+        "activate_output": activate_output,
+        "layer_norm": normed,
+    }
+    return write_concept(
+        folder,
+        fields.pop("name", "test/hypernetwork"),
+        fields.pop("base", None) or describe_base(identify_pipeline(pipeline)),
+        method,
+        files=[HYPERNETWORK_NAME],
+        tokens=[],
         **fields,
     )
 

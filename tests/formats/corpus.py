@@ -281,7 +281,7 @@ def _draw_stranger(chance: random.Random) -> Case:
         ),
         (
             "hypernetwork",
-            None,
+            "a1111",
             "sd1",
             {f"768.{n}.linear.{k}.weight": (768, 768) for n in (0, 1) for k in (0, 1)},
         ),

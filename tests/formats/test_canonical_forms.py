@@ -1,4 +1,4 @@
-"""The stored forms of the four kinds: exact round trips, the same bytes each time, faults named."""
+"""The stored forms of all kinds: exact round trips, the same bytes each time, faults named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from conceptry.errors import InvalidFileError, NotFoundError
 from conceptry.formats.embedding import EmbeddingContents, read_embedding, write_embedding
 from conceptry.formats.full import FullContents, read_full, write_full
 from conceptry.formats.header import read_header
+from conceptry.formats.hypernetwork import (
+    HyperLayer,
+    HypernetworkContents,
+    read_hypernetwork,
+    write_hypernetwork,
+)
 from conceptry.formats.lora import LoraContents, LoraModule, read_lora, write_lora
 from conceptry.formats.modelspec import make_metadata
 from conceptry.formats.packages import describe_file
@@ -59,12 +65,36 @@ LORA = LoraContents(
 )
 FULL = FullContents(component=UNET, tensors={"conv_in.bias": ramp(320), f"{TO_K}.weight": ramp(320, 768)})
 
+
+def layer(inputs: int, outputs: int, *, norm: bool = True) -> HyperLayer:
+    behind = ramp(outputs) if norm else None
+    return HyperLayer(weight=ramp(outputs, inputs), bias=ramp(outputs), norm_weight=behind, norm_bias=behind)
+
+
+HYPERNETWORK = HypernetworkContents(
+    networks={
+        (width, target): (layer(width, int(1.5 * width)), layer(int(1.5 * width), width))
+        for width in (32, 77)
+        for target in ("keys", "values")
+    },
+    structure=(1.0, 1.5, 1.0),
+    activation="relu",
+    activate_output=False,
+)
+SMALL = {(8, "keys"): (layer(8, 8),), (8, "values"): (layer(8, 8),)}
+
+
+def hyper(**changes: Any) -> HypernetworkContents:
+    return HypernetworkContents(**{"networks": SMALL, "structure": (1.0, 1.0), **changes})
+
+
 FORMS: dict[str, tuple[Callable[..., object], Callable[[Path], Any], Any]] = {
     "embedding": (write_embedding, read_embedding, EMBEDDING),
     "per-layer embedding": (write_embedding, read_embedding, LAYERED),
     "rank_one": (write_rank_one, read_rank_one, RANK_ONE),
     "lora": (write_lora, read_lora, LORA),
     "full": (write_full, read_full, FULL),
+    "hypernetwork": (write_hypernetwork, read_hypernetwork, HYPERNETWORK),
 }
 each_form = pytest.mark.parametrize(("write", "read", "contents"), FORMS.values(), ids=FORMS.keys())
 
@@ -102,6 +132,30 @@ def test_other_files_are_refused(write: Any, read: Any, contents: Any, tmp_path:
 
 
 FAULTS: dict[str, tuple[Callable[..., object], Any, str]] = {
+    "hypernetwork: nothing": (write_hypernetwork, hyper(networks={}), "no network"),
+    "hypernetwork: keys alone": (
+        write_hypernetwork,
+        hyper(networks={(8, "keys"): (layer(8, 8),)}),
+        "no network for values",
+    ),
+    "hypernetwork: another width": (
+        write_hypernetwork,
+        hyper(networks={**SMALL, (8, "values"): (layer(8, 9),)}),
+        "[8, 8]",
+    ),
+    "hypernetwork: more layers": (write_hypernetwork, hyper(structure=(1.0, 2.0, 1.0)), "says 2"),
+    "hypernetwork: open end": (write_hypernetwork, hyper(structure=(1.0, 2.0)), "begin and end"),
+    "hypernetwork: one norm": (
+        write_hypernetwork,
+        hyper(networks={**SMALL, (8, "values"): (layer(8, 8, norm=False),)}),
+        "layer norm",
+    ),
+    "hypernetwork: strange activation": (write_hypernetwork, hyper(activation="prelu"), "'prelu'"),
+    "hypernetwork: NaN": (
+        write_hypernetwork,
+        hyper(networks={**SMALL, (8, "keys"): (replace(layer(8, 8), weight=bad(8, 8)),)}),
+        "NaN",
+    ),
     "embedding: NaN": (write_embedding, EmbeddingContents(rows={(TEXT, IMP): bad(1, 768)}), "NaN"),
     "embedding: nothing": (write_embedding, EmbeddingContents(rows={}), "no row"),
     "embedding: one dimension": (write_embedding, EmbeddingContents(rows={(TEXT, IMP): ramp(768)}), "shape"),

@@ -61,7 +61,7 @@ def test_a_control_adapter_comes_back_in_its_own_names_bit_for_bit(target: str, 
     again = plan_import(written.path, SETTINGS).reading.contents
     assert again == (kept,)
     weight = np.zeros((3072, 128), np.float32)
-    first, second = (one.modules["transformer.img_in"] for one in (kept, again[0]))  # type: ignore[union-attr]
+    first, second = (one.modules["transformer.img_in"] for one in (kept, again[0]))
     assert np.array_equal(
         np.asarray(dense_delta(first, weight.shape)), np.asarray(dense_delta(second, weight.shape))
     )

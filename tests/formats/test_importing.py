@@ -505,7 +505,7 @@ configs = st.sampled_from(
         st.tuples(shapes, values),
         max_size=6,
     ),
-    kind=st.sampled_from(["", "embedding", "lora", "rank_one", "full"]),
+    kind=st.sampled_from(["", "embedding", "lora", "rank_one", "full", "hypernetwork"]),
     config=configs,
     family=st.sampled_from([None, "sd1", "sdxl", "flux"]),
 )

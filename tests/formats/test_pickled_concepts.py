@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conceptry.digests import Digest
-from conceptry.errors import InvalidFileError, MissingAnswerError
+from conceptry.errors import MissingAnswerError
 from conceptry.formats.embedding import EMBEDDING_NAME, read_embedding
 from conceptry.formats.identify import identify
 from conceptry.formats.import_plans import ImportSettings, declare_base
@@ -38,30 +38,6 @@ def save_a1111(path: Path, rows: torch.Tensor) -> Path:
         "step": 1499,
         "sd_checkpoint": "cc6cb27103",
         "sd_checkpoint_name": "v1-5-pruned-emaonly",
-    }
-    torch.save(document, path)
-    return path
-
-
-def save_hypernetwork(path: Path) -> Path:
-    """Write what A1111 writes: a dict by width, and what its layers are like beside it."""
-
-    def network(width: int) -> dict[str, torch.Tensor]:
-        return {
-            "linear.0.weight": noise(2 * width, width),
-            "linear.0.bias": noise(2 * width),
-            "linear.1.weight": noise(width, 2 * width),
-            "linear.1.bias": noise(width),
-        }
-
-    document: dict[Any, Any] = {width: (network(width), network(width)) for width in (320, 768)}
-    document |= {
-        "step": 10000,
-        "name": "blue-imp",
-        "layer_structure": [1.0, 2.0, 1.0],
-        "activation_func": "relu",
-        "is_layer_norm": False,
-        "sd_checkpoint": None,
     }
     torch.save(document, path)
     return path
@@ -102,18 +78,6 @@ def test_the_name_in_a_pickle_is_offered_and_never_taken(tmp_path: Path) -> None
     with pytest.raises(MissingAnswerError) as caught:
         import_file(path, tmp_path / "package", settings())
     assert "'blue-imp' is the name in the file" in (caught.value.hint or "")
-    assert not (tmp_path / "package").exists()
-
-
-def test_a_hypernetwork_is_named_to_its_last_tensor_and_not_stored(tmp_path: Path) -> None:
-    path = save_hypernetwork(tmp_path / "blue-imp.pt")
-    found = identify(path)
-    assert (found.kind, found.family, found.stored) == ("hypernetwork", "sd1", False)
-    assert (found.coverage.explained, found.coverage.total) == (16, 16)
-    assert any(reason.startswith("it is not stored: it is a network before") for reason in found.reasons)
-    assert found.triggers == ("blue-imp",)
-    with pytest.raises(InvalidFileError, match="is hypernetwork"):
-        import_file(path, tmp_path / "package", settings())
     assert not (tmp_path / "package").exists()
 
 
