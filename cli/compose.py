@@ -215,6 +215,8 @@ def _describe_way(document: CompositionDocument) -> Iterator[str]:
         yield f"way: by turns of {document.period} steps each (LoRA Switch)"
     elif document.way == "composite":
         yield "way: the mean of what each alone predicts (LoRA Composite)"
+    elif document.way == "focus":
+        yield "way: each by itself, where it changes most"
 
 
 def _refuse_overwriting(path: Path, *, force: bool) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The rows of composer/ways.py, named here too so that help needs no torch.
-WAYS: Final = ("sum", "switch", "composite")
+WAYS: Final = ("sum", "switch", "composite", "focus")
 MAX_PERIOD_STEPS: Final = 1000
 
 _OPTIONS: Final = (
@@ -63,7 +63,8 @@ _OPTIONS: Final = (
     click.option(
         "--way",
         type=click.Choice(WAYS),
-        help="All at once; by turns (LoRA Switch); the mean of each alone (LoRA Composite).  [default: sum]",
+        help="All at once; by turns (LoRA Switch); the mean of each alone (LoRA Composite); each alone where it "
+        "changes most.  [default: focus to draw several whose words are said, else sum]",
     ),
     click.option(
         "--period",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +34,7 @@ from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
     from conceptry.base_locations import BaseLocation
+    from conceptry.bases import Fit
     from conceptry.composer.compositions import Composition
     from conceptry.composer.generate import Canvas
     from conceptry.composer.masks import Mask
@@ -152,6 +153,8 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     location = choose_base(session, named, [member.concept for member in members])
     settings = _make_settings(given, named, is_toybox=location.family == TOYBOX)
     pipeline, canvas, facts = _open(session, location, settings, given)
+    if given["composition"] is None and given["way"] is None:
+        groups = [_choose_way(group, pipeline, given["fit"]) for group in groups]
     from conceptry.composer.masks import keep_masks
     from conceptry.composer.pictures import same_rounding
 
@@ -241,6 +244,31 @@ def _group_tasks(session: Session, tasks: Iterator[Task], masks: tuple[Mask, ...
         composition = None if document is None else fetch_composition(session, document, masks)
         groups.append(Group(tasks=tuple(alike), document=document, composition=composition))
     return groups
+
+
+def _choose_way(group: Group, pipeline: Any, fit: Fit | None) -> Group:
+    """Returns a group of prompts with its concepts used in the way that the benchmark favours, where that can be.
+
+    That is ``focus`` for several concepts that each prompt calls, without regions, on a UNet
+    (docs/composing-several.md).
+    """
+    document, composition = group.document, group.composition
+    if document is None or composition is None or len(composition.members) < 2:
+        return group
+    from conceptry.composer.fingerprints import identify_pipeline
+    from conceptry.composer.focus import CallWords
+    from conceptry.composer.plan import make_plan
+
+    members = make_plan(composition, identify_pipeline(pipeline), fit).members
+    has_region = any(member.use.region is not None for member in members)
+    all_called = all(CallWords.of(member).call(task.prompt) for task in group.tasks for member in members)
+    if has_region or not all_called or getattr(pipeline, "unet", None) is None:
+        return group
+    return replace(
+        group,
+        document=document.model_copy(update={"way": "focus"}),
+        composition=composition.with_way("focus"),
+    )
 
 
 def _make_settings(given: dict[str, Any], named: str | None, *, is_toybox: bool) -> Settings:

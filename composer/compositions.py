@@ -31,7 +31,8 @@ class Composition:
         concepts: each at strength 1, or multiplied by one. No concept may occur twice.
         rename: ``{"alice/blue-imp": {"<x>": "<imp>"}}``, other words for a concept's placeholders.
         use: ``{"bob/ukiyo": Use(schedule=Schedule(stop=0.6))}``, in which parts of the network, when and where.
-        way: ``sum``, all at once; ``switch``, by turns; ``composite``, the mean of what each alone predicts.
+        way: ``sum``, all at once; ``switch``, by turns; ``composite``, the mean of what each alone predicts; ``focus``,
+            each by itself where it changes most.
         period: of ``switch``, for how many steps each has its turn.
         masks: those that regions of ``use`` name by their digests, as ``read_mask`` returns them.
 
@@ -87,9 +88,16 @@ class Composition:
     def with_members(self, members: tuple[Member, ...]) -> Composition:
         """Returns a composition of ``members``. Raises UsageError as the constructor."""
         _check_members(members, self.masks)
+        return self._copy(members, self.way)
+
+    def with_way(self, way: Way) -> Composition:
+        """Returns the same concepts used in another way."""
+        return self._copy(self.members, way)
+
+    def _copy(self, members: tuple[Member, ...], way: Way) -> Composition:
         changed = object.__new__(Composition)
         object.__setattr__(changed, "members", members)
-        object.__setattr__(changed, "way", self.way)
+        object.__setattr__(changed, "way", way)
         object.__setattr__(changed, "period", self.period)
         object.__setattr__(changed, "masks", self.masks)
         return changed

@@ -5,6 +5,7 @@ As A1111 does it: each position is multiplied by its weight, then all of a promp
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from conceptry.composer.prompts import Piece
 from conceptry.errors import IncompatibleError, UsageError
 
 _LEAST_MEAN: Final = 1e-3
+_WEIGHTED: Final[weakref.WeakKeyDictionary[Any, dict[str, Sequence[Piece]]]] = weakref.WeakKeyDictionary()
 Rows = dict[tuple[int, ...], Float[Tensor, " positions"]]
 
 
@@ -50,7 +52,15 @@ def emphasized(pipeline: Pipeline, *prompts: Sequence[Piece]) -> Iterator[None]:
             tables = [_make_table(pipeline, encoder, prompts) for encoder in encoders]
         for encoder, table in zip(encoders, tables, strict=True):
             stack.enter_context(_weigh(encoder, table))
+        before = _WEIGHTED.get(pipeline, {})
+        _WEIGHTED[pipeline] = before | {join_pieces(pieces): pieces for pieces in weighted}
+        stack.callback(_WEIGHTED.__setitem__, pipeline, before)
         yield
+
+
+def find_pieces(pipeline: Pipeline, prompt: str) -> Sequence[Piece]:
+    """Returns a prompt in pieces with the weights that ``emphasized`` gives it now; one piece where it has none."""
+    return _WEIGHTED.get(pipeline, {}).get(prompt) or (Piece(prompt),)
 
 
 def _make_table(pipeline: Pipeline, encoder: TextEncoder, prompts: Sequence[Sequence[Piece]]) -> Rows:

@@ -177,5 +177,5 @@ def _iter_idle_uses(way: Way, members: tuple[PlannedMember, ...]) -> Iterator[st
         if member.use.schedule is not None or (region is not None and region.prompt is None):
             what = "schedule" if member.use.schedule is not None else "region without a prompt"
             yield f"{member.concept.label}: a {what} does nothing to it: its words are read once, for all of a picture"
-    if way != "sum" and len(members) - len(wordy) < 2:
+    if way not in ("sum", "focus") and len(members) - len(wordy) < 2:
         yield f"the way {way!r} is of two concepts or more that change the denoiser, so all are used at once"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from conceptry.composer.compositions import Composition
 from conceptry.composer.emphasis import emphasized, join_pieces
+from conceptry.composer.focus import Focus
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import Pipeline, get_device, list_components
 from conceptry.composer.prompts import find_tags, parse_weights
@@ -66,7 +67,9 @@ class Steering(Patch):
         }
         self._masks = {mask.digest: mask for mask in composition.masks}
         if self._regions and self._way.passes:
-            raise UsageError("regions and the way 'composite' both take passes of their own", hint="use one")
+            raise UsageError(
+                f"regions and the way {self._way.id!r} both take passes of their own", hint="use one"
+            )
         for region in self._regions.values():
             tags = find_tags(region.prompt or "")
             if tags:
@@ -74,6 +77,8 @@ class Steering(Patch):
                     f"the prompt of a region names the {tags[0].kind} {tags[0].name!r}",
                     hint="name it in the composition, and write its word: concepts compose REF...",
                 )
+        focused = self._way.focused and len(slots) > 1
+        self._focus = Focus(pipeline, [slot.member for slot in slots]) if focused else None
         self._prompts: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
 
@@ -101,6 +106,10 @@ class Steering(Patch):
             raise IncompatibleError(
                 "the denoiser is compiled, so it cannot be run in passes", hint="attach before you compile"
             )
+        if self._focus is not None and getattr(self._pipeline, "unet", None) is None:
+            raise IncompatibleError(
+                "the way 'focus' needs a denoiser of rows and columns, a UNet", hint="use the way 'sum'"
+            )
         scheduler.__dict__[_MARK] = self
         for name, make in _CLOCKWORK.items():
             if hasattr(scheduler, name):
@@ -112,6 +121,8 @@ class Steering(Patch):
                 if region.prompt is not None
             }
             self._wrap(denoiser, "forward", _make_forward(self, denoiser.forward))
+        if self._focus is not None:
+            self._wrap(self._pipeline, "encode_prompt", self._focus.watch(self._pipeline.encode_prompt))
         self.follow(0)
 
     def _take_out(self) -> None:
@@ -139,6 +150,8 @@ class Steering(Patch):
         """Takes note of the step that comes next, and sets the strengths for it."""
         self._clock.step = step
         self._clock.steps = max(1, steps or self._clock.steps)
+        if self._focus is not None and step == 0:
+            self._focus.begin()
         if not self._in_passes:
             self._steer(self.list_passes()[0])
 
@@ -161,6 +174,9 @@ class Steering(Patch):
         """Returns what the passes answer together, in the form in which the denoiser answers."""
         sample = args[0] if args else kwargs["sample"]
         passes = self.list_passes()
+        if self._focus is not None:
+            total, answer = self._focus.run(original, args, kwargs, passes=passes, steer=self._steer)
+            return _wrap_answer(total, answer)
         if self._regions:
             passes = weigh_regions(passes[0], self._regions, sample=sample, masks=self._masks)
         total: Any = None
@@ -170,9 +186,7 @@ class Steering(Patch):
             answer = original(*args, **self._exchange_prompt(one, kwargs))
             part = answer[0] * one.weight
             total = part if total is None else total + part
-        if isinstance(answer, tuple):
-            return (total, *answer[1:])
-        return type(answer)(sample=total)
+        return _wrap_answer(total, answer)
 
     def _exchange_prompt(self, one: Pass, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments with the region's own prompt in the half of the batch that is drawn by a prompt."""
@@ -189,6 +203,11 @@ class Steering(Patch):
             pooled = _exchange(conditions["text_embeds"], own[1], guided)
             changed["added_cond_kwargs"] = {**conditions, "text_embeds": pooled}
         return changed
+
+
+def _wrap_answer(total: Tensor, answer: Any) -> Any:
+    """Returns a prediction in the form in which the denoiser answers."""
+    return (total, *answer[1:]) if isinstance(answer, tuple) else type(answer)(sample=total)
 
 
 def _exchange(given: Tensor, own: Tensor, guided: bool) -> Tensor:

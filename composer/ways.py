@@ -36,6 +36,9 @@ class WayRow:
     passes: bool = False
     """It runs the denoiser several times a step."""
 
+    focused: bool = False
+    """The first pass is the base's, each other a concept's, which counts where it changes most."""
+
 
 def _run_together(steerable: Sequence[bool], step: int, period: int) -> tuple[Pass, ...]:
     return (Pass(tuple(1.0 for _ in steerable)),)
@@ -59,6 +62,14 @@ def _average(steerable: Sequence[bool], step: int, period: int) -> tuple[Pass, .
     )
 
 
+def _each_alone(steerable: Sequence[bool], step: int, period: int) -> tuple[Pass, ...]:
+    """No concept, then each by itself; those that change words only are told apart by the prompts."""
+    places = range(len(steerable))
+    if len(steerable) < 2:
+        return _run_together(steerable, step, period)
+    return tuple(Pass(tuple(float(place == active) for place in places)) for active in (-1, *places))
+
+
 WAYS: Final[tuple[WayRow, ...]] = (
     WayRow(id="sum", title="all deltas at once", paper="-", arrange=_run_together),
     WayRow(id="switch", title="LoRA Switch", paper="arXiv 2402.16843, eq. 3", arrange=_take_turns),
@@ -68,6 +79,14 @@ WAYS: Final[tuple[WayRow, ...]] = (
         paper="arXiv 2402.16843, eq. 5",
         arrange=_average,
         passes=True,
+    ),
+    WayRow(
+        id="focus",
+        title="each by itself, where it changes most",
+        paper="after arXiv 2206.01714 and 2210.11427",
+        arrange=_each_alone,
+        passes=True,
+        focused=True,
     ),
 )
 WAY_BY_ID: Final[dict[str, WayRow]] = {row.id: row for row in WAYS}

@@ -15,8 +15,9 @@ from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderT
 from conceptry.names import Reference
 
 MAX_STRENGTH: Final = 10.0
-Way = Literal["sum", "switch", "composite"]
-"""All at once; by turns; or as the mean of what each alone predicts (arXiv 2402.16843)."""
+Way = Literal["sum", "switch", "composite", "focus"]
+"""All at once; by turns; as the mean of what each alone predicts (both arXiv 2402.16843); or each alone where it
+changes most."""
 
 ReferenceText = Annotated[Reference, parsed_by(Reference.parse), AS_TEXT, TEXT_SCHEMA]
 
@@ -114,8 +115,10 @@ class CompositionDocument(Model):
 
     @model_validator(mode="after")
     def _check_passes(self) -> CompositionDocument:
-        if self.way == "composite" and any(member.region is not None for member in self.concepts):
-            raise ValueError("regions and the way 'composite' both take passes of their own: use one of them")
+        if self.way in ("composite", "focus") and any(member.region is not None for member in self.concepts):
+            raise ValueError(
+                f"regions and the way {self.way!r} both take passes of their own: use one of them"
+            )
         return self
 
     @property

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from conceptry.composer.attach import attach
-from conceptry.composer.compositions import Composition
-from conceptry.composer.fingerprints import identify_pipeline
-from conceptry.composer.merge_inputs import gather_inputs
-from conceptry.composer.merge_methods import find_merge_method
-from conceptry.composer.merging import MergeRequest, merge_layers, write_merge
-from conceptry.composer.plan import make_plan
 from conceptry.concepts import Concept
+from conceptry.digests import Digest, canonical_json
 from conceptry.errors import ConflictError, IncompatibleError, UsageError
 from conceptry.evaluation.bench_methods import BenchMethod
 from conceptry.evaluation.bench_results import GROUPS_NAME, Row, locate_groups, read_groups, write_json
 from conceptry.evaluation.bench_running import Bench, OnStep, digest_base, make_strip
+from conceptry.evaluation.combining import find_combination
 from conceptry.evaluation.examination import draw_pictures
 from conceptry.evaluation.presence import Identity, Presence, find_members, score_presences
 from conceptry.evaluation.references import References
-from conceptry.evaluation.toybench import FILE_NAME, BenchSubject
-from conceptry.names import ConceptName, parse_version
+from conceptry.evaluation.toybench import BenchSubject
 from conceptry.toybox.roundtrip import round_trip
 from conceptry.toybox.scorer import Scorer
 
+_FILE_NAME: Final = "together.toml"
 _FIRST_SEED: Final = 9_000
 _UNCALLED: Final = ("a photo of a {} in the forest", "a picture of a {} at sunset")
-_MERGED: Final = ConceptName("toybench", "merged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiSuite:
     """Who is put together, how, and what is asked."""
+
+    name: str
+    digest: Digest
+    """Of what decides a row: prompts, and how often each is drawn."""
 
     methods: tuple[str, ...]
     ways: tuple[str, ...]
@@ -61,50 +57,18 @@ class MultiSuite:
 
 @cache
 def load_multi_suite() -> MultiSuite:
-    """Returns the part of the suite that is about several concepts."""
-    table = tomllib.loads(files(__package__).joinpath(FILE_NAME).read_text(encoding="utf-8"))["multi"]
+    """Returns the part of the benchmark that is about several concepts."""
+    table = tomllib.loads(files(__package__).joinpath(_FILE_NAME).read_text(encoding="utf-8"))
+    asked = {name: table[name] for name in ("pictures_per_prompt", "prompts")}
     return MultiSuite(
+        name=table["name"],
+        digest=Digest.of_bytes(canonical_json(asked)),
         methods=tuple(table["methods"]),
         ways=tuple(table["ways"]),
         groups=tuple(tuple(group) for group in table["groups"]),
         pictures_per_prompt=table["pictures_per_prompt"],
         prompts=tuple(table["prompts"]),
     )
-
-
-# --- ways ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def combine(
-    way: str, concepts: Sequence[Concept], pipeline: Any
-) -> Iterator[Mapping[str, Mapping[str, str]]]:
-    """Puts concepts into a pipeline in one way for the time of a block; gives the words of each, by its label.
-
-    Raises:
-        UsageError: for a way that is not known.
-        IncompatibleError: if these concepts cannot be put together so.
-    """
-    if way == "attached":
-        with attach(Composition(*concepts), pipeline) as report:
-            yield {one.label: {str(k): str(v) for k, v in one.words.items()} for one in report.concepts}
-    elif way.startswith("merge-"):
-        with tempfile.TemporaryDirectory(prefix="conceptry-bench-") as name:
-            merged = merge(concepts, pipeline, way.removeprefix("merge-"), Path(name) / "merged")
-            with attach(Composition(merged), pipeline):
-                yield {}
-    else:
-        raise UsageError(
-            f"concepts are put together in no way called {way[:80]!r}", hint="attached, merge-sum, ..."
-        )
-
-
-def merge(concepts: Sequence[Concept], pipeline: Any, method: str, folder: Path) -> Concept:
-    """Returns one concept made of several. Raises UsageError, IncompatibleError."""
-    plan = make_plan(Composition(*concepts), identify_pipeline(pipeline))
-    inputs = gather_inputs(plan)
-    request = MergeRequest(name=_MERGED, version=parse_version("1.0.0"), method=find_merge_method(method))
-    return write_merge(plan, inputs, merge_layers(inputs, request), request, folder).concept
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -186,13 +150,15 @@ class MultiBench:
         things = [subject for subject in subjects if subject.subject == "instance"]
         style = next((subject for subject in subjects if subject.subject == "style"), None)
         asked = load_multi_suite().list_prompts(len(things))
-        with combine(way, [concept for concept, _ in taught], self.bench.pipeline) as renamed:
+        combine, began = find_combination(way).combine, time.process_time()
+        with combine([concept for concept, _ in taught], self.bench.pipeline) as renamed:
             words = [_rename(concept, word, renamed) for concept, word in taught]
             texts = [fill(text, words, has_style=style is not None) for text, _ in asked]
             drawn = draw_pictures(
                 self.bench.pipeline, texts, _FIRST_SEED, self.bench.base.drawing, lambda count: None
             )
-            plain = [text.format(thing.superclass) for thing in things for text in _UNCALLED]
+            seconds = time.process_time() - began
+            plain = [_UNCALLED[0].format(thing.superclass) for thing in things]
             uncalled = draw_pictures(
                 self.bench.pipeline, plain, _FIRST_SEED, self.bench.base.drawing, lambda count: None
             )
@@ -203,6 +169,7 @@ class MultiBench:
         ]
         silent: list[Presence] = [find_members(reading, members) for reading in self.scorer.read(uncalled)]
         row = asdict(score_presences(presences, silent))
+        row["processor_seconds"] = round(seconds / len(drawn), 3)
         if style is not None:
             prototype, floor, ceiling = self.styles[style.id]
             found = float(self.scorer.style(drawn, prototype).mean())
@@ -268,6 +235,8 @@ def _describe(bench: Bench) -> dict[str, Any]:
         "suite_digest": str(bench.suite.digest),
         "base": digest_base(bench.pipeline),
         "sample_passes": bench.sample_passes,
+        "together": load_multi_suite().name,
+        "together_digest": str(load_multi_suite().digest),
     }
 
 

@@ -111,7 +111,7 @@ def test_groups_and_single_figures_are_sides_too() -> None:
     def group(count: int, recall: float) -> dict[str, object]:
         members = [f"thing-{number}" for number in range(count)]
         shares = {"joint": recall / 2, "recall": [recall] * count, "swaps": 0.0, "leaks": None, "region": 1.0}
-        return {"method": "lora", "way": "merge-sum", "members": members, **shares}
+        return {"method": "lora", "way": "attached", "members": members, **shares}
 
     assert judge("summing-loses", groups=[group(2, 0.9), group(3, 0.4)]).answer == "confirmed"
     assert judge("summing-loses", groups=[group(2, 0.4), group(3, 0.9)]).answer == "refuted"
