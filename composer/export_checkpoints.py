@@ -7,7 +7,7 @@ diffusers translates them back.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +17,15 @@ from conceptry.composer.attach import fuse
 from conceptry.composer.compositions import Composition
 from conceptry.composer.export_adapters import COMPOSITION_KEY
 from conceptry.composer.export_spellings import Named, spell_clip, spell_open_clip, spell_unet, spell_vae
-from conceptry.composer.pipelines import Pipeline
+from conceptry.composer.pipelines import Pipeline, iter_state
 from conceptry.composer.plan import Plan
-from conceptry.composer.tensors import from_torch
+from conceptry.composer.standins import is_wanted
+from conceptry.composer.tensors import borrow_torch, from_torch
 from conceptry.errors import IncompatibleError
 from conceptry.formats.export_contract import OutputFile
 from conceptry.formats.exporting import ExportPlan
 from conceptry.formats.sidecars import Sidecar
+from conceptry.formats.tensors import RawTensor
 
 
 def plan_checkpoint(
@@ -57,9 +59,9 @@ def plan_checkpoint(
             )
     with fuse(composition, pipeline) as report:
         tensors = {
-            part.prefix + name: from_torch(value)
+            part.prefix + name: raw
             for part in parts
-            for name, value in part.spell(getattr(pipeline, part.component))
+            for name, raw in _iter_raw(part, getattr(pipeline, part.component))
         }
     label = " + ".join(member.concept.label for member in plan.members)
     metadata = {
@@ -81,6 +83,13 @@ def plan_checkpoint(
         losses=(),
         force=force,
     )
+
+
+def _iter_raw(part: _Part, root: Any) -> Iterator[tuple[str, RawTensor]]:
+    """Returns the tensors of a component; those that no concept changes are the pipeline's own memory, not a copy."""
+    changed = {tensor.data_ptr() for _, tensor in iter_state(root) if is_wanted(tensor)}
+    for name, value in part.spell(root):
+        yield name, from_torch(value) if value.data_ptr() in changed else borrow_torch(value)
 
 
 def _iter_unsaid(plan: Plan) -> tuple[str, ...]:

@@ -52,9 +52,19 @@ def from_torch(tensor: Tensor) -> RawTensor:
     Raises:
         InvalidFileError: if safetensors has no such dtype.
     """
+    borrowed = borrow_torch(tensor)
+    return RawTensor(borrowed.dtype, borrowed.shape, bytes(borrowed.data))
+
+
+def borrow_torch(tensor: Tensor) -> RawTensor:
+    """Returns ``from_torch`` without a copy where the tensor lies in the processor's memory: it must not be written to.
+
+    Raises:
+        InvalidFileError: if safetensors has no such dtype.
+    """
     name = _NAME_BY_TORCH.get(tensor.dtype)
     if name is None:
         raise InvalidFileError(f"safetensors holds no {tensor.dtype}")
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    data = memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
     return RawTensor(name, tuple(tensor.shape), data)

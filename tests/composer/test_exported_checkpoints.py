@@ -21,9 +21,12 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from conceptry.composer import Composition, Destination, attach, export, fuse
+from conceptry.base_locations import resolve_base
+from conceptry.bases import Fit
+from conceptry.composer import Composition, Destination, attach, export, fuse, identify_pipeline
 from conceptry.composer.export_spellings import spell_unet, spell_vae
 from conceptry.composer.exports import prepare_export
+from conceptry.composer.loading import load_pipeline
 from conceptry.composer.tensors import to_torch
 from conceptry.errors import IncompatibleError
 from conceptry.formats.header import read_header
@@ -31,6 +34,7 @@ from conceptry.formats.tensors import read_tensors
 from tests.fakes.concepts import make_embedding, make_full, make_lora
 from tests.fakes.forwards import TOLERANCE, make_calm_pipeline, measure_difference, run_components
 from tests.fakes.pipelines import Shape, assert_same, snapshot
+from tests.fakes.real import make_real_vae, make_sd15
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -109,6 +113,50 @@ def test_plain_diffusers_opens_the_file_and_computes_what_is_attached(shape: Sha
     with attach(composition, pipeline):
         expected = run_components(pipeline, "a photo of a cat")
     assert measure_difference(run_components(opened, "a photo of a cat"), expected) <= TOLERANCE
+
+
+REPO = "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+
+
+def cache_settings(pipeline: Any, cache: Path) -> None:
+    """Put the configuration and the tokenizer of a base where those of published bases lie, no weights with them."""
+    folder = cache / REPO / "snapshots" / ("a" * 40)
+    pipeline.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    (cache / REPO / "refs").mkdir()
+    (cache / REPO / "refs" / "main").write_text("a" * 40)
+
+
+@pytest.mark.parametrize(
+    "full_size", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["small", "full size"]
+)
+def test_an_exported_checkpoint_is_a_base_that_takes_concepts_and_is_exported_again(
+    full_size: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_sd15(vae=make_real_vae()) if full_size else make_calm_pipeline("sd1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    cache_settings(pipeline, tmp_path / "cache")
+    concept = make_lora(tmp_path / "a", pipeline)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    export(Composition(concept * 0.7), pipeline, Destination(path=first, target="checkpoint"))
+    with fuse(Composition(concept * 0.7), pipeline):
+        expected = identify_pipeline(pipeline)
+        kept = {name: value.clone() for name, value in pipeline.unet.state_dict().items() if "attn" in name}
+    del pipeline
+    opened = load_pipeline(resolve_base(str(first), {}))
+    assert identify_pipeline(opened).family == expected.family == "sd1"
+    state = opened.unet.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in kept.items())
+    with attach(Composition(concept * -0.7), opened, fit=Fit.ARCHITECTURE) as report:
+        assert report.concepts[0].unmatched == ()
+    export(
+        Composition(concept * 0.3),
+        opened,
+        Destination(path=second, target="checkpoint"),
+        fit=Fit.ARCHITECTURE,
+    )
+    assert read_header(second).tensors.keys() == read_header(first).tensors.keys()
 
 
 @pytest.mark.parametrize("settings", [SD15, SDXL], ids=["sd15", "sdxl"])
