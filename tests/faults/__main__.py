@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.faults import crowd, power, small_disks, tracing
+from tests.faults import crowd, power, programs, small_disks, tracing
 from tests.faults.commands import COMMANDS
 from tests.faults.points import FAULT_BY_NAME, Counts, set_stage, sweep_fault, sweep_kills, warm_up
 from tests.faults.results import MACHINE_CODE, Result, choose_shard, digest_code, keep_result, read_results
@@ -65,6 +65,12 @@ SECTIONS: Final = (
         sweep=lambda part, _: power.sweep_power(part, most=MOST_STATES),
     ),
     Section(
+        name="programs",
+        title="Loss of power in programs of twelve commands: states of the disk",
+        parts=programs.PARTS,
+        sweep=lambda part, _: programs.sweep_program(part),
+    ),
+    Section(
         name="calls",
         title="SIGKILL on entry of each system call that may change files (strace)",
         parts=tuple(COMMANDS),
@@ -108,7 +114,6 @@ def main() -> int:
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th part from the I-th on")
     parser.add_argument("sections", nargs="*")
     chosen = parser.parse_args()
-    code, known = digest_code(MACHINE_CODE), read_results()
     parts = [
         (one, part) for one in SECTIONS for part in one.parts if one.name in (chosen.sections or one.name)
     ]
@@ -117,6 +122,7 @@ def main() -> int:
     violations = 0
     try:
         warm_up(folder)
+        code, known = digest_code(MACHINE_CODE), read_results()
         for number, (section, part) in enumerate(parts):
             last = known.get((section.name, part))
             if f"{section.name} {part}" in names and (last is None or last.code != code):

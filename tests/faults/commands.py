@@ -12,12 +12,14 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.names import RemoteName, parse_tag
 from conceptry.registry import Registry
+from conceptry.registry.files import read_small_file, write_file
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.listing import Filter
 from conceptry.registry.operations import current_operations
 from conceptry.registry.paths import Layout
 from conceptry.registry.rows import ListedVersion
 from conceptry.registry.workspace import Workspace
+from conceptry.written_files import FileStamp
 from tests.registry.folders import make_manifest
 from tests.registry.projects import write_project
 
@@ -202,6 +204,18 @@ def restore(folder: Path) -> None:
         registry.restore(NEW)
 
 
+def publish_moved(folder: Path) -> None:
+    """Publishes the new version as an import does: from files that this process wrote in the store's own folder."""
+    registry, made = Registry(folder / "home"), locate_new(folder)
+    with registry.stage() as staged:
+        written: dict[FileStamp, Digest] = {}
+        for name in ("concept.json", "lora.safetensors"):
+            data = read_small_file(made / name, 1 << 20) or b""
+            write_file(staged / name, data, temporary=staged / f"{name}.partial")
+            written[FileStamp.of(current_operations().status(staged / name))] = Digest.of_bytes(data)
+        registry.publish(staged, written=written)
+
+
 def undo(folder: Path) -> None:
     """Brings back what was collected, unless that was done."""
     registry = Registry(folder / "home")
@@ -232,6 +246,7 @@ COMMANDS: Final[dict[str, Command]] = {
             store="home",
             adds=(NEW,),
         ),
+        Command(name="publish (moved)", prepare=prepare_home, run=publish_moved, store="home", adds=(NEW,)),
         Command(
             name="pull",
             prepare=prepare_remote,

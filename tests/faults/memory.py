@@ -71,6 +71,13 @@ class MemoryOperations(FileOperations):
     def before_change(self) -> None:
         """Called before each change; a subclass looks at the tree here."""
 
+    def keep_all(self) -> None:
+        """Makes everything safe at once."""
+        self.pending.clear()
+        self.names_safe = dict(self.tree)
+        for node in self.tree.values():
+            node.safe = bytes(node.data or b"")
+
     def copy_tree(self) -> dict[str, Bytes]:
         """Returns what is there now."""
         return {path: None if node.data is None else bytes(node.data) for path, node in self.tree.items()}

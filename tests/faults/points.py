@@ -103,11 +103,12 @@ def check_point(
         left = temporaries_below(folder / command.store)
         before = temporaries_below(stage.prepared / command.store)
         wrong += [f"left behind: {name}" for name in left if name not in before]
-    checks = (
-        lambda: look_after(folder, command, stage.before, succeeded=ended == OK),
-        lambda: repeat(folder, command, stage.before, stage.expected),
-    )
-    wrong += [said for check in checks if (said := run_child(check)) != OK]
+
+    def check() -> str | None:
+        found = look_after(folder, command, stage.before, succeeded=ended == OK)
+        return "; ".join(filter(None, (found, repeat(folder, command, stage.before, stage.expected)))) or None
+
+    wrong += [said] if (said := run_child(check)) != OK else []
     counts.violations += [f"{command.name}, {label}: {text}" for text in wrong]
     return counts
 

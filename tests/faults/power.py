@@ -31,8 +31,14 @@ class Recorder(MemoryOperations):
         self.states: dict[int, dict[str, Bytes]] = {}
         self._most, self._rng = most, random.Random(seed)
 
+    def limit(self, most: int) -> None:
+        """From now on at most so many states of each moment are kept."""
+        self._most = most
+
     def before_change(self) -> None:
         """Keeps each state that was not there before."""
+        if not self._most:
+            return
         for state in iter_states(self, most=self._most, rng=self._rng):
             self.states.setdefault(hash(frozenset(state.items())), state)
 
@@ -50,7 +56,7 @@ def sweep_power(name: str, *, most: int, repeat_every: int = 20, seed: int = 0) 
 def _record_and_check(
     command: Command, most: int, repeat_every: int, seed: int
 ) -> tuple[dict[str, int], list[str]]:
-    """Private names carry the number of the process that died, so this records and a child of another number checks."""
+    """Records and checks in one process: what carries its number counts as of a command that still runs."""
     start: dict[str, Bytes] = {"/": None, str(ROOT): None}
     with use_operations(MemoryOperations(start)) as prepared:
         command.prepare(ROOT)

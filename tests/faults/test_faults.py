@@ -18,7 +18,7 @@ from conceptry.errors import ConceptryError
 from conceptry.registry import Registry
 from conceptry.registry.operations import use_operations
 from conceptry.registry.paths import Layout
-from tests.faults import crowd, power, small_disks, tracing
+from tests.faults import crowd, power, programs, small_disks, tracing
 from tests.faults.commands import COMMANDS
 from tests.faults.memory import MemoryOperations, iter_states
 from tests.faults.points import Counts, set_stage, sweep_fault, sweep_kills
@@ -46,7 +46,7 @@ def add_up(counts: Iterator[Counts]) -> Counts:
     return total
 
 
-@pytest.mark.parametrize("name", ["publish (first)", "gc"])
+@pytest.mark.parametrize("name", ["publish (first)", "publish (moved)", "gc"])
 def test_command_that_is_killed_can_be_run_again(folder: Path, name: str) -> None:
     counts = add_up(sweep_kills(set_stage(folder, name), step=31))
     assert counts.violations == []
@@ -67,6 +67,12 @@ def test_every_state_that_a_loss_of_power_may_leave_is_whole() -> None:
         assert counts.struck >= 5
 
 
+def test_what_earlier_commands_brought_outlives_a_loss_of_power_in_a_later_one() -> None:
+    counts = programs.sweep_program("program 01", most=4, length=6)
+    assert counts.violations == []
+    assert counts.struck >= 40
+
+
 class Careless(power.Recorder):
     """A disk whose user believes that it keeps everything at once."""
 
@@ -79,7 +85,9 @@ class Careless(power.Recorder):
 
 def test_store_that_did_not_sync_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "Recorder", Careless)
+    monkeypatch.setattr(programs, "Recorder", Careless)
     assert power.sweep_power("publish (first)", most=6).violations
+    assert programs.sweep_program("program 01", most=6, length=4).violations
 
 
 def test_disk_in_memory_keeps_what_was_synced_and_may_lose_the_rest() -> None:
