@@ -10,6 +10,7 @@ from conceptry.formats.checkpoints import list_checkpoint_formats
 from conceptry.formats.contract import Format
 from conceptry.formats.custom_diffusion import list_custom_diffusion_formats
 from conceptry.formats.embedding_dialects import list_embedding_formats
+from conceptry.formats.lidb import list_lidb_formats
 from conceptry.formats.lora_dialects import list_lora_formats
 from conceptry.formats.perfusion import list_perfusion_formats
 from conceptry.formats.positional import list_positional_formats
@@ -20,6 +21,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     *list_canonical_formats(),
     *list_lora_formats(),
     *list_positional_formats(),
+    *list_lidb_formats(),
     *list_custom_diffusion_formats(),
     *list_perfusion_formats(),
     *list_svdiff_formats(),

@@ -29,7 +29,7 @@ _GATED: Final = 8  # GEGLU makes four times the channels, and a gate for each
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One module, and the sizes of its weight; a size is None where it is that of what cross-attention reads."""
 
     path: str
@@ -142,13 +142,13 @@ def _pair_up(header: Header) -> dict[tuple[str, int], dict[str, str]]:
     return pairs
 
 
-def _fits(pairs: Mapping[int, Mapping[str, str]], order: Sequence[_Layer], header: Header) -> bool:
+def _fits(pairs: Mapping[int, Mapping[str, str]], order: Sequence[Layer], header: Header) -> bool:
     if pairs.keys() != set(range(len(order))):
         return False
     return all(_fits_layer(parts, order[number], header) for number, parts in pairs.items())
 
 
-def _fits_layer(parts: Mapping[str, str], layer: _Layer, header: Header) -> bool:
+def _fits_layer(parts: Mapping[str, str], layer: Layer, header: Header) -> bool:
     if parts.keys() != {"up", "down"}:
         return False
     up, down = (header.tensors[parts[part]].shape for part in ("up", "down"))
@@ -167,16 +167,17 @@ def _read_classes(header: Header) -> tuple[str, ...]:
     return _DEFAULT_CLASSES
 
 
-def _list_unet_orders(classes: Sequence[str]) -> Iterator[tuple[_Layer, ...]]:
+def _list_unet_orders(classes: Sequence[str]) -> Iterator[tuple[Layer, ...]]:
     table = load_table("positional")
     if not set(classes) <= table["classes"].keys():
         return
     chosen = {layer for name in classes for layer in table["classes"][name]}
     for order in table["orders"]:
-        yield tuple(_list_unet_layers(tuple(group for group in order if group in chosen)))
+        yield tuple(list_unet_layers(tuple(group for group in order if group in chosen)))
 
 
-def _list_unet_layers(groups: Sequence[str]) -> Iterator[_Layer]:
+def list_unet_layers(groups: Sequence[str]) -> Iterator[Layer]:
+    """Returns the layers of SD1 and SD2 that ``groups`` name (attn1, attn2, ff), in the order of the network."""
     table = load_table("positional")
     for block, channels in table["blocks"]:
         for group in groups:
@@ -184,16 +185,16 @@ def _list_unet_layers(groups: Sequence[str]) -> Iterator[_Layer]:
                 reads_text = path.startswith(("attn2.to_k", "attn2.to_v"))
                 outputs = _GATED * channels if group == "ff" else channels
                 inputs = None if reads_text else channels
-                yield _Layer(f"{block}.transformer_blocks.0.{path}", outputs, inputs)
+                yield Layer(f"{block}.transformer_blocks.0.{path}", outputs, inputs)
 
 
 @functools.cache
-def _list_text_orders(count: int) -> tuple[tuple[_Layer, ...], ...]:
+def _list_text_orders(count: int) -> tuple[tuple[Layer, ...], ...]:
     names = load_table("positional")["text_layers"]
     layers, left = divmod(count, len(names))
     if left:
         return ()
     stem = "text_model.encoder.layers"
     return (
-        tuple(_Layer(f"{stem}.{n}.self_attn.{name}", None, None) for n in range(layers) for name in names),
+        tuple(Layer(f"{stem}.{n}.self_attn.{name}", None, None) for n in range(layers) for name in names),
     )

@@ -308,6 +308,21 @@ def _draw_stranger(chance: random.Random) -> Case:
             },
         ),
         (
+            "lora",
+            "lidb",
+            family if width != 2048 else "sd1",
+            {
+                f"unet.{block}.{one}.lora.{part}": shape
+                for one in ("to_k", "to_v")
+                for part, shape in {
+                    "weight_embedding": (240,),
+                    "down_aux": (160, width if width != 2048 else 768),
+                    "up_aux": (640, 80),
+                    "aux_seed": (1,),
+                }.items()
+            },
+        ),
+        (
             "lidb",
             None,
             None,
