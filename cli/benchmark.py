@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from conceptry.evaluation.toybench import BenchSubject, Suite
 
 SUMMARY_NAME: Final = "toybench"
+TOGETHER_NAME: Final = "composing-several"
 STUDIES_NAME: Final = "studies"
 FOLLOWED_SUBJECTS: Final = 3
 CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
@@ -39,7 +40,8 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
         "concepts benchmark-methods --out results --method lora --method perfusion --subject creature-20",
         "concepts benchmark-methods --out results --base sd15 --images subjects --protocol clip-dino "
         "--clip clip-b32 --dino dino-s16",
-        "concepts benchmark-methods --together --out docs/toybench",
+        "concepts benchmark-methods --together --out docs/toybench-together",
+        "concepts benchmark-methods --together --summary --out docs/toybench-together",
         "concepts benchmark-methods --studies --out docs/toybench --seconds 2400",
         "concepts benchmark-methods --summary --out docs/toybench --merge other-lab",
     ),
@@ -86,7 +88,10 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
             hint="add --images DIR with a folder for each subject",
         )
     if summary:
-        _summarise(session, out, given["merge"])
+        if given["together"]:
+            _summarise_groups(session, out)
+        else:
+            _summarise(session, out, given["merge"])
         return
     from conceptry.evaluation.protocols import find_protocol
     from conceptry.evaluation.toybench import load_suite
@@ -271,6 +276,29 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
             for row in document["rows"]
         ]
         + [f"{say_answer(one)}: {one.claim.claim}" for one in claims],
+    )
+
+
+def _summarise_groups(session: Session, out: Path) -> None:
+    """Writes the page of several concepts in one picture beside the folder of results, and its sheet of pictures."""
+    from conceptry.errors import NotFoundError
+    from conceptry.evaluation.bench_results import locate_groups, read_groups
+    from conceptry.evaluation.multi_page import SHEET_NAME, make_page, make_sheet
+    from conceptry.evaluation.pages import write_page
+
+    rows, document = read_groups(locate_groups(out))
+    if not rows:
+        raise NotFoundError(
+            f"no results of several concepts in {str(out)!r}",
+            hint=f"concepts benchmark-methods --together --out {out}",
+        )
+    page, sheet = out.parent / f"{TOGETHER_NAME}.md", out.parent / "images" / SHEET_NAME
+    write_page(page, make_page(document))
+    sheet.parent.mkdir(exist_ok=True)
+    first = [row for row in rows if row["method"] == rows[0]["method"] and "impossible" not in row]
+    make_sheet(first, out).save(sheet, format="WEBP", quality=70)
+    session.out.emit(
+        {"path": str(page), "sheet": str(sheet), "rows": rows}, [*map(_describe_group, rows), str(page)]
     )
 
 

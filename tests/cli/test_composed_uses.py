@@ -190,3 +190,28 @@ def test_a_masked_picture_is_that_of_its_file_and_comes_back_byte_for_byte(
         kept.unlink()
     assert "the mask sha256:" in run(*again, code=3).err
     assert run(*again, "--image", str(mask)).out == "same_bytes\n"
+
+
+def test_several_concepts_that_the_prompt_calls_are_drawn_each_by_itself(
+    run: Run, base: Path, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("one", "two")):
+        make_embedding(tmp_path / name, make_pipeline("sd1"), f"<{name}>", name=f"me/{name}", seed=number)
+        run("publish", str(tmp_path / name))
+    both = ("generate", "--with", "me/one", "--with", "me/two*0.9", "--steps", "2", "--base", str(base), "-q")
+
+    def draw(out: str, prompt: str, *words: str) -> Path:
+        run(*both, "--prompt", prompt, "--out", out, *words)
+        return Path(out, "000.png")
+
+    focused = draw("called", "a <one> and a (<two>:1.2)")
+    assert read_facts(focused)["composition"]["way"] == "focus"
+    assert run("reproduce", str(focused), "--base", str(base), "-q").out == "same_bytes\n"
+    summed = draw("sum", "a <one> and a (<two>:1.2)", "--way", "sum")
+    assert read_facts(summed)["composition"]["way"] == "sum"
+    assert not np.array_equal(read_pixels(summed), read_pixels(focused))
+    for out, prompt, words in (
+        ("one", "a <one>", ()),
+        ("boxed", "<one> <two>", ("--region", "me/one:0,0,1,1")),
+    ):
+        assert read_facts(draw(out, prompt, *words))["composition"]["way"] == "sum"

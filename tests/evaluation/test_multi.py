@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
+from conceptry.composer.conflicts import list_deltas
+from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.plan import make_plan
+from conceptry.composer.ways import WAYS
+from conceptry.errors import UsageError
 from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
 from conceptry.evaluation.bench_multi import MultiBench, fill, load_multi_suite
 from conceptry.evaluation.bench_running import Bench, BenchOptions
+from conceptry.evaluation.combining import COMBINATIONS, count_conflicts, even_out, find_combination
+from conceptry.evaluation.multi_page import compare, make_page, make_sheet
 from conceptry.evaluation.presence import Identity, find_members, score_presences
 from conceptry.evaluation.toybench import load_suite
 from conceptry.toybox.examples import held_out_instance, instance_scenes
@@ -131,3 +140,63 @@ def test_each_way_is_a_row_and_one_that_cannot_be_is_said(tmp_path: Path) -> Non
     assert list(bench.run(lora, [group], ways, rows)) == []
     (words,) = bench.run(make_method(pipeline, make_embedding, tmp_path / "words"), [group], ["merge-sum"])
     assert "impossible" in words
+
+
+def test_every_way_of_composing_is_compared_and_an_unknown_one_is_named() -> None:
+    compared = {row.id for row in COMBINATIONS}
+    assert {"attached" if row.id == "sum" else row.id for row in WAYS} <= compared
+    assert set(load_multi_suite().ways) <= compared
+    with pytest.raises(UsageError, match="no way called 'blend'"):
+        find_combination("blend")
+
+
+def test_strengths_from_cosines_give_the_sum_the_energy_of_the_strongest(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    concepts = [
+        make_lora(tmp_path / str(seed), pipeline, name=f"test/l{seed}", placeholder=f"zork{seed}", seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    plan = make_plan(Composition(*concepts), identify_pipeline(pipeline))
+    tables = [list_deltas(member) for member in plan.members]
+    whole = np.asarray(
+        [
+            np.concatenate([table[name]().to_dense().double().ravel().numpy() for name in sorted(table)])
+            for table in tables
+        ]
+    )
+    expected = np.linalg.norm(whole, axis=1).max() / np.linalg.norm(whole.sum(axis=0))
+    assert even_out(plan) == pytest.approx(min(1.0, expected), rel=1e-4)
+    dense = torch.tensor([[[1.0, -2.0], [0.0, 3.0]], [[1.0, 2.0], [5.0, 0.0]]])
+    assert count_conflicts(dense) == 0.5  # of the two entries that both change, one
+    with find_combination("optimiser").combine(concepts, pipeline) as words:
+        assert len(words) == 3
+
+
+def make_group(way: str, members: list[str], joint: float, picture: str = "a.webp") -> dict[str, Any]:
+    return {
+        "method": "lora", "way": way, "members": members, "pictures": 6, "joint": joint, "recall": [joint, 1.0],
+        "swaps": 0.0, "duplicates": 0.0, "leaks": None, "region": None, "processor_seconds": 1.0,
+        "pictures_file": picture,
+    }  # fmt: skip
+
+
+def test_the_page_says_what_is_sure_and_what_is_not(tmp_path: Path) -> None:
+    groups = [["creature-20", f"cup-{number}"] for number in range(6)]
+    rows = [make_group("attached", group, 0.2) for group in groups]
+    rows += [make_group("focus", group, 0.6) for group in groups]
+    rows += [make_group("cosine", group, 0.0 if at % 2 else 1.0) for at, group in enumerate(groups)]
+    better, unsure = (compare(rows, "joint", "focus", other) for other in ("attached", "cosine"))
+    assert better is not None
+    assert unsure is not None
+    assert (better.mean, better.is_sure, better.groups) == (pytest.approx(0.4), True, 6)
+    assert not unsure.is_sure
+    assert compare(rows, "joint", "focus", "switch") is None
+    page = make_page({"sample_passes": 8, "rows": rows})
+    assert "focus above attached: +0.40 (+0.40 to +0.40), 6 groups: sure" in page
+    assert (
+        "| attached: all deltas at once | 6 | 36 | 0.20 (0.20 to 0.20) | 0.60 | 0.00 | 0.00 | \u2013" in page
+    )
+    Image.new("RGB", (6 * 32, 32), "red").save(tmp_path / "a.webp")
+    sheet = make_sheet(rows, tmp_path)
+    assert sheet.size == (76 + 4 * 64, 14 + 3 * 64)
+    assert sheet.getpixel((sheet.width - 5, sheet.height - 5)) == pytest.approx((254, 0, 0), abs=3)
