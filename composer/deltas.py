@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from conceptry.composer.full import WeightPatch
 from conceptry.composer.lora import LoraFactors
 from conceptry.composer.pipelines import find_module, unwrap_layer
-from conceptry.composer.standins import Addition, Contribution, read_original
+from conceptry.composer.standins import Addition, Contribution, Replacement, read_original
 from conceptry.composer.tensors import to_torch
 from conceptry.errors import IncompatibleError
 from conceptry.formats.deltas import dense_bias_delta, dense_delta, fold_core, require_fit
@@ -52,6 +52,10 @@ class DeltaPatch(WeightPatch):
 
 
 def _find_additions(path: str, module: LoraModule, layer: Any) -> dict[str, Contribution]:
+    if "value" in module.parts:
+        # Alone at strength 1 it is there bit for bit, as a sum of the weight and a difference would not be.
+        value = to_torch(module.parts["value"], dtype=torch.float32).reshape(layer.weight.shape)
+        return {f"{path}.weight": Replacement(value)}
     own = getattr(layer, "bias", None)
     found = {
         "weight": dense_delta(module, tuple(layer.weight.shape), _widen(layer.weight), "float32"),
