@@ -175,8 +175,7 @@ class Steering(Patch):
         sample = args[0] if args else kwargs["sample"]
         passes = self.list_passes()
         if self._focus is not None:
-            total, answer = self._focus.run(original, args, kwargs, passes=passes, steer=self._steer)
-            return _wrap_answer(total, answer)
+            return _wrap_answer(*self._focus.run(original, args, kwargs, passes=passes, steer=self._steer))
         if self._regions:
             passes = weigh_regions(passes[0], self._regions, sample=sample, masks=self._masks)
         total: Any = None
