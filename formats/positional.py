@@ -1,4 +1,7 @@
-"""Adapters that name their modules by position (cloneofsimo): which layer of SD1 or SD2 each number stands for."""
+"""Adapters that name their modules by position (cloneofsimo): which layer of SD1 or SD2 each number stands for.
+
+The later form calls them ``unet:0:up``; the first is a bare list of one network's factors.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ from conceptry.formats.tensors import read_tensors
 from conceptry.formats.triggers import find_triggers
 
 _NAME: Final = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)", re.ASCII)
+# The first form: a list of factors of one network, up and down in turn.
+_BARE: Final = re.compile(r"0|[1-9]\d{0,3}", re.ASCII)
 _UNET: Final = ComponentName("unet")
 _TEXT: Final = ComponentName("text_encoder")
-_DEFAULT_CLASSES: Final = ("CrossAttention", "Attention", "GEGLU")
+_DEFAULT_CLASSES: Final = (("CrossAttention", "Attention", "GEGLU"), ("CrossAttention", "Attention"))
 _GATED: Final = 8  # GEGLU makes four times the channels, and a gate for each
 
 
@@ -123,14 +128,21 @@ def resolve_positions(header: Header) -> Mapping[str, Mapping[str, str]]:
         mine = {number: parts for (owner, number), parts in pairs.items() if owner == component}
         if not mine:
             continue
-        orders = (
-            _list_unet_orders(_read_classes(header)) if component == _UNET else _list_text_orders(len(mine))
-        )
-        order = next((order for order in orders if _fits(mine, order, header)), None)
+        order = _find_order(mine, component, header)
         if order is None:
             return {}
         resolved |= {f"{component}.{order[number].path}": parts for number, parts in mine.items()}
     return resolved
+
+
+_Pairs = Mapping[int, Mapping[str, str]]
+
+
+def _find_order(pairs: _Pairs, component: ComponentName, header: Header) -> Sequence[Layer] | None:
+    if component == _UNET:
+        orders = (order for classes in _list_classes(header) for order in _list_unet_orders(classes))
+        return next((order for order in orders if _fits(pairs, order, header)), None)
+    return next((order for order in _list_text_orders(len(pairs)) if _fits(pairs, order, header)), None)
 
 
 def _pair_up(header: Header) -> dict[tuple[str, int], dict[str, str]]:
@@ -139,10 +151,26 @@ def _pair_up(header: Header) -> dict[tuple[str, int], dict[str, str]]:
         match = _NAME.fullmatch(name)
         if match:
             pairs.setdefault((match.group(1), int(match.group(2))), {})[match.group(3)] = name
-    return pairs
+    return pairs or _pair_up_list(header)
 
 
-def _fits(pairs: Mapping[int, Mapping[str, str]], order: Sequence[Layer], header: Header) -> bool:
+def _pair_up_list(header: Header) -> dict[tuple[str, int], dict[str, str]]:
+    """Returns the factors of a bare list, where they are those of a network that is known."""
+    if "0" not in header.tensors or not all(map(_BARE.fullmatch, header.tensors)):
+        return {}
+    listed: dict[int, dict[str, str]] = {}
+    for name in header.tensors:
+        listed.setdefault(int(name) // 2, {})["down" if int(name) % 2 else "up"] = name
+    if _find_order(listed, _UNET, header) is not None:
+        return {(_UNET, number): parts for number, parts in listed.items()}
+    # Of text all layers have one width, so that shapes tell them from anything but text.
+    widths = {size for name, info in header.tensors.items() for size in info.shape[int(name) % 2 :][:1]}
+    if len(widths) == 1 and _find_order(listed, _TEXT, header) is not None:
+        return {(_TEXT, number): parts for number, parts in listed.items()}
+    return {}
+
+
+def _fits(pairs: _Pairs, order: Sequence[Layer], header: Header) -> bool:
     if pairs.keys() != set(range(len(order))):
         return False
     return all(_fits_layer(parts, order[number], header) for number, parts in pairs.items())
@@ -157,13 +185,14 @@ def _fits_layer(parts: Mapping[str, str], layer: Layer, header: Header) -> bool:
     return layer.outputs in (None, up[0]) and layer.inputs in (None, down[1])
 
 
-def _read_classes(header: Header) -> tuple[str, ...]:
+def _list_classes(header: Header) -> tuple[tuple[str, ...], ...]:
+    """Returns the classes that the file names; where it names none, those that its program had by itself."""
     try:
         classes = json.loads(header.metadata.get("unet", "null"))
     except (ValueError, RecursionError):
         classes = None
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
-        return tuple(classes)
+        return (tuple(classes),)
     return _DEFAULT_CLASSES
 
 
