@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.faults import crowd, power, programs, small_disks, tracing
 from tests.faults.commands import COMMANDS
+from tests.faults.more_commands import MORE_COMMANDS
 from tests.faults.points import FAULT_BY_NAME, Counts, set_stage, sweep_fault, sweep_kills, warm_up
 from tests.faults.results import MACHINE_CODE, Result, choose_shard, digest_code, keep_result, read_results
 
@@ -73,7 +74,7 @@ SECTIONS: Final = (
     Section(
         name="calls",
         title="SIGKILL on entry of each system call that may change files (strace)",
-        parts=tuple(COMMANDS),
+        parts=(*COMMANDS, *MORE_COMMANDS),
         sweep=sweep_all_calls,
     ),
     Section(

@@ -45,6 +45,9 @@ class Command:
     adds: tuple[str, ...] = ()
     """What is there once it has succeeded: versions, and tags as ``namespace/name:tag``."""
 
+    cleans_by: frozenset[str] = frozenset({"unlink"})
+    """The operations by which it removes its private files: where one of these fails, they are gone with the next gc."""
+
     removes: tuple[str, ...] = ()
     """What may be gone from the moment it begins, and is gone once it has succeeded."""
 
@@ -246,7 +249,14 @@ COMMANDS: Final[dict[str, Command]] = {
             store="home",
             adds=(NEW,),
         ),
-        Command(name="publish (moved)", prepare=prepare_home, run=publish_moved, store="home", adds=(NEW,)),
+        Command(
+            name="publish (moved)",
+            prepare=prepare_home,
+            run=publish_moved,
+            store="home",
+            adds=(NEW,),
+            cleans_by=frozenset({"unlink", "names", "remove_folder"}),
+        ),
         Command(
             name="pull",
             prepare=prepare_remote,

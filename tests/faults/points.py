@@ -13,6 +13,7 @@ from typing import Final
 from conceptry.registry.operations import CHANGING_OPERATIONS, FileOperations, use_operations
 from tests.faults.children import KILLED, OK, REFUSED, copy_fresh, run_child
 from tests.faults.commands import COMMANDS, Command
+from tests.faults.more_commands import MORE_COMMANDS
 from tests.faults.oracle import Kept, list_kept, look_after, repeat
 from tests.faults.strikes import FAULTS, KILL, CountedOperations, Fault, fail_at, kill_at, list_struck
 from tests.registry.folders import temporaries_below
@@ -51,7 +52,7 @@ class Stage:
 
 def set_stage(parent: Path, name: str) -> Stage:
     """Return the stage of a command below ``parent``, after an undisturbed run. Raises RuntimeError if that fails."""
-    command, folder = COMMANDS[name], parent / "work"
+    command, folder = (COMMANDS | MORE_COMMANDS)[name], parent / "work"
     folder.mkdir(parents=True)
     said = run_child(lambda: void(command.prepare(folder)))
     copy_fresh(folder, parent / "prepared")
@@ -64,7 +65,7 @@ def set_stage(parent: Path, name: str) -> Stage:
 
 def warm_up(parent: Path) -> None:
     """Import all that commands and checks need, so that no child has to: by running each once in this process."""
-    for name, command in COMMANDS.items():
+    for name, command in (COMMANDS | MORE_COMMANDS).items():
         folder = parent / "warm" / name
         folder.mkdir(parents=True)
         command.prepare(folder)
@@ -133,7 +134,7 @@ def sweep_fault(stage: Stage, fault: Fault, *, step: int = 1) -> Iterator[Counts
     """Yield what each failure came to: one of every STEP-th operation that can fail so."""
     for number in range(1, count_operations(stage, list_struck(fault)) + 1, step):
         label = f"{fault.name} at operation {number}"
-        tidy = "unlink" not in list_struck(fault)
+        tidy = not stage.command.cleans_by & list_struck(fault)
         yield check_point(stage, label, partial(run_struck, stage, fail_at(fault, number)), tidy=tidy)
 
 

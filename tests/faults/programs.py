@@ -24,9 +24,9 @@ from tests.faults.oracle import Kept, list_kept
 from tests.faults.points import Counts
 from tests.faults.power import ROOT, SAFE, Recorder, check_state
 
-PARTS: Final = tuple(f"program {number:02}" for number in range(1, 25))
+PARTS: Final = tuple(f"program {number:02}" for number in range(1, 31))
 LENGTH: Final = 12
-MOST_STATES: Final = 30
+MOST_STATES: Final = 24
 """Of one moment: a program has hundreds, and what none of its commands has synced adds up to billions of states."""
 
 VERSIONS: Final = 4

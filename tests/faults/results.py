@@ -6,6 +6,7 @@ then its older line is shown as such.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -18,15 +19,15 @@ from typing import Final
 RESULTS: Final = Path(__file__).parent / "results.jsonl"
 ROOT: Final = Path(__file__).parent.parent.parent
 _FILES_OF_CORE: Final = "conceptry.(digests|documents|errors|names|written_files)"
-MACHINE_CODE: Final = re.compile(
-    rf"{_FILES_OF_CORE}|conceptry[.]registry([.].+)?|tests[.]registry[.](folders|projects)|"
-    "tests[.]faults[.](children|commands|crowd|memory|oracle|points|power|programs|small_disks|strikes|tracing)"
-)
-"""Modules that name, write, read or list files, and what strikes them. Not the vocabulary of manifests, nor formats."""
+MACHINE_CODE: Final = re.compile(rf"{_FILES_OF_CORE}|conceptry[.]registry([.].+)?")
+"""Modules that name, write, read or list files. Not the vocabulary of manifests, nor formats."""
 
 WEB_CODE: Final = re.compile(
-    rf"{_FILES_OF_CORE}|conceptry[.]registry([.].+)?|tests[.]simulators[.]http_.+|tests[.]registry[.]folders|__main__"
+    rf"{_FILES_OF_CORE}|conceptry[.]registry([.].+)?|tests[.]simulators[.]http_.+|__main__"
 )
+CHECKS: Final = 2
+"""Raised when a sweep strikes or looks at something else than before: part of what a result is kept by."""
+
 _DIGITS: Final = 12
 
 
@@ -53,7 +54,7 @@ def digest_code(names: re.Pattern[str]) -> str:
 
     To be asked once everything ran that is to be swept: what was never imported has no part in it.
     """
-    hasher = hashlib.sha256()
+    hasher = hashlib.sha256(f"checks {CHECKS}\n".encode())
     for name, module in sorted(sys.modules.items()):
         place = getattr(module, "__file__", None)
         if place is not None and names.fullmatch(name):
@@ -72,9 +73,12 @@ def read_results(place: Path = RESULTS) -> dict[tuple[str, str], Result]:
 
 def keep_result(result: Result, place: Path = RESULTS) -> None:
     """Add a line, in the place of an older one of the same part."""
-    known = {**read_results(place), (result.sweep, result.part): result}
-    lines = [json.dumps(asdict(one), sort_keys=True) for _, one in sorted(known.items())]
-    place.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    with place.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several sweeps may run at a time
+        known = {**read_results(place), (result.sweep, result.part): result}
+        lines = [json.dumps(asdict(one), sort_keys=True) for _, one in sorted(known.items())]
+        file.truncate(0)
+        file.write("\n".join([*lines, ""]))
 
 
 def choose_shard(parts: Iterable[str], shard: str) -> list[str]:

@@ -24,7 +24,10 @@ HAS_STRACE: Final = shutil.which("strace") is not None
 
 
 def list_calls(stage: Stage) -> list[tuple[str, int]]:
-    """Return each such call of the undisturbed command: its name, and which of that name it is, as strace counts."""
+    """Return each such call of the undisturbed command: its name, and which of that name it is in its thread.
+
+    So strace counts; of threads that do the same, the first to come so far is killed.
+    """
     copy_fresh(stage.prepared, stage.folder)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "trace"
@@ -34,14 +37,13 @@ def list_calls(stage: Stage) -> list[tuple[str, int]]:
         )
         end_tracers()
         text = log.read_text(encoding="utf-8", errors="replace")
-    seen: Counter[str] = Counter()
-    calls: list[tuple[str, int]] = []
-    for line in text.splitlines():
-        match = re.match(r"(?:\d+ +)?([a-z0-9_]+)\(", line)
-        if match is not None:
-            seen[match[1]] += 1
-            calls.append((match[1], seen[match[1]]))
-    return calls[:-1]  # the last is the child's report
+    seen: Counter[tuple[str, str]] = Counter()
+    calls: dict[tuple[str, int], None] = {}
+    matches = [match for line in text.splitlines() if (match := re.match(r"(\d*) *([a-z0-9_]+)\(", line))]
+    for match in matches[:-1]:  # the last is the child's report
+        seen[match[1], match[2]] += 1
+        calls[match[2], seen[match[1], match[2]]] = None
+    return list(calls)
 
 
 def sweep_calls(stage: Stage, *, step: int = 1) -> Iterator[Counts]:
