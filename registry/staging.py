@@ -37,8 +37,24 @@ def stage_folder(store: Store) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with contextlib.suppress(StoreError):  # what stays is gone with the next gc
-            remove_tree(folder)
+        _discard(folder)
+
+
+def _discard(path: Path) -> None:
+    """Removes a file, or a folder and all in it, as far as that goes: what stays is gone with the next gc.
+
+    Nothing waits for the disk, which may be full: private names need not be gone for good after a loss of power.
+    """
+    status = look_at(path)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        with contextlib.suppress(OSError):
+            current_operations().unlink(path)
+        return
+    with contextlib.suppress(StoreError):
+        for name in names_in(path):
+            _discard(locate_entry(path, name))
+    with contextlib.suppress(OSError):
+        current_operations().remove_folder(path)
 
 
 def remove_tree(path: Path) -> int:

@@ -16,7 +16,16 @@ from tests.faults import crowd, power, programs, small_disks, tracing
 from tests.faults.commands import COMMANDS
 from tests.faults.more_commands import MORE_COMMANDS
 from tests.faults.points import FAULT_BY_NAME, Counts, set_stage, sweep_fault, sweep_kills, warm_up
-from tests.faults.results import MACHINE_CODE, Result, choose_shard, digest_code, keep_result, read_results
+from tests.faults.results import (
+    MACHINE_CODE,
+    SAME_CODE,
+    Result,
+    choose_shard,
+    digest_code,
+    is_of_code,
+    keep_result,
+    read_results,
+)
 
 PAGE: Final = Path("docs/faults.md")
 IN_MEMORY: Final = Path("/dev/shm")
@@ -126,7 +135,7 @@ def main() -> int:
         code, known = digest_code(MACHINE_CODE), read_results()
         for number, (section, part) in enumerate(parts):
             last = known.get((section.name, part))
-            if f"{section.name} {part}" in names and (last is None or last.code != code):
+            if f"{section.name} {part}" in names and (last is None or not is_of_code(last, code)):
                 violations += sweep_part(section, part, folder / f"{section.name}-{number}", code)
                 PAGE.write_text(write_page(code), encoding="utf-8")
     finally:
@@ -164,8 +173,8 @@ def write_page(code: str) -> str:
         one.name: [known[one.name, part] for part in one.parts if (one.name, part) in known]
         for one in SECTIONS
     }
-    present = sum(one.struck for kept in rows.values() for one in kept if one.code == code)
-    earlier = sum(one.struck for kept in rows.values() for one in kept if one.code != code)
+    present = sum(one.struck for kept in rows.values() for one in kept if is_of_code(one, code))
+    earlier = sum(one.struck for kept in rows.values() for one in kept if not is_of_code(one, code))
     lines = [
         "# Faults of the machine",
         "",
@@ -176,6 +185,7 @@ def write_page(code: str) -> str:
         "swept without a violation. The index is no part of the states after a loss of power.",
         "",
         f"Points on this code ({code}): {present}. On earlier code, by the digest of its sources: {earlier}.",
+        *(f"Counted as this code too: {old}, which {why}." for old, (new, _, why) in SAME_CODE.items() if new == code),
         "",
     ]  # fmt: skip
     for section in SECTIONS:
@@ -191,7 +201,7 @@ def write_page(code: str) -> str:
         for one in kept:
             ended = ", ".join(f"{count} {name}" for name, count in sorted(one.points.items()))
             lines.append(
-                f"| {one.part} | {one.struck} | {ended} | {'this' if one.code == code else one.code} |"
+                f"| {one.part} | {one.struck} | {ended} | {'this' if is_of_code(one, code) else one.code} |"
             )
         lines.append("")
     return "\n".join(lines)

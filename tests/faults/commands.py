@@ -46,7 +46,7 @@ class Command:
     """What is there once it has succeeded: versions, and tags as ``namespace/name:tag``."""
 
     cleans_by: frozenset[str] = frozenset({"unlink"})
-    """The operations by which it removes its private files: where one of these fails, they are gone with the next gc."""
+    """By which operations it removes its private files: where one of these fails, they are gone with the next gc."""
 
     removes: tuple[str, ...] = ()
     """What may be gone from the moment it begins, and is gone once it has succeeded."""

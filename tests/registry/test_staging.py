@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from conceptry.digests import Digest
-from conceptry.errors import ConceptryError, InvalidFileError
+from conceptry.errors import ConceptryError, InvalidFileError, StoreError
 from conceptry.formats.tensors import RawTensor, write_tensors
 from conceptry.manifest import Manifest
 from conceptry.registry import Registry
@@ -62,6 +64,26 @@ def test_nothing_is_left_of_the_folder(registry: Registry, staged: Staged) -> No
         (folder / "link").symlink_to(staged[0])
     assert not folder.exists()
     assert staged[0].exists()
+
+
+class FullDisk(FileOperations):
+    """A disk that is full and says so whenever somebody waits for it."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Refuses."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_folder_is_gone_even_if_the_disk_became_full(registry: Registry) -> None:
+    registry.store.prepare_for_writing()
+    with contextlib.ExitStack() as staging:
+        folder = staging.enter_context(registry.stage())
+        written = write_package(folder / "package")
+        with use_operations(FullDisk()):
+            with pytest.raises(StoreError):
+                registry.publish(folder / "package", written=written)
+            staging.close()
+    assert not folder.exists()
 
 
 def test_folder_of_a_command_that_was_killed_is_gone_with_the_next_collection(registry: Registry) -> None:
