@@ -31,9 +31,11 @@ _MEASURES: Final = ("joint", "recall", "swaps", "duplicates", "leaks", "region",
 _EXPLAINED: Final = """\
 Shares of pictures, but for `recall` (of the members, how many are there) and `style` (0: the base without it, 1:
 renders in it). `joint`: every subject is there, once. `swaps`: an object of one's class in another's colour.
-`duplicates`: one of them twice. `leaks`: one appears though its word is not said. `region`: of the pictures with both,
-the first stands on the side that was asked. `seconds` are of the processor, for a picture. Each subject is judged by
-the bundled scorer against renders of it that no training saw; the prompts say nothing of how it looks."""
+`duplicates`: one of them twice. `leaks`: one appears though its word is not said. `region`: of the pictures with
+both, the first stands on the side that was asked. `seconds` are of the processor, for a picture. Each subject is
+judged by the bundled scorer against renders of it that no training saw; the prompts say nothing of how it looks.
+`focus` was chosen on three groups that are not among these; `cosine` and `optimiser` follow the README of ComfyUI-
+LoRA-Optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
