@@ -98,6 +98,7 @@ bench: $(INSTALLED_DEV)
 	$(OFFLINE) $(BIN)/python benchmarks/attaching.py benchmarks/results/attaching.json
 	$(BIN)/python benchmarks/pulling.py benchmarks/results/pulling.json
 	$(OFFLINE) $(BIN)/python benchmarks/importing.py benchmarks/results/importing.json
+	$(OFFLINE) $(BIN)/python benchmarks/publishing.py benchmarks/results/publishing.json
 	$(OFFLINE) $(BIN)/python benchmarks/identify.py benchmarks/results/identify.json
 	$(OFFLINE) $(BIN)/python benchmarks/syncing.py benchmarks/results/syncing.json
 	$(OFFLINE) $(BIN)/python benchmarks/adopting.py benchmarks/results/adopting.json

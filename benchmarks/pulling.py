@@ -37,8 +37,8 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", nargs="?", type=Path)
-    parser.add_argument("--concepts", type=int, default=200)
-    parser.add_argument("--large-mb", type=int, default=2048)
+    parser.add_argument("--concepts", type=int, default=200, help="0 leaves the small ones out")
+    parser.add_argument("--large-mb", type=int, default=2048, help="0 leaves the large file out")
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="conceptry-bench-") as folder:
@@ -48,8 +48,8 @@ def main() -> None:
         server.start()
         theirs.close()
         point_at(ours.recv())
-        small = measure_small(Path(folder), ours, asked.concepts, asked.runs)
-        large = measure_large(Path(folder), ours, asked.large_mb << 20, asked.runs)
+        small = measure_small(Path(folder), ours, asked.concepts, asked.runs) if asked.concepts else {}
+        large = measure_large(Path(folder), ours, asked.large_mb << 20, asked.runs) if asked.large_mb else {}
         ours.send(None)
         server.join()
     if asked.out is not None:
