@@ -65,9 +65,11 @@ def solve_coefficients(
     edits = [edits[number] for number in concepts]
     mask = active[samples][:, concepts].float()
     inverse, energies = _invert_gram(edits, mask.double().cpu())
-    duals = torch.stack([edit.c_inv_i_star.to(context.device, torch.float32) for edit in edits])
+    # What concepts have in common cancels, so that this is computed as precisely as the device can; once a prompt.
+    precision = torch.float32 if context.device.type == "mps" else torch.float64
+    duals = torch.stack([edit.c_inv_i_star.to(context.device, precision) for edit in edits])
     with torch.autocast(context.device.type, enabled=False):  # half precision would blur where a gate opens
-        similar = context[samples].float() @ duals.T
+        similar = context[samples].to(precision) @ duals.T
         remove = similar @ inverse.to(similar)
     strengths = mask * torch.tensor([edit.strength for edit in edits], device=context.device)
     bias = torch.tensor([edit.bias for edit in edits], device=context.device)
@@ -76,8 +78,8 @@ def solve_coefficients(
     return Coefficients(
         samples,
         concepts,
-        remove=remove * strengths[:, None],
-        insert=gates * strengths[:, None],
+        remove=(remove * strengths[:, None]).float(),
+        insert=(gates * strengths[:, None]).float(),
     )
 
 

@@ -66,5 +66,5 @@ def borrow_torch(tensor: Tensor) -> RawTensor:
     if name is None:
         raise InvalidFileError(f"safetensors holds no {tensor.dtype}")
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
     return RawTensor(name, tuple(tensor.shape), data)

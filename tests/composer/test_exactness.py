@@ -84,6 +84,7 @@ class Sequences(RuleBasedStateMachine):
     """A pipeline that concepts go into and out of, and its twin to which only the rest is done."""
 
     concepts: dict[str, Concept]
+    other: Concept
 
     @initialize(dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
     def open(self, dtype: torch.dtype) -> None:
@@ -118,6 +119,15 @@ class Sequences(RuleBasedStateMachine):
         attachment = self.inside[data.draw(st.sampled_from(sorted(self.inside)))]
         (member,) = attachment.composition.members
         attachment.set_strengths({str(member.concept.manifest.name): strength})
+
+    @precondition(lambda self: "lora" in self.inside)
+    @rule()
+    def replace(self) -> None:
+        attachment = self.inside["lora"]
+        (member,) = attachment.composition.members
+        here = member.concept.manifest.name
+        other = self.other if here == self.concepts["lora"].manifest.name else self.concepts["lora"]
+        attachment.replace(str(here), other)
 
     @rule()
     def fail_inside(self) -> None:
@@ -183,11 +193,12 @@ def add_adapter(pipeline: Any) -> None:
     pipeline.unet.add_adapter(config, adapter_name="theirs")
 
 
-def run_sequences(concepts: dict[str, Concept], examples: int, steps: int) -> None:
+def run_sequences(concepts: dict[str, Concept], folder: Path, *, examples: int, steps: int) -> None:
     class WithConcepts(Sequences):
         pass
 
     WithConcepts.concepts = concepts
+    WithConcepts.other = make_lora(folder / "other", make_pipeline("sd1"), seed=21, name="test/other")
     run_state_machine_as_test(
         WithConcepts,
         settings=settings(
@@ -200,13 +211,13 @@ def run_sequences(concepts: dict[str, Concept], examples: int, steps: int) -> No
     )
 
 
-def test_every_bit_comes_back_after_any_sequence(concepts: dict[str, Concept]) -> None:
-    run_sequences(concepts, examples=5, steps=8)
+def test_every_bit_comes_back_after_any_sequence(concepts: dict[str, Concept], tmp_path: Path) -> None:
+    run_sequences(concepts, tmp_path, examples=5, steps=8)
 
 
 @pytest.mark.slow
-def test_every_bit_comes_back_after_many_long_sequences(concepts: dict[str, Concept]) -> None:
-    run_sequences(concepts, examples=100, steps=20)
+def test_every_bit_comes_back_after_many_long_sequences(concepts: dict[str, Concept], tmp_path: Path) -> None:
+    run_sequences(concepts, tmp_path, examples=100, steps=20)
 
 
 # --- what is done in between ---------------------------------------------------------------------------------------
