@@ -103,7 +103,11 @@ def test_dialect_explains_a_module_under_each_of_its_prefixes(dialect: lora_keys
     assert spelled
     for shapes in spelled:
         # What sets a dialect apart may be a tensor or a metadata key: here it is a key.
-        mark = data.draw(st.one_of(map(st.from_regex, dialect.marks))) if dialect.marks else "format"
+        mark = (
+            data.draw(st.one_of([st.from_regex(mark) for mark in dialect.marks]))
+            if dialect.marks
+            else "format"
+        )
         found = row.detect(header_of(shapes, {mark: ""}))
         assert found is not None, shapes
         assert found.roles.keys() == shapes.keys()
@@ -112,7 +116,7 @@ def test_dialect_explains_a_module_under_each_of_its_prefixes(dialect: lora_keys
 def test_row_that_says_it_cannot_explain_all_of_a_file_never_does() -> None:
     unlikely = 0
     for case in draw_cases(24):
-        header = header_of(case.shapes, dict(case.metadata))
+        header = header_of(dict(case.shapes), dict(case.metadata))
         for row in FORMATS:
             if not row.can_explain_all(header):
                 unlikely += 1
