@@ -73,7 +73,7 @@ class LoraPatch(Patch):
         layers = {path: require_layer(self._root, path, one) for path, one in self._factors.items()}
         self._known.clear()
         for path, layer in layers.items():
-            hook = _make_hook(self._factors[path], self)
+            hook = DeltaHook(self._factors[path], self)
             self._known.append((layer._forward_hooks, layer.register_forward_hook(hook).id, hook))
         self._walk = walk_to(self._root, self._factors)
 
@@ -114,21 +114,29 @@ def spread_channels(bias: Float[Tensor, " out"], layer: nn.Module) -> Tensor:
     return bias.reshape(-1, *(1 for _ in kernel))
 
 
-def _make_hook(factors: LoraFactors, patch: LoraPatch) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-    down, up, bias = factors.down, factors.up, factors.bias
+class DeltaHook:
+    """Adds the product of one layer's factors to its output, at the strength that the patch has at that moment."""
 
-    def add_delta(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal down, up, bias
-        strength = patch.strength
-        if strength == 0:
+    def __init__(self, factors: LoraFactors, patch: LoraPatch) -> None:
+        self.down, self.up, self.bias = factors.down, factors.up, factors.bias
+        self._scale, self._patch = factors.scale, patch
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self._scale * self._patch.strength
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Returns the output with the delta in it; None at strength 0."""
+        if self._patch.strength == 0:
             return None
-        if down.device != output.device and not down.requires_grad:
-            down, up = down.to(output.device), up.to(output.device)
-            bias = None if bias is None else bias.to(output.device)
-        result = _add_product(layer, args[0].to(down.dtype), output, (down, up), factors.scale * strength)
-        return result if bias is None else result + (spread_channels(bias, layer) * strength).to(result)
-
-    return add_delta
+        if self.down.device != output.device and not self.down.requires_grad:
+            self.down, self.up = self.down.to(output.device), self.up.to(output.device)
+            self.bias = None if self.bias is None else self.bias.to(output.device)
+        result = _add_product(layer, args[0].to(self.down.dtype), output, (self.down, self.up), self.scale)
+        if self.bias is None:
+            return result
+        return result + (spread_channels(self.bias, layer) * self._patch.strength).to(result)
 
 
 def _add_product(

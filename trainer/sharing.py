@@ -15,9 +15,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from conceptry.composer.lora import DeltaHook
 from conceptry.composer.pipelines import list_components
 from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.learners import Learner
+from conceptry.trainer.stacking import add_products
 
 _TOKENIZERS: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _NOBODY: Final = -1
@@ -183,11 +185,25 @@ class SharedPipeline:
             return _call_after(hooks, module, inputs, output) if hooks else None
         if not any(number in layer.after for number in self._rows):
             return None
+        joined = self._join_products(module, layer, inputs, output)
+        if joined is not None:
+            return joined
         parts = []
         for (number, mine), (_, answer) in zip(self._cut(inputs), self._cut(output), strict=True):
             with self._as(number):
                 parts.append(_call_after(layer.after.get(number, []), module, mine, answer))
         return _join(parts)
+
+    def _join_products(
+        self, module: nn.Module, layer: _Layer, inputs: tuple[Any, Any], output: Any
+    ) -> Tensor | None:
+        """Returns the output where all that is added are products of factors; None where something else is."""
+        hooks = [layer.after.get(number, []) for number in self._rows]
+        if not all(len(own) == 1 and isinstance(own[0].call, DeltaHook) for own in hooks):
+            return None
+        products = [own[0].call for own in hooks]
+        sizes = [rows.stop - rows.start for rows in self._rows.values()]
+        return add_products(module, products, sizes, inputs[0][0], output)
 
     @contextmanager
     def _as(self, number: int) -> Iterator[None]:
@@ -218,8 +234,10 @@ class SharedPipeline:
         if remember:
             self._slices.setdefault(id(value), (value, {}))  # kept with its slices, so that no id comes twice
         _, found = self._slices.get(id(value), (value, {}))
-        if number not in found:
-            found[number] = value[self._rows[number]]
+        if not found:
+            # One split and not a slice for each: its gradient is written once, not filled up and added for each.
+            sizes = [rows.stop - rows.start for rows in self._rows.values()]
+            found.update(zip(self._rows, value.split(sizes), strict=True))  # type: ignore[no-untyped-call]
         return found[number]
 
 

@@ -90,9 +90,16 @@ def test_methods_of_different_kinds_share_a_batch(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "group"), [("textual_inversion", "embedding"), ("lora", "lora")])
+@pytest.mark.parametrize(
+    ("method", "group", "more"),
+    [
+        ("textual_inversion", "embedding", {}),
+        ("lora", "lora", {}),
+        ("lora", "lora", {"batch_size": 3, "targets": ["attention", "feed_forward", "convolution"]}),
+    ],
+)
 def test_in_double_precision_neighbours_change_nothing_to_nine_places(
-    method: str, group: str, tmp_path: Path
+    method: str, group: str, more: dict[str, Any], tmp_path: Path
 ) -> None:
     base = make_pipeline()
     for part in (base.unet, base.text_encoder, base.vae):
@@ -100,7 +107,7 @@ def test_in_double_precision_neighbours_change_nothing_to_nine_places(
     torch.set_default_dtype(torch.float64)
     try:
         # At larger steps a network of random numbers is chaotic: any rounding doubles with each step, alone too.
-        settings = {"learning_rates": {group: 5e-5}}
+        settings = {"learning_rates": {group: 5e-5}, **more}
         jobs = write_jobs(tmp_path, [method] * 2, steps=50, settings=settings)
         together = train_values(jobs, base, tmp_path)
         apart = [train_values([job], base, tmp_path)[0] for job in jobs]
