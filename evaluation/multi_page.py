@@ -19,6 +19,9 @@ BASELINES: Final = ("attached", "cosine", "optimiser")
 SHEET_NAME: Final = "composing-several.webp"
 _RESAMPLES: Final = 10_000
 _SEED: Final = 20
+_FEWEST_GROUPS: Final = 6
+"""From which an interval by bootstrap is worth something."""
+
 _SHOWN: Final = 4
 _TILE_PIXELS: Final = 64
 _SIZES: Final = (
@@ -34,8 +37,8 @@ renders in it). `joint`: every subject is there, once. `swaps`: an object of one
 `duplicates`: one of them twice. `leaks`: one appears though its word is not said. `region`: of the pictures with
 both, the first stands on the side that was asked. `seconds` are of the processor, for a picture. Each subject is
 judged by the bundled scorer against renders of it that no training saw; the prompts say nothing of how it looks.
-`focus` was chosen on three groups that are not among these; `cosine` and `optimiser` follow the README of ComfyUI-
-LoRA-Optimizer."""
+`focus` was chosen on three groups that are not among these; `cosine` and `optimiser` follow the README of
+ComfyUI-LoRA-Optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +54,8 @@ class Difference:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return not self.interval[0] <= 0.0 <= self.interval[1]
+        """Whether the interval leaves 0 out, of groups enough for one."""
+        return self.groups >= _FEWEST_GROUPS and not self.interval[0] <= 0.0 <= self.interval[1]
 
 
 def find_value(row: Row, measure: str) -> float | None:
@@ -150,7 +153,11 @@ def _say(rows: Sequence[Row], measure: str) -> str:
 
 
 def _list_differences(rows: Sequence[Row]) -> list[str]:
-    lines = ["Differences over the same groups, with 95 % intervals by bootstrap over groups:", ""]
+    lines = [
+        "Differences over the groups that both drew, with 95 % intervals by bootstrap over groups; of fewer than "
+        f"{_FEWEST_GROUPS} groups none is called sure:",
+        "",
+    ]
     for other in (*BASELINES, "composite", "switch"):
         for measure in ("joint", "recall", "leaks", "style"):
             one = compare(rows, measure, BEST, other)
@@ -165,35 +172,35 @@ def _list_differences(rows: Sequence[Row]) -> list[str]:
 
 
 def make_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """Returns the first pictures of each way, a row a way, of one group of each size that every way drew.
+    """Returns the first pictures of each way, a row a way, of the group of each size that most ways drew.
 
     Args:
         rows: of one method.
         folder: where the pictures of the rows lie.
     """
-    ways, groups = _list_ways(rows), []
+    ways = _list_ways(rows)
+    found = {(row["way"], tuple(row["members"])): folder / row["pictures_file"] for row in rows}
+    groups = []
     for _, things, has_style in _SIZES:
-        sized = dict.fromkeys(tuple(row["members"]) for row in rows if _count(row) == (things, has_style))
-        whole = [
-            one
-            for one in sized
-            if len({row["way"] for row in rows if tuple(row["members"]) == one}) == len(ways)
-        ]
-        groups += whole[:1]
-    left, top = 76, 14
-    sheet = Image.new(
-        "RGB", (left + len(groups) * _SHOWN * _TILE_PIXELS, top + len(ways) * _TILE_PIXELS), "white"
-    )
+        sized = [tuple(row["members"]) for row in rows if _count(row) == (things, has_style)]
+        groups += sorted(dict.fromkeys(sized), key=lambda one: -sized.count(one))[:1]
+    left, top, width = 76, 14, _SHOWN * _TILE_PIXELS
+    sheet = Image.new("RGB", (left + len(groups) * width, top + len(ways) * _TILE_PIXELS), "white")
     pen = ImageDraw.Draw(sheet)
+    for line, way in enumerate(ways):
+        pen.text((2, top + line * _TILE_PIXELS + 26), way, fill="black")
     for column, members in enumerate(groups):
-        x = left + column * _SHOWN * _TILE_PIXELS
-        pen.text((x + 2, 1), " + ".join(members), fill="black")
+        pen.text((left + column * width + 2, 1), " + ".join(members), fill="black")
         for line, way in enumerate(ways):
-            y = top + line * _TILE_PIXELS
-            pen.text((2, y + 26), way, fill="black")
-            row = next(row for row in rows if row["way"] == way and tuple(row["members"]) == members)
-            with Image.open(folder / row["pictures_file"]) as strip:
-                side = strip.height
-                shown = strip.convert("RGB").crop((0, 0, side * min(_SHOWN, strip.width // side), side))
-            sheet.paste(shown.resize((shown.width * _TILE_PIXELS // side, _TILE_PIXELS)), (x, y))
+            if (way, members) in found:
+                corner = (left + column * width, top + line * _TILE_PIXELS)
+                sheet.paste(_cut_strip(found[way, members]), corner)
     return sheet
+
+
+def _cut_strip(path: Path) -> Image.Image:
+    """Returns the first pictures of a strip of square ones."""
+    with Image.open(path) as strip:
+        side = strip.height
+        shown = strip.convert("RGB").crop((0, 0, side * min(_SHOWN, strip.width // side), side))
+    return shown.resize((shown.width * _TILE_PIXELS // side, _TILE_PIXELS))

@@ -191,6 +191,9 @@ def test_the_page_says_what_is_sure_and_what_is_not(tmp_path: Path) -> None:
     assert better.mean == pytest.approx(0.4)
     assert (better.is_sure, better.groups) == (True, 6)
     assert not unsure.is_sure
+    few = compare([*rows[4:6], *rows[10:12]], "joint", "focus", "attached")
+    assert few is not None
+    assert (few.groups, few.is_sure) == (2, False)
     assert compare(rows, "joint", "focus", "switch") is None
     page = make_page({"sample_passes": 8, "rows": rows})
     assert "focus above attached: +0.40 (+0.40 to +0.40), 6 groups: sure" in page
@@ -201,3 +204,7 @@ def test_the_page_says_what_is_sure_and_what_is_not(tmp_path: Path) -> None:
     sheet = make_sheet(rows, tmp_path)
     assert sheet.size == (76 + 4 * 64, 14 + 3 * 64)
     assert sheet.getpixel((sheet.width - 5, sheet.height - 5)) == pytest.approx((254, 0, 0), abs=3)
+    missing = make_sheet(
+        [*rows[:1], *rows[7:8]], tmp_path
+    )  # a way that did not draw the group has no pictures
+    assert missing.getpixel((missing.width - 5, missing.height - 5)) == (255, 255, 255)
