@@ -1,9 +1,10 @@
 """``make mutants``: a seeded sample of wrong changes to ``core`` and ``registry``, each run against its tests.
 
 The tools of the field (mutmut, cosmic-ray) want one source folder and a file that is changed in place; here folders at
-the root are the packages, and others may be working in them. So a wrong module is made in memory and put in the place
-of the right one by an import hook, in a child of a process that has imported the libraries already. Programs that tests
-start as processes of their own do not have it: what only they would notice counts as survived.
+the root are the packages, and others may be working in them. So what is wrong is made in memory: a function's code in a
+child of a process that has collected all tests (``warm.py``), and what stands outside functions as a whole module, by
+an import hook in a child of a process that has imported the libraries. Programs that tests start as processes of their
+own do not have it: what only they would notice counts as survived.
 
 Results are lines of ``results.jsonl``; a mutant is run again once its module changed. ``reasons.toml`` says of
 survivors why.
@@ -12,6 +13,7 @@ survivors why.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import importlib.abc
@@ -26,7 +28,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -208,7 +210,7 @@ def main() -> int:
     os.nice(10)
     for library in LIBRARIES:
         importlib.import_module(library)
-    sample, known, begun = choose_sample(chosen.sample), read_results(), time.monotonic()
+    sample, begun = choose_sample(chosen.sample), time.monotonic()
     if chosen.check:
         wrong = [
             module
@@ -217,31 +219,59 @@ def main() -> int:
         ]
         print(f"tests that do not pass by themselves: {wrong}")  # noqa: T201
         return 1 if wrong else 0
+    _try_warm(sample, begun + chosen.seconds)
     for module, mutation in sample:
-        if (module, digest_module(module), mutation.key) in known:
+        if (module, digest_module(module), mutation.key) in read_results():
             continue
         if time.monotonic() - begun > chosen.seconds:
             break
-        result = try_mutant(module, mutation)
-        print(f"{result.outcome}: {module}:{result.line} {result.before} -> {result.after}", flush=True)  # noqa: T201
-        if result.outcome != UNDECIDED:
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(result), sort_keys=True) + "\n")
+        _keep(module, mutation, run_mutant)
     done = [one for one in read_results().values() if one.code == digest_module(one.module)]
     PAGE.write_text(write_page(done, chosen.sample), encoding="utf-8")
     killed = sum(one.outcome != "survived" for one in done)
     return 1 if len(done) < chosen.sample or killed < 0.85 * len(done) else 0
 
 
-def try_mutant(module: str, mutation: Mutation) -> Result:
-    """Return how one mutant ended."""
+def _try_warm(sample: list[tuple[str, Mutation]], deadline: float) -> None:
+    """Tries the mutants of functions in a child, where every module of ours is imported; leaves out all others."""
+    known = read_results()
+    wanted = [one for one in sample if (one[0], digest_module(one[0]), one[1].key) not in known]
+    child = os.fork() if wanted else None
+    if child is None:
+        return
+    if child:
+        os.waitpid(child, 0)
+        return
+
+    class Loop:
+        """A plugin in the place of pytest's own loop."""
+
+        def pytest_runtestloop(self, session: Any) -> bool:
+            """Tries mutants instead of running tests."""
+            tests = warm.WarmTests(sorted({module for module, _ in sample}))
+            tests.collect(session)
+            for module, mutation in wanted:
+                if time.monotonic() > deadline:
+                    break
+                with contextlib.suppress(warm.NotInFunctionError):
+                    _keep(module, mutation, tests.try_mutation)
+            return True
+
+    warm = importlib.import_module("tests.mutants.warm")
+    pytest = importlib.import_module("pytest")
+    late = "ignore::pytest.PytestAssertRewriteWarning"
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-W", late, *warm.TESTS], plugins=[Loop()])
+    os._exit(0)
+
+
+def _keep(module: str, mutation: Mutation, run: Callable[[str, Mutation], str]) -> None:
+    """Tries one mutant, and keeps how it ended."""
     source, begun = (ROOT / module).read_text(encoding="utf-8"), time.monotonic()
+    outcome = run(module, mutation)
     before, after = describe_change(source, mutation)
-    code = digest_module(module)
-    outcome = run_mutant(module, mutation)
-    return Result(
+    result = Result(
         module=module,
-        code=code,
+        code=digest_module(module),
         key=mutation.key,
         line=mutation.line,
         function=mutation.function,
@@ -250,6 +280,10 @@ def try_mutant(module: str, mutation: Mutation) -> Result:
         outcome=outcome,
         seconds=round(time.monotonic() - begun, 1),
     )
+    print(f"{outcome}: {module}:{result.line} {result.before} -> {result.after}", flush=True)  # noqa: T201
+    if outcome != UNDECIDED:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result), sort_keys=True) + "\n")
 
 
 def write_page(done: list[Result], wanted: int) -> str:
