@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from conceptry.errors import TrainingError
+from conceptry.formats.lora import LoraModule
 from conceptry.trainer import loop
+from conceptry.trainer.adapters import Adapter
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import make_pipeline
 from tests.trainer.runs import write_job
@@ -44,4 +47,18 @@ def test_values_that_are_not_finite_are_not_written(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(loop, "_update", spoil)
     with pytest.raises(TrainingError, match="not finite"):
         run(tmp_path, "lora", 1e-3)
+    assert not (tmp_path / "work" / "concept").exists()
+
+
+def test_a_file_that_answers_otherwise_than_what_was_trained_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Adapter.to_module
+
+    def store_more(self: Adapter) -> LoraModule:
+        return replace(real(self), numbers={"alpha": 1.02 * self.alpha})
+
+    monkeypatch.setattr(Adapter, "to_module", store_more)
+    with pytest.raises(TrainingError, match="answers otherwise than what was trained"):
+        run(tmp_path, "lora", 1e-2)
     assert not (tmp_path / "work" / "concept").exists()
