@@ -39,11 +39,11 @@ def make_all(folder: Path, pipeline: Any) -> list[Concept]:
 
 
 def test_all_kinds_work_at_once_and_leave_nothing_behind(pipeline: Any, tmp_path: Path) -> None:
-    embedding, rank_one, lora, full = make_all(tmp_path, pipeline)
+    embedding, rank_one, lora, full, network = make_all(tmp_path, pipeline)
     before = snapshot(pipeline)
-    with attach(Composition(embedding, rank_one, lora * 0.7, full * 0.5), pipeline) as report:
+    with attach(Composition(embedding, rank_one, lora * 0.7, full * 0.5, network), pipeline) as report:
         together = render(pipeline, PROMPT)
-        assert [applied.fit for applied in report.concepts] == ["exact"] * 4
+        assert [applied.fit for applied in report.concepts] == ["exact"] * 5
         assert all(applied.tensors > 0 and not applied.unmatched for applied in report.concepts)
         assert report.words == ("<e>", "<r>", "zork", "zork")
     detached = snapshot(pipeline, with_settings=False)
@@ -51,13 +51,13 @@ def test_all_kinds_work_at_once_and_leave_nothing_behind(pipeline: Any, tmp_path
         {key: value for key, value in before.items() if not key.startswith("tokenizer")},
         {key: value for key, value in detached.items() if not key.startswith("tokenizer")},
     )
-    for left_out in (embedding, rank_one, lora, full):
-        kept = [concept for concept in (embedding, rank_one, lora, full) if concept is not left_out]
+    for left_out in (embedding, rank_one, lora, full, network):
+        kept = [one for one in (embedding, rank_one, lora, full, network) if one is not left_out]
         with attach(Composition(*kept), pipeline):
             assert not torch.equal(render(pipeline, PROMPT), together)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (2, 0, 4, 3, 1)])
 def test_separate_attachments_come_out_in_any_order(
     pipeline: Any, tmp_path: Path, order: tuple[int, ...]
 ) -> None:

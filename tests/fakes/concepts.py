@@ -263,4 +263,10 @@ def make_hypernetwork(
     )
 
 
-MAKERS = {"embedding": make_embedding, "rank_one": make_rank_one, "lora": make_lora, "full": make_full}
+MAKERS = {
+    "embedding": make_embedding,
+    "rank_one": make_rank_one,
+    "lora": make_lora,
+    "full": make_full,
+    "hypernetwork": make_hypernetwork,
+}
