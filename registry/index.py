@@ -119,7 +119,10 @@ def rebuild_index(store: Store) -> None:
         try:
             _build_anew(store, change)
         except sqlite3.Error as error:
-            raise StoreError(f"cannot write {str(store.layout.index)!r}: {error}") from error
+            raise StoreError(
+                f"cannot write {str(store.layout.index)!r}: {error}",
+                hint="free some space on that disk, or delete that file, then run the same command again",
+            ) from error
 
 
 def is_index_equal(store: Store) -> bool:

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from sqlite_utils import Database
 
+from conceptry.errors import StoreError
 from conceptry.registry import Filter, Registry
 from conceptry.registry.entries import iter_entries
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.migrations import INDEX_MIGRATIONS
+from conceptry.registry.operations import FileOperations, use_operations
 from tests.registry.folders import write_folder
 
 EVERYTHING = Filter(all_versions=True)
@@ -188,3 +191,21 @@ def test_publishing_adds_to_the_index_and_does_not_make_it_anew(filled: Registry
         connection.execute("INSERT INTO versions_fts (versions_fts, rank) VALUES ('integrity-check', 1)")
     assert len(filled.search("porcelain")) == 1
     assert filled.search("woodblock") == ()
+
+
+class NoRoom(FileOperations):
+    """A disk on which SQLite finds no room."""
+
+    def connect(
+        self, path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
+    ) -> sqlite3.Connection:
+        """Refuses."""
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_index_that_finds_no_room_says_what_to_do(registry: Registry, imp: Path) -> None:
+    registry.publish(imp)
+    with use_operations(NoRoom()), pytest.raises(StoreError, match="disk is full") as caught:
+        rebuild_index(registry.store)
+    assert "then run the same command again" in (caught.value.hint or "")
+    assert [row.text for row in registry.list()] == ["me/imp@1.0.0"]
