@@ -153,6 +153,11 @@ class TrainingState:
                 put_group_number(self.optimizer, rest, float(value))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved, "param_groups": groups})
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # A fused step goes through memory in order, and files know one order only.
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,6 +88,21 @@ def test_every_algorithm_fused_gives_the_numbers_of_the_same_attached(calm_sd1: 
             assert measure_difference(run_components(sd1, PROMPT), expected) <= TOLERANCE, row.id
 
 
+def test_every_algorithm_means_the_same_in_the_memory_layout_that_processors_like(tmp_path: Path) -> None:
+    rows, turned = make_calm_pipeline("sd1"), make_calm_pipeline("sd1")
+    turned.unet.to(memory_format=torch.channels_last)
+    before = snapshot(turned, with_settings=False)
+    for _, row, _ in ONE_EACH:
+        composition = Composition(make_algorithm(tmp_path / row.id, rows, row.id) * 0.6)
+        with attach(composition, rows):
+            expected = run_components(rows, PROMPT)
+        for put in (attach, fuse):
+            with put(composition, turned):
+                assert measure_difference(run_components(turned, PROMPT), expected) <= TOLERANCE, row.id
+    assert_same(before, snapshot(turned, with_settings=False))
+    assert turned.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_strengths_change_while_fused_and_every_bit_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
     """diffusers subtracts a delta at the strength of that moment: composition.md, checked.md."""

@@ -36,6 +36,13 @@ def test_a_saved_pipeline_opens_and_makes_the_same_picture(pipeline: Any, tmp_pa
     assert not torch.allclose(render(opened, "a dog"), render(pipeline, "a cat"), atol=0.1)
 
 
+def test_a_base_on_a_processor_has_its_own_values_in_the_quicker_layout(saved: Path, sd1: Any) -> None:
+    unet = load_pipeline(resolve_base(str(saved), {})).unet
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in sd1.unet.state_dict().items():
+        assert torch.equal(unet.state_dict()[name], value), name
+
+
 def test_a_safety_checker_that_is_named_but_absent_is_left_out(saved: Path) -> None:
     edit_index(saved, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     assert load_pipeline(resolve_base(str(saved), {})).safety_checker is None

@@ -111,6 +111,23 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(method: str,
     assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
+def test_a_resumed_run_equals_one_that_was_not_stopped_in_the_memory_layout_that_processors_like(
+    tmp_path: Path,
+) -> None:
+    def stop_after_three(event: TrainEvent) -> None:
+        if event.step == 3:
+            raise KeyboardInterrupt
+
+    pipeline = make_pipeline("sd1")
+    pipeline.unet.to(memory_format=torch.channels_last)
+    whole = run("dreambooth", tmp_path, work="whole", base=pipeline)
+    with pytest.raises(InterruptedByUserError):
+        run("dreambooth", tmp_path, work="stopped", base=pipeline, on_event=stop_after_three)
+    resumed = run("dreambooth", tmp_path, work="stopped", base=pipeline, resume=True)
+    assert resumed.concept.digest == whole.concept.digest
+    assert pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_on_fixed_samples_falls(method: str, tmp_path: Path) -> None:
     result = run(method, tmp_path, base=open_toybox(), steps=12, settings={"batch_size": 8})
