@@ -28,7 +28,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -205,6 +205,9 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="only check that the tests pass with no mutation"
     )
+    parser.add_argument(
+        "--again", action="store_true", help="try those that survived again: there are new tests"
+    )
     chosen = parser.parse_args()
     os.chdir(ROOT)
     os.nice(10)
@@ -219,11 +222,15 @@ def main() -> int:
         ]
         print(f"tests that do not pass by themselves: {wrong}")  # noqa: T201
         return 1 if wrong else 0
-    _try_warm(sample, begun + chosen.seconds)
+    known = read_results()
+    if chosen.again:
+        known = {name: one for name, one in known.items() if one.outcome != "survived"}
+    _try_warm(sample, known, begun + chosen.seconds)
+    known = read_results()
     for module, mutation in sample:
-        if (module, digest_module(module), mutation.key) in read_results():
+        if (module, digest_module(module), mutation.key) in known:
             continue
-        if time.monotonic() - begun > chosen.seconds:
+        if chosen.again or time.monotonic() - begun > chosen.seconds:
             break
         _keep(module, mutation, run_mutant)
     done = [one for one in read_results().values() if one.code == digest_module(one.module)]
@@ -232,9 +239,10 @@ def main() -> int:
     return 1 if len(done) < chosen.sample or killed < 0.85 * len(done) else 0
 
 
-def _try_warm(sample: list[tuple[str, Mutation]], deadline: float) -> None:
+def _try_warm(
+    sample: list[tuple[str, Mutation]], known: Mapping[tuple[str, str, str], Result], deadline: float
+) -> None:
     """Tries the mutants of functions in a child, where every module of ours is imported; leaves out all others."""
-    known = read_results()
     wanted = [one for one in sample if (one[0], digest_module(one[0]), one[1].key) not in known]
     child = os.fork() if wanted else None
     if child is None:
