@@ -199,9 +199,10 @@ class SharedPipeline:
     ) -> Tensor | None:
         """Returns the output where all that is added are products of factors; None where something else is."""
         hooks = [layer.after.get(number, []) for number in self._rows]
-        if not all(len(own) == 1 and isinstance(own[0].call, DeltaHook) for own in hooks):
+        calls = [own[0].call for own in hooks if len(own) == 1]
+        products = [call for call in calls if isinstance(call, DeltaHook)]
+        if len(products) < len(hooks):
             return None
-        products = [own[0].call for own in hooks]
         sizes = [rows.stop - rows.start for rows in self._rows.values()]
         return add_products(module, products, sizes, inputs[0][0], output)
 

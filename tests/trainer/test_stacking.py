@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conceptry.composer.lora import DeltaHook, LoraFactors, LoraPatch
-from conceptry.trainer import sharing
+from conceptry.trainer import sharing, stacking
 from conceptry.trainer.stacking import add_products
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import make_pipeline
@@ -59,7 +59,7 @@ def test_outputs_and_all_gradients_are_those_of_one_learner_after_the_other(
     assert found is not None
     together = torch.autograd.grad(found.square().sum(), leaves)
 
-    parts = zip(hooks, x.split(sizes), layer(x).split(sizes), strict=True)
+    parts = zip(hooks, torch.split(x, sizes), torch.split(layer(x), sizes), strict=True)
     expected = torch.cat([hook(layer, (mine,), plain) for hook, mine, plain in parts])
     apart = torch.autograd.grad(expected.square().sum(), leaves)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
@@ -82,7 +82,7 @@ def test_loras_of_one_batch_are_multiplied_at_once_and_end_as_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[bool] = []
-    real = sharing.add_products
+    real = stacking.add_products
 
     def note(*args: Any) -> Any:
         found = real(*args)
