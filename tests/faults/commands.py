@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from conceptry.digests import Digest
-from conceptry.names import RemoteName, parse_tag
+from conceptry.names import Reference, RemoteName, parse_tag
 from conceptry.registry import Registry
-from conceptry.registry.files import read_small_file, write_file
+from conceptry.registry.files import names_in, read_small_file, write_file
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.listing import Filter
 from conceptry.registry.operations import current_operations
 from conceptry.registry.paths import Layout
+from conceptry.registry.refs import read_version
 from conceptry.registry.rows import ListedVersion
 from conceptry.registry.workspace import Workspace
 from conceptry.written_files import FileStamp
@@ -196,15 +197,22 @@ def sync(folder: Path) -> None:
 def remove(folder: Path) -> None:
     """Takes the new version away, if it is there."""
     registry = Registry(folder / "home")
-    if NEW in {str(row.reference) for row in list_all(registry)}:
+    if has_new(registry):
         registry.remove(NEW)
 
 
 def restore(folder: Path) -> None:
     """Brings the new version back, unless it is back."""
     registry = Registry(folder / "home")
-    if NEW not in {str(row.reference) for row in list_all(registry)}:
+    if not has_new(registry):
         registry.restore(NEW)
+
+
+def has_new(registry: Registry) -> bool:
+    """Return whether the new version is there. Raises StoreError where a listing would pass over it."""
+    wanted = Reference.parse(NEW)
+    version = wanted.version
+    return version is not None and read_version(registry.store.layout, wanted.concept, version) is not None
 
 
 def publish_moved(folder: Path) -> None:
@@ -223,7 +231,7 @@ def undo(folder: Path) -> None:
     """Brings back what was collected, unless that was done."""
     registry = Registry(folder / "home")
     layout = registry.store.layout
-    if any(current_operations().names(layout.collections)):
+    if names_in(layout.collections):
         registry.undo_collection()
 
 

@@ -13,13 +13,14 @@ import os
 import random
 import sqlite3
 import stat
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from conceptry.registry.operations import FileOperations
+from conceptry.registry.operations import CHANGING_OPERATIONS, READING_OPERATIONS, FileOperations
 
 SECTOR_BYTES = 512
 Bytes = bytes | None  # None for a folder
@@ -55,6 +56,9 @@ class MemoryOperations(FileOperations):
 
     def __init__(self, tree: dict[str, Bytes] | None = None) -> None:
         super().__init__()
+        self._lock = threading.RLock()
+        for name in (CHANGING_OPERATIONS | READING_OPERATIONS) - {"lock"}:
+            setattr(self, name, self._alone(getattr(self, name)))
         self._numbers = itertools.count(1)
         self._opened: dict[int, tuple[Node, int]] = {}
         self.names_safe: dict[str, Node] = {}
@@ -67,6 +71,15 @@ class MemoryOperations(FileOperations):
         for path in self.tree:
             self._list(path)
         self.pending: list[Change] = []
+
+    def _alone(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        """An operation is one moment: threads take turns."""
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            with self._lock:
+                return operation(*arguments, **more)
+
+        return call
 
     def before_change(self) -> None:
         """Called before each change; a subclass looks at the tree here."""
