@@ -9,14 +9,17 @@ import pytest
 from conceptry.digests import Digest
 from conceptry.errors import InvalidNameError, NotFoundError, RemoteError, UsageError
 from conceptry.names import ConceptName, Reference, RemoteName, Tag
-from conceptry.registry import Registry
+from conceptry.registry import Filter, Registry
 from conceptry.registry.answers import read_strong_etag
 from conceptry.registry.catalogs import derive_version_list
 from conceptry.registry.foreign import fetch_source
 from conceptry.registry.hub_layout import HubAddress
 from conceptry.registry.lockfile import write_lock
 from conceptry.registry.paths import Layout
+from conceptry.registry.rows import CELL_BREAK
+from conceptry.registry.wire import Limits, Watch
 from conceptry.sources import parse_hub_source, parse_source
+from tests.registry.folders import write_folder
 from tests.simulators.http_faults import FAULTS
 from tests.simulators.http_server import FaultServer
 
@@ -96,3 +99,31 @@ def test_address_on_the_hub_answers_private_with_yes_or_no() -> None:
     for address in ("hf://alice?private=", "hf://alice?private=perhaps", "hf://alice?other="):
         with pytest.raises(UsageError):
             HubAddress.parse(address)
+
+
+def test_lines_are_those_of_the_listing_without_being_asked_for_any_in_particular(pushed: Registry) -> None:
+    assert [line.split(CELL_BREAK)[0] for line in pushed.lines()] == ["me/imp@1.0.0"]
+    assert pushed.lines(Filter(kind="embedding")) == ()
+
+
+def test_what_a_remote_says_of_a_concept_is_that_of_its_latest_version(
+    pushed: Registry, tmp_path: Path
+) -> None:
+    pushed.publish(
+        write_folder(
+            tmp_path / "next", version="1.1.0", file=b"more", title="Blue imp", license={"spdx": "CC0-1.0"}
+        )
+    )
+    assert [row.title for row in pushed.search_remote("studio")] == [""]
+    pushed.push("me/imp@1.1.0", "studio")
+    (row,) = pushed.search_remote("studio")
+    assert (row.title, row.license) == ("Blue imp", "CC0-1.0")
+
+
+def test_answer_that_has_begun_is_measured_by_its_pace_and_no_longer_by_its_beginning() -> None:
+    limits = Limits(answer_seconds=-1.0, pace_seconds=60.0)
+    watch = Watch(limits, body_bytes=10, hosts=frozenset())
+    with pytest.raises(TimeoutError, match="no complete answer"):
+        watch.count(1)
+    watch.begin_body()
+    watch.count(1)
