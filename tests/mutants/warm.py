@@ -89,7 +89,7 @@ class WarmTests:
             (name for name in self.calls.tests.get(place, ()) if name in self.items),
             key=lambda name: (f"test_{stem}.py" not in name, self.calls.seconds[name]),
         )
-        chosen, seconds = [], 0.0
+        chosen, seconds = list[str](), 0.0
         for name in names:
             if not chosen or seconds + self.calls.seconds[name] <= MOST_SECONDS:
                 chosen.append(name)
@@ -157,7 +157,7 @@ class WarmTests:
                 failed = any(one.failed for one in runtestprotocol(item, log=False, nextitem=None))
             finally:
                 sys.settrace(None)
-                threading.settrace(None)  # type: ignore[arg-type]  # that is how it is taken away
+                threading.settrace(None)
             seconds[name] = round(time.process_time() - begun, 3)
             for code in () if failed else called:
                 found = locate_code(code)
