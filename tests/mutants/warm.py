@@ -31,13 +31,13 @@ from _pytest.runner import runtestprotocol
 from tests.mutants.mutations import Mutation, apply_mutation
 
 ROOT: Final = Path(__file__).parent.parent.parent
-TESTS: Final = ("tests/core", "tests/registry", "tests/property", "tests/faults/test_faults.py")
 LAST: Final = (
     "tests/faults/test_faults.py::test_every_state_that_a_loss_of_power_may_leave_is_whole",
     "tests/faults/test_faults.py::test_what_earlier_commands_brought_outlives_a_loss_of_power_in_a_later_one",
 )
 """Run for every function of the registry that survives the others: what it does they do in processes of their own."""
 
+TESTS: Final = ("tests/core", "tests/registry", "tests/property", *LAST)
 MOST_SECONDS: Final = 10.0
 """Of tests, by what each took without a mutant: those of the module's name first, then the quickest."""
 
