@@ -156,15 +156,21 @@ def restore_version(layout: Layout, name: ConceptName, version: Version) -> Vers
         NotFoundError: if none was removed.
         ConflictError: if the version was published anew with other contents.
     """
-    folder = layout.trashed_versions(name, version)
-    for entry in reversed(names_in(folder)):
-        ref = read_trashed(layout, name, version, entry)
-        if ref is None:
-            continue
+    for entry, ref in iter_removed_refs(layout, name, version):
         write_version(layout, name, version, ref)
         remove_file(layout.trashed_entry(name, version, entry))
         return ref
     raise NotFoundError(f"no removed version {name}@{version} is in the trash", hint="concepts list --all")
+
+
+def iter_removed_refs(
+    layout: Layout, name: ConceptName, version: Version
+) -> Iterator[tuple[str, VersionRef]]:
+    """Yields what was removed under a version, the last first, by the entry of the trash."""
+    for entry in reversed(names_in(layout.trashed_versions(name, version))):
+        ref = read_trashed(layout, name, version, entry)
+        if ref is not None:
+            yield entry, ref
 
 
 def missing_concept(layout: Layout, name: ConceptName) -> NotFoundError:

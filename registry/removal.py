@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from itertools import islice
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, UsageError
-from conceptry.names import Reference, Version
+from conceptry.names import ConceptName, Reference, Version
 from conceptry.registry import refs
 from conceptry.registry.index import forget_version, record_version, record_yank
 from conceptry.registry.manifests import read_manifest
 from conceptry.registry.refs import Resolved
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
+from conceptry.registry.trash import recall_item
 from conceptry.registry.yanks import write_yank
 
 
@@ -61,6 +64,7 @@ def restore_version(store: Store, reference: Reference) -> Resolved:
     if reference.version is None:
         raise UsageError(f"{reference} names no version", hint="write namespace/name@1.2.3")
     with store.change_refs() as change:
+        _bring_back(store, reference.concept, reference.version)
         ref = refs.restore_version(store.layout, reference.concept, reference.version)
         version = Resolved(reference, ref.digest)
         try:
@@ -70,3 +74,13 @@ def restore_version(store: Store, reference: Reference) -> Resolved:
             raise
         record_version(store, change, version, manifest, ref.origin)
     return version
+
+
+def _bring_back(store: Store, name: ConceptName, version: Version) -> None:
+    """What a collection took of a version is back before it is listed."""
+    for _, ref in islice(refs.iter_removed_refs(store.layout, name, version), 1):
+        with contextlib.suppress(IntegrityError):
+            for file in read_manifest(
+                store.layout, Resolved(Reference(name, version), ref.digest)
+            ).iter_files():
+                recall_item(store.layout, "blob", file.sha256)

@@ -73,6 +73,7 @@ def test_collection_can_be_undone(removed: Registry) -> None:
 def test_restoring_a_removed_version_brings_back_what_was_collected(removed: Registry) -> None:
     removed.collect_garbage(grace_seconds=0)
     removed.restore("me/cup@1.0.0")
+    assert removed.verify() == ()
     concept = removed.get("me/cup")
     assert concept.locate(next(concept.manifest.iter_files())).read_bytes() == WEIGHTS
     assert removed.verify() == ()
