@@ -113,7 +113,9 @@ class RawTensor:
         start, size = first * row, (last - first) * row
         shape = (last - first, *self.shape[1:])
         if isinstance(self._source, FileRange):
-            return RawTensor(self.dtype, shape, FileRange(self._source.file, self._source.start + start, size))
+            return RawTensor(
+                self.dtype, shape, FileRange(self._source.file, self._source.start + start, size)
+            )
         return RawTensor(self.dtype, shape, memoryview(self._source.read())[start : start + size])
 
     @classmethod
