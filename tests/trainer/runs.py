@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from conceptry.trainer.events import ignore
 from conceptry.trainer.jobs import TrainJob, make_job
+from conceptry.trainer.staging import OpenBase, Stage, prepare_run, read_pictures
 
 CAPTIONS = [
     f"a {medium} of the {color} {thing} {place}"
@@ -76,3 +78,15 @@ def write_job(method: str, folder: Path, **changes: Any) -> TrainJob:
         "settings": settings,
     }
     return make_job({**values, **changes})
+
+
+def stage_job(job: TrainJob, folder: Path, base: Any) -> Stage:
+    """Returns the job ready to train, its pictures read and encoded."""
+    return prepare_run(
+        job,
+        read_pictures(job, ignore),
+        OpenBase(pipeline=base),
+        folder=folder / "work",
+        cache_folder=folder / "cache",
+        on_event=ignore,
+    )

@@ -11,16 +11,16 @@ from PIL import Image, ImageDraw
 
 from conceptry.errors import InvalidImagesError
 from conceptry.trainer import latents
-from conceptry.trainer.events import TrainEvent, ignore
+from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.framing import choose_shapes, crop_anywhere, crop_centre
 from conceptry.trainer.images import scan_pictures
 from conceptry.trainer.objectives import weighted_error
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.randomness import seed_generator
-from conceptry.trainer.staging import OpenBase, Stage, prepare_run, read_pictures
+from conceptry.trainer.staging import Stage, read_pictures
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import make_pipeline
-from tests.trainer.runs import paint_pictures, write_job
+from tests.trainer.runs import paint_pictures, stage_job, write_job
 
 
 def paint(path: Path, size: tuple[int, int], color: Any = (200, 30, 30), mode: str = "RGB") -> Path:
@@ -30,15 +30,7 @@ def paint(path: Path, size: tuple[int, int], color: Any = (200, 30, 30), mode: s
 
 
 def prepare(folder: Path, base: Any, **changes: Any) -> Stage:
-    job = write_job("textual_inversion", folder, **changes)
-    return prepare_run(
-        job,
-        read_pictures(job, ignore),
-        OpenBase(pipeline=base),
-        folder=folder / "work",
-        cache_folder=folder / "cache",
-        on_event=ignore,
-    )
+    return stage_job(write_job("textual_inversion", folder, **changes), folder, base)
 
 
 def test_unusual_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:

@@ -8,24 +8,15 @@ import torch
 
 from conceptry.errors import TrainingError
 from conceptry.trainer import doctor
-from conceptry.trainer.events import ignore
 from conceptry.trainer.preparation import plain_attention, prepared
-from conceptry.trainer.staging import OpenBase, Stage, prepare_run, read_pictures
+from conceptry.trainer.staging import Stage
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import assert_same, make_pipeline, snapshot
-from tests.trainer.runs import write_job
+from tests.trainer.runs import stage_job, write_job
 
 
 def stage(method: str, folder: Path, base: Any, **changes: Any) -> Stage:
-    job = write_job(method, folder, **changes)
-    return prepare_run(
-        job,
-        read_pictures(job, ignore),
-        OpenBase(pipeline=base),
-        folder=folder / "work",
-        cache_folder=folder / "cache",
-        on_event=ignore,
-    )
+    return stage_job(write_job(method, folder, **changes), folder, base)
 
 
 def count_saved_bytes(ready: Stage, samples: int) -> int:

@@ -13,15 +13,15 @@ from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
 from conceptry.errors import InterruptedByUserError, InvalidImagesError, UsageError
 from conceptry.formats.tensors import read_tensors
-from conceptry.trainer.events import TrainEvent, ignore
+from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.jobs import TrainJob, make_job, read_job, resolve
 from conceptry.trainer.latents import take_turns
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.prompts import Wording, write_prompts_of_several
-from conceptry.trainer.staging import OpenBase, Stage, prepare_run, read_pictures
+from conceptry.trainer.staging import Stage
 from conceptry.trainer.training import TrainResult, train
 from tests.fakes.pipelines import Shape, assert_same, make_pipeline, render, snapshot
-from tests.trainer.runs import paint_pictures, write_job
+from tests.trainer.runs import paint_pictures, stage_job, write_job
 
 CASES: list[tuple[str, Shape, dict[str, Any]]] = [
     ("textual_inversion", "sdxl", {}),
@@ -50,15 +50,7 @@ def run(method: str, folder: Path, base: Any, work: str = "work", **changes: Any
 
 
 def stage_pair(method: str, folder: Path, base: Any, **changes: Any) -> Stage:
-    job = write_pair(method, folder, **changes)
-    return prepare_run(
-        job,
-        read_pictures(job, ignore),
-        OpenBase(pipeline=base),
-        folder=folder / "work",
-        cache_folder=folder / "cache",
-        on_event=ignore,
-    )
+    return stage_job(write_pair(method, folder, **changes), folder, base)
 
 
 @pytest.mark.parametrize(("method", "shape", "settings"), _LISTED)
