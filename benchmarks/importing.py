@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import describe_machine
+from measuring import measure_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = int(os.environ.get("RUNS", "3"))
@@ -157,20 +157,5 @@ def _take_medians(runs: dict[str, list[dict[str, float]]], key: str) -> dict[str
     return {name: statistics.median(run[key] for run in found) for name, found in runs.items()}
 
 
-def main() -> None:
-    """Measures in each folder, prints and writes."""
-    if sys.argv[1:2] == ["--task"]:
-        run_task(sys.argv[2], Path(sys.argv[3]))
-        return
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    folders = [Path(text) for text in sys.argv[2:]] or [Path("/dev/shm"), Path("/var/tmp")]  # noqa: S108
-    size_bytes = int(float(os.environ.get("GIB", "2")) * (1 << 30))
-    found = [measure(folder, size_bytes) for folder in folders]
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"title": "streaming import", "machine": describe_machine(), "folders": found}
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    measure_folders("streaming import", measure, run_task)

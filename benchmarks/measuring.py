@@ -105,3 +105,26 @@ def report(title: str, timings: Mapping[str, Timing], *, ours: str, out: Path | 
         document = {"title": title, "ours": ours, "machine": describe_machine(), "timings": rows, **more}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_folders(
+    title: str, measure: Callable[[Path, int], dict[str, Any]], run_task: Callable[[str, Path], None]
+) -> None:
+    """Measures in each folder of the command line, prints and writes; with ``--task`` runs one task of a measurement.
+
+    Args:
+        title: of the JSON document.
+        measure: returns the figures of a file of so many bytes in a folder; ``GIB=1`` makes it smaller than 2 GiB.
+        run_task: what a process of its own does, by its name and file.
+    """
+    if sys.argv[1:2] == ["--task"]:
+        run_task(sys.argv[2], Path(sys.argv[3]))
+        return
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    folders = [Path(text) for text in sys.argv[2:]] or [Path("/dev/shm"), Path("/var/tmp")]  # noqa: S108
+    size_bytes = int(float(os.environ.get("GIB", "2")) * (1 << 30))
+    found = [measure(folder, size_bytes) for folder in folders]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        document = {"title": title, "machine": describe_machine(), "folders": found}
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from importing import copy_file, hash_file, make_adapter
-from measuring import describe_machine
+from measuring import measure_folders
 
 RUNS = int(os.environ.get("RUNS", "3"))
 MIN_SPEED = 0.8
@@ -120,20 +120,5 @@ def measure(folder: Path, size_bytes: int) -> dict[str, Any]:
     return {**figures, "speed_share": share, "holds": share >= MIN_SPEED}
 
 
-def main() -> None:
-    """Measures in each folder, prints and writes."""
-    if sys.argv[1:2] == ["--task"]:
-        run_task(sys.argv[2], Path(sys.argv[3]))
-        return
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    folders = [Path(text) for text in sys.argv[2:]] or [Path("/dev/shm"), Path("/var/tmp")]  # noqa: S108
-    size_bytes = int(float(os.environ.get("GIB", "2")) * (1 << 30))
-    found = [measure(folder, size_bytes) for folder in folders]
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"title": "adding a file", "machine": describe_machine(), "folders": found}
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    measure_folders("adding a file", measure, run_task)

@@ -66,7 +66,7 @@ def load_pipeline(
     opened.__dict__[_ORIGIN] = location.path
     opened.to(device)
     if torch.device(device).type == "cpu" and isinstance(getattr(opened, "unet", None), torch.nn.Module):
-        # The same values; oneDNN then need not turn every picture of every convolution around, a seventh of a step.
+        # The same values; oneDNN then need not turn what every convolution reads around.
         opened.unet.to(memory_format=torch.channels_last)
     return opened
 
