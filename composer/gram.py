@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,6 +34,9 @@ class RankOneEdit:
     """None: every sample is edited."""
 
     superclass: str | None = None
+    key_lock: Literal["local", "global"] = "local"
+    """Whether the keys of the word alone are locked, or those of the whole prompt; then it needs ``placeholder``."""
+
     superclass_encoding: Float[Tensor, " context"] | None = None
     o_k: Mapping[str, Float[Tensor, " _"]] | None = None
     strength: float = 1.0

@@ -8,27 +8,17 @@ batch has encodings of its own, and those without such a word are passed on as t
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from conceptry.composer.hooks import Patch, Probing
-from conceptry.composer.pipelines import (
-    UNET,
-    Pipeline,
-    TextEncoder,
-    get_component,
-    iter_cross_attention,
-    list_text_encoders,
-)
-from conceptry.composer.presence import RECENT_SEQUENCES, list_states, mark_source
-from conceptry.composer.tokens import Reading, TokenPatch
+from conceptry.composer.pipelines import UNET, Pipeline, get_component, iter_cross_attention
+from conceptry.composer.presence import find_source, mark_source
+from conceptry.composer.sequences import Match, SequenceLog
+from conceptry.composer.tokens import TokenPatch
 from conceptry.errors import IncompatibleError
 
 _STACK: Final = "_conceptry_layered"
@@ -81,13 +71,9 @@ class LayeredPatch(Patch):
             del vars(self._denoiser)[_STACK]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Encoded:
-    """One sequence as a text encoder was given it, and its last position in each hidden state."""
-
-    ids: Int[Tensor, " positions"]
-    last: Float[Tensor, "states width"]
-    layered: bool
+def has_layers(denoiser: nn.Module) -> bool:
+    """Returns whether some prompt may be read by each layer in its own way now."""
+    return _STACK in vars(denoiser)
 
 
 class _Stack:
@@ -95,16 +81,12 @@ class _Stack:
 
     def __init__(self, pipeline: Pipeline, denoiser: nn.Module, attentions: Mapping[str, Any]) -> None:
         self.patches: list[LayeredPatch] = []
-        self._encoders = list_text_encoders(pipeline)
+        self._log = SequenceLog(pipeline)
         self._paths = tuple(attentions)
-        self._seen: dict[str, deque[_Encoded]] = {
-            encoder.component: deque(maxlen=RECENT_SEQUENCES) for encoder in self._encoders
-        }
         self._context: weakref.ref[Tensor] | None = None
         self._version: tuple[int, bool] = (0, False)
         self._contexts: dict[str, Tensor] = {}
-        self._handles = [handle for encoder in self._encoders for handle in self._watch(encoder)]
-        self._handles.append(denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True))
+        self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
         for path, attention in attentions.items():
             for projection in (attention.to_k, attention.to_v):
                 # Before a hypernetwork's, whose outcome is no text encoding any more.
@@ -115,37 +97,10 @@ class _Stack:
         self._context, self._contexts = None, {}
 
     def remove(self) -> None:
+        self._log.close()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-    # --- what was encoded ------------------------------------------------------------------------------------------
-
-    def _watch(self, encoder: TextEncoder) -> Iterator[Any]:
-        pending: list[Tensor] = []
-
-        def keep_ids(_: nn.Module, args: Any, options: dict[str, Any]) -> None:
-            ids = options.get("input_ids", args[0] if args else None)
-            pending[:] = [ids.reshape(-1, ids.shape[-1])] if isinstance(ids, Tensor) else []
-
-        def record(_: nn.Module, __: Any, output: Any) -> None:
-            if pending and Reading.paths == (None,):
-                self._record(encoder, pending.pop(), output)
-
-        # Before all others: the patches put harmless ids in the place of theirs.
-        yield encoder.inner.register_forward_pre_hook(keep_ids, with_kwargs=True, prepend=True)
-        yield encoder.inner.register_forward_hook(record)
-
-    def _record(self, encoder: TextEncoder, ids: Tensor, output: Any) -> None:
-        states = list_states(output)
-        layered = torch.zeros_like(ids, dtype=torch.bool)
-        for patch in self.patches:
-            layered |= patch.tokens.find_layered(encoder, ids)
-        for number, row in enumerate(ids):
-            last = torch.stack([state[number, -1].detach() for state in states])
-            self._seen[encoder.component].append(_Encoded(row, last, bool(layered[number].any())))
-
-    # --- what the layers read --------------------------------------------------------------------------------------
 
     def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         # Outside of the layers: one whose activations are computed twice must do the same twice.
@@ -155,7 +110,9 @@ class _Stack:
 
     def _make_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def give_own(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            contexts = {} if Probing.active else self._find_contexts(args[0])
+            # What was made of another encoding is read as it is: whoever made it minded the layers.
+            known = Probing.active or find_source(args[0]) is not args[0]
+            contexts = {} if known else self._find_contexts(args[0])
             return None if path not in contexts else (contexts[path], *args[1:])
 
         return give_own
@@ -169,14 +126,15 @@ class _Stack:
         return self._contexts
 
     def _encode(self, context: Tensor) -> dict[str, Tensor]:
-        found = [self._match(row) if bool(row.any()) else () for row in context.detach()]
-        rows = [number for number, parts in enumerate(found) if any(one.layered for one, _ in parts)]
-        if not rows or not self.patches:
+        found = [self._log.match(row) for row in context]
+        rows = [number for number, parts in enumerate(found) if self._is_layered(parts)]
+        if not rows:
             return {}
-        parts = [
-            self._encode_part(place, [found[row][place] for row in rows])
-            for place in range(len(self._encoders))
-        ]
+        parts = []
+        for place in range(len(self._log.encoders)):
+            mine = [found[row][place] for row in rows]
+            ids, states = [one.ids for one, _ in mine], [which for _, which in mine]
+            parts.append(self._log.encode(place, ids, states, self._paths))
         own = torch.cat(parts, dim=-1).to(context)
         places = torch.tensor(rows, device=context.device)
         contexts = {}
@@ -185,49 +143,9 @@ class _Stack:
             mark_source(contexts[path], context)
         return contexts
 
-    def _match(self, row: Tensor) -> tuple[tuple[_Encoded, int], ...]:
-        """Returns the sequence and the hidden state that each encoder's columns of ``row`` come from."""
-        start, found = 0, []
-        for encoder in self._encoders:
-            match = None
-            for one in reversed(self._seen[encoder.component]):
-                part = row[-1, start : start + one.last.shape[1]]
-                equal = (one.last.to(part) == part).all(dim=1) if len(one.ids) == len(row) else part[:0]
-                if bool(equal.any()):
-                    match = (one, int(equal.nonzero()[0]))
-                    break
-            if match is None:
-                raise IncompatibleError(
-                    "this text encoding was not made while the concept was attached, so that its layers cannot be told",
-                    hint="give the pipeline prompt=, or call pipeline.encode_prompt(...) after attach(...)",
-                )
-            found.append(match)
-            start += match[0].last.shape[1]
-        return tuple(found)
-
-    def _encode_part(
-        self, place: int, found: list[tuple[_Encoded, int]]
-    ) -> Float[Tensor, "paths rows positions width"]:
-        """Returns the hidden states of one encoder for all layers, encoded as one batch."""
-        encoder = self._encoders[place]
-        ids = torch.stack([one.ids for one, _ in found])
-        device = encoder.table.weight.device
-        # Asked for only where it was read: at the first such call transformers puts in hooks of its own, for good.
-        deep = any(which > 0 for _, which in found)
-        with _reading(self._paths), torch.autocast(device.type, enabled=False):
-            output = encoder.inner(
-                input_ids=ids.repeat(len(self._paths), 1).to(device), output_hidden_states=deep
-            )
-        states = [
-            state.reshape(len(self._paths), len(ids), *state.shape[1:]) for state in list_states(output)
-        ]
-        return torch.stack([states[which][:, row] for row, (_, which) in enumerate(found)], dim=1)
-
-
-@contextmanager
-def _reading(paths: tuple[str, ...]) -> Iterator[None]:
-    before, Reading.paths = Reading.paths, paths
-    try:
-        yield
-    finally:
-        Reading.paths = before
+    def _is_layered(self, parts: Sequence[Match]) -> bool:
+        return any(
+            bool(patch.tokens.find_layered(encoder, one.ids).any())
+            for patch in self.patches
+            for encoder, (one, _) in zip(self._log.encoders, parts, strict=False)
+        )

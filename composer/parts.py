@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -239,10 +239,31 @@ def _gather_rank_one(found: Gathered, part: Part, pipeline: Pipeline) -> None:
             temperature=method.gate.temperature,
             placeholder=words[0] if words else None,
             superclass=method.superclass,
+            key_lock=_choose_lock(found, method, words, pipeline),
             strength=found.member.strength,
         )
         found.edits.append(edit)
         found.applied += 2 + len(edit.o_v)
+
+
+def _choose_lock(
+    found: Gathered, method: RankOneMethod, words: Sequence[Placeholder], pipeline: Pipeline
+) -> Literal["local", "global"]:
+    """Returns how keys are locked; for a whole prompt only where the superclass can take the word's place in it."""
+    if method.key_lock == "local":
+        return "local"
+    for encoder in list_text_encoders(pipeline):
+        length = len(split_word(pipeline, method.superclass, encoder.tokenizer_name))
+        own = [
+            token.count(encoder.component) for token in found.tokens[-1:] if encoder.component in token.rows
+        ]
+        if not words or own != [length]:
+            found.warnings.append(
+                f"{found.member.concept.label}: its keys are locked locally, since {method.superclass!r} and its word "
+                "are not of one length here"
+            )
+            return "local"
+    return "global"
 
 
 # --- weights: lora, full -------------------------------------------------------------------------------------------

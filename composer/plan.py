@@ -164,9 +164,6 @@ def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:
         for rule in member.concept.manifest.requires:
             if str(rule.concept) not in present:
                 yield f"{label}: it asks for {rule} beside it"
-    for member, method in _iter_rank_one(members):
-        if method.key_lock == "global":
-            yield f"{member.concept.label}: its keys are locked locally; global locking is not available"
 
 
 def _iter_idle_uses(way: Way, members: tuple[PlannedMember, ...]) -> Iterator[str]:

@@ -93,6 +93,11 @@ def find_source(context: Tensor) -> Tensor:
     return source
 
 
+def context_version(context: Tensor) -> int:
+    """Returns the number of in-place changes of ``context``; inference tensors are never changed."""
+    return 0 if context.is_inference() else int(context._version)
+
+
 def _match(entries: Iterable[_Entry], row: Tensor, start: int) -> tuple[int, Present] | None:
     """Returns the width and the placeholders of all entries that equal ``row`` from column ``start`` on."""
     fitting = [entry for entry in entries if entry.length == row.shape[0]]

@@ -5,7 +5,8 @@ For the text encoding e of one token, concepts j with target input i_j and I = [
     s_j(e) = i_j^T C^-1 e / (i_j^T C^-1 i_j)
     h(e)   = W e - (W I) (I^T C^-1 I)^-1 I^T C^-1 e + sum_j o_j sigmoid((s_j(e) - bias_j) / temperature_j)
 
-Keys: o_j = W_K e_super, with the W_K of the moment, other patches included. Values: o_j is what was trained. Strength
+Keys: o_j = W_K e_super, with the W_K of the moment, other patches included; of a concept whose keys are locked globally
+they are those of the prompt with its superclass (``global_locks.py``). Values: o_j is what was trained. Strength
 multiplies what concept j removes and what it inserts. A sample whose prompt has none of a concept's placeholder is not
 edited by that concept; a sample without any placeholder keeps its bits.
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from conceptry.composer.global_locks import GlobalLock
 from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
 from conceptry.composer.guards import is_joined
 from conceptry.composer.hooks import Generation, Patch, Probing
@@ -33,7 +35,7 @@ from conceptry.composer.pipelines import (
     list_text_encoders,
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
-from conceptry.composer.presence import EncodingLog, find_source
+from conceptry.composer.presence import EncodingLog, context_version, find_source
 from conceptry.errors import IncompatibleError
 
 __all__ = ["RankOneEdit", "RankOnePatch", "encode_superclass"]
@@ -85,7 +87,7 @@ class RankOnePatch(Patch):
             _check_edit(edit, layers)
         stack = vars(self._denoiser).get(_STACK)
         if stack is None:
-            stack = vars(self._denoiser)[_STACK] = _Stack(self._denoiser, layers)
+            stack = vars(self._denoiser)[_STACK] = _Stack(self.pipeline, self._denoiser, layers)
         stack.add(self)
 
     def _take_out(self) -> None:
@@ -97,16 +99,25 @@ class RankOnePatch(Patch):
         self._held.clear()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Solved:
+    """The coefficients for one context, as everything was that they depend on."""
+
+    context: weakref.ref[Tensor]
+    key: tuple[Any, ...]
+    coefficients: Coefficients | None
+
+
 class _Stack:
     """All rank-one patches on one denoiser, and the hooks that serve them together."""
 
-    def __init__(self, denoiser: nn.Module, layers: Mapping[str, Any]) -> None:
+    def __init__(self, pipeline: Pipeline, denoiser: nn.Module, layers: Mapping[str, Any]) -> None:
         self._patches: list[RankOnePatch] = []
+        self._pipeline, self._denoiser, self._layers = pipeline, denoiser, layers
         self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
-        self._context: weakref.ref[Tensor] | None = None
-        self._key: tuple[Any, ...] = ()
-        self._coefficients: Coefficients | None = None
+        self._solved: dict[bool, _Solved] = {}
         self._supers: tuple[int, list[Tensor | None]] = (-1, [])
+        self._lock: GlobalLock | None = None
         for path, attention in layers.items():
             self._handles.append(attention.to_k.register_forward_hook(self._make_hook(path, is_key=True)))
             self._handles.append(attention.to_v.register_forward_hook(self._make_hook(path, is_key=False)))
@@ -114,6 +125,12 @@ class _Stack:
     def add(self, patch: RankOnePatch) -> None:
         self._patches.append(patch)
         self._forget()
+        if self._lock is None and any(edit.key_lock == "global" for edit in patch.edits):
+            self._lock = GlobalLock(self._pipeline, self._denoiser, tuple(self._layers))
+            for path, attention in self._layers.items():
+                # Before a hypernetwork's, whose outcome is no text encoding any more.
+                hook = self._make_lock_hook(path)
+                self._handles.append(attention.to_k.register_forward_pre_hook(hook, prepend=True))
         self._encode_superclasses()
 
     def remove(self, patch: RankOnePatch) -> bool:
@@ -124,6 +141,8 @@ class _Stack:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
+            if self._lock is not None:
+                self._lock.close()
         return not self._patches
 
     @property
@@ -131,14 +150,27 @@ class _Stack:
         return [edit for patch in self._patches for edit in patch.edits]
 
     def _forget(self) -> None:
-        self._context, self._key, self._coefficients = None, (), None
+        self._solved = {}
         self._supers = (-1, [])
 
     def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         # Once for all layers, and outside of them: a layer whose activations are computed twice must do the same twice.
         context = options.get("encoder_hidden_states")
         if isinstance(context, Tensor) and not Probing.active:
-            self._find_coefficients(context)
+            self._find_coefficients(context, is_key=False)
+            for path in self._layers if self._lock is not None else ():
+                self._find_locked(path, context)
+
+    def _make_lock_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def lock_keys(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            locked = None if Probing.active else self._find_locked(path, args[0])
+            return None if locked is None else (locked, *args[1:])
+
+        return lock_keys
+
+    def _find_locked(self, path: str, context: Tensor) -> Tensor | None:
+        edits = [edit for edit in self.edits if edit.key_lock == "global"]
+        return None if self._lock is None else self._lock.find_context(path, context, edits)
 
     def _make_hook(
         self, path: str, *, is_key: bool
@@ -146,7 +178,7 @@ class _Stack:
         def edit_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if Probing.active:
                 return None
-            found = self._find_coefficients(args[0])
+            found = self._find_coefficients(args[0], is_key=is_key)
             if found is None:
                 return None
             targets, removed = self._find_targets(layer, path, found.concepts, is_key=is_key, like=args[0])
@@ -158,28 +190,29 @@ class _Stack:
 
         return edit_output
 
-    def _find_coefficients(self, context: Tensor) -> Coefficients | None:
+    def _find_coefficients(self, context: Tensor, *, is_key: bool) -> Coefficients | None:
         """Returns the coefficients for this context: one tensor is read by all layers, and in all steps."""
         edits = self.edits
         versions = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
         strengths = [edit.strength for edit in edits]
         key = (context_version(context), torch.is_grad_enabled(), *versions, *strengths)
-        if self._context is None or self._context() is not context or key != self._key:
-            active = self._find_active(context)
-            self._coefficients = (
-                None if not bool(active.any()) else solve_coefficients(context, edits, active)
-            )
-            self._context, self._key = weakref.ref(context), key
-        return self._coefficients
+        locked = is_key and self._lock is not None  # else keys and values have the same ones
+        solved = self._solved.get(locked)
+        if solved is None or solved.context() is not context or key != solved.key:
+            active = self._find_active(context, locked=locked)
+            found = solve_coefficients(context, edits, active) if bool(active.any()) else None
+            solved = self._solved[locked] = _Solved(weakref.ref(context), key, found)
+        return solved.coefficients
 
-    def _find_active(self, context: Tensor) -> Bool[Tensor, "batch concepts"]:
+    def _find_active(self, context: Tensor, *, locked: bool) -> Bool[Tensor, "batch concepts"]:
         columns, source = [], find_source(context)
         for patch in self._patches:
             known = patch.presence.find(source) if patch.presence is not None else [None] * len(context)
             for edit in patch.edits:
                 always = edit.placeholder is None
                 rows = [always or names is None or edit.placeholder in names for names in known]
-                columns.append([row and edit.strength != 0 for row in rows])
+                counts = edit.strength != 0 and not (locked and edit.key_lock == "global")
+                columns.append([row and counts for row in rows])
         return torch.tensor(columns, dtype=torch.bool, device=context.device).T
 
     def _find_targets(
@@ -216,11 +249,6 @@ class _Stack:
             ]
             self._supers = (Generation.value, encodings)
         return encodings
-
-
-def context_version(context: Tensor) -> int:
-    """Returns the number of in-place changes of ``context``; inference tensors are never changed."""
-    return 0 if context.is_inference() else int(context._version)
 
 
 def _check_edit(edit: RankOneEdit, layers: Mapping[str, Any]) -> None:

@@ -26,13 +26,13 @@ from conceptry.names import Placeholder
 _NEXT_ID: Final = itertools.count(1 << 24)
 
 
-_PLAIN: Final = (None,)
+PLAIN: Final = (None,)
 
 
 class Reading:
     """The cross-attention layers that prompts are encoded for, the batch once for each; None is no layer's own."""
 
-    paths: tuple[str | None, ...] = _PLAIN
+    paths: tuple[str | None, ...] = PLAIN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +123,7 @@ class TokenPatch(Patch):
             return (table.hide(args[0]), *args[1:]), options
 
         def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            if Reading.paths == _PLAIN:
+            if Reading.paths == PLAIN:
                 self.log.record(encoder.component, output, table.present)
             table.pending = None
 

@@ -122,7 +122,7 @@ class ResolvedJob:
             "placeholder": job.placeholder,
             "superclass": job.superclass,
             "subject": job.subject,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.to_recipe(),
         }
         if job.also:
             facts["also"] = [[one.placeholder, one.superclass] for one in job.also]

@@ -1,13 +1,15 @@
 """Perfusion (arXiv 2305.01644): values of one word learned through gated rank-one edits, keys locked to its superclass.
 
 ``i*`` is the running mean of the word's encoding; no gradient passes through it. The keys are W_K e_super and are
-recomputed wherever the concept is used. The embedding is trained through the text encoder at the same time.
+recomputed wherever the concept is used. The embedding is trained through the text encoder at the same time. With
+``key_lock = "global"`` the keys are, in use and in use only, those of the whole prompt with the superclass in the word's
+place (section 4, which gives it as a method of inference).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,10 +145,15 @@ class Perfusion(Learner):
         self.c_inv_i_star.copy_(self.covariance.solve(self.i_star.cpu()))
 
     def prepare_use(self) -> None:
-        """Puts the gate of use in place of the one of training."""
-        gate = self.context.job.settings.gate
-        edit = _make_edit(self.i_star, self.c_inv_i_star, self.o_v, self.e_super, gate)
-        self.edit = RankOnePatch(self.context.pipeline, [edit])
+        """Puts the gate of use in place of the one of training, and the lock of keys."""
+        job, settings = self.context.job.job, self.context.job.settings
+        edit = replace(
+            _make_edit(self.i_star, self.c_inv_i_star, self.o_v, self.e_super, settings.gate),
+            key_lock=settings.key_lock,
+            placeholder=job.placeholder,
+            superclass=job.superclass,
+        )
+        self.edit = RankOnePatch(self.context.pipeline, [edit], presence=self.tokens.log)
 
     @torch.no_grad()
     def measure_leak(self) -> dict[str, float]:
@@ -175,6 +182,7 @@ class Perfusion(Learner):
             method=RankOneMethod(
                 layers=tuple(self.o_v),
                 superclass=job.superclass,
+                key_lock=settings.key_lock,
                 train_gate=_to_gate(settings.train_gate),
                 gate=_to_gate(settings.gate),
                 covariance=self.covariance.id,

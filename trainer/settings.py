@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -23,6 +23,10 @@ Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def _split_words(value: Any) -> Any:
     """``--set targets=attention,feed_forward`` says the same as a list."""
     return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+class Later:
+    """Marks a setting that came after recipes had digests: at its default it is not part of them."""
 
 
 class GateSettings(BaseModel):
@@ -114,9 +118,22 @@ class Settings(BaseModel):
 
     train_gate: GateSettings = GateSettings(bias=0.75, temperature=0.1)
     gate: GateSettings = GateSettings(bias=0.70, temperature=0.15)
+    key_lock: Annotated[Literal["local", "global"], Later()] = "local"
+    """Whether keys are locked to the superclass at the word alone, or in use those of the whole prompt."""
+
     prior: Literal["prediction", "pictures", "none"] = "none"
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
     prior_pictures: Positive = 100
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Returns what a recipe's digest is made of: a setting that came later is left out at its default."""
+        later = {
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, Later) for mark in field.metadata)
+            and getattr(self, name) == field.default
+        }
+        return self.model_dump(mode="json", exclude=later)
 
 
 def resolve_settings(method: str, family: FamilyId, overrides: Mapping[str, JsonValue]) -> Settings:
@@ -129,6 +146,8 @@ def resolve_settings(method: str, family: FamilyId, overrides: Mapping[str, Json
     for layer in _iter_layers(method, family):
         _merge(merged, layer)
     known_rates = tuple(merged["learning_rates"])
+    for name, values in load_presets()[method].get("choices", {}).items():
+        _merge(merged, values.get(str(overrides.get(name)), {}))
     _merge(merged, overrides)
     return _validate(method, merged, known_rates=known_rates)
 
@@ -138,8 +157,11 @@ def _iter_layers(method: str, family: FamilyId) -> Iterator[Mapping[str, Any]]:
     rows = load_presets()[method]
     if "like" in rows:
         yield from _iter_layers(rows["like"], family)
-    yield {key: value for key, value in rows.items() if key not in {"families", "like"}}
+    yield {key: value for key, value in rows.items() if key not in _STRUCTURE}
     yield rows.get("families", {}).get(family, {})
+
+
+_STRUCTURE: Final = frozenset({"families", "like", "choices"})
 
 
 def _merge(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -173,5 +195,8 @@ def _validate(method: str, merged: Mapping[str, Any], *, known_rates: Sequence[s
 
 @cache
 def load_presets() -> Mapping[str, Any]:
-    """Returns ``presets.toml``: for each method its defaults, and under ``families`` what differs for a family."""
+    """Returns ``presets.toml``: for each method its defaults, and under ``families`` what differs for a family.
+
+    Under ``choices`` stands what else is the default where a setting is given a certain value.
+    """
     return tomllib.loads(files(__package__).joinpath("presets.toml").read_text(encoding="utf-8"))

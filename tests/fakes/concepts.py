@@ -132,6 +132,7 @@ def make_layered(
 def make_rank_one(
     folder: Path, pipeline: Any, placeholder: str = "<r>", *, seed: int = 12, **fields: Any
 ) -> Concept:
+    superclass = fields.pop("superclass", "cat")
     edit = make_edit(pipeline, placeholder, seed=seed)
     rows = make_rows(pipeline, placeholder, seed=seed)
     contents = RankOneContents(
@@ -149,13 +150,14 @@ def make_rank_one(
         {
             "kind": "rank_one",
             "layers": list(edit.o_v),
-            "superclass": "cat",
+            "superclass": superclass,
+            "key_lock": fields.pop("key_lock", "local"),
             "train_gate": {"bias": 0.75, "temperature": 0.1},
             "gate": {"bias": edit.bias, "temperature": edit.temperature},
             "covariance": fields.pop("covariance", COVARIANCE),
         },
         files=[RANK_ONE_NAME],
-        tokens=[{"placeholder": placeholder, "vectors": 1, "superclass": "cat"}],
+        tokens=[{"placeholder": placeholder, "vectors": 1, "superclass": superclass}],
         **fields,
     )
 

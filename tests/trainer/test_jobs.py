@@ -65,6 +65,36 @@ def test_the_recipe_changes_with_what_changes_the_result_and_with_nothing_else()
     assert recipe(superclass="dog") != same
 
 
+RECIPES_OF_THE_FIRST_SETTINGS = {
+    "textual_inversion": "96c329119e3db492",
+    "xti": "0b71999482e26a2a",
+    "perfusion": "2450aedbaf030ec4",
+    "lora": "09ac3cb48c4c25dc",
+    "pivotal": "ad2f09aab224d39d",
+    "dreambooth": "8808f3a09f0b9924",
+}
+
+
+@pytest.mark.parametrize("method", RECIPES_OF_THE_FIRST_SETTINGS)
+def test_a_setting_that_came_later_changes_no_recipe_at_its_default(method: str) -> None:
+    def recipe(**settings: Any) -> Any:
+        return resolve(make_job({**WRITTEN, "method": method, "settings": settings}), FamilyId("sd1")).recipe
+
+    assert recipe().hex.startswith(RECIPES_OF_THE_FIRST_SETTINGS[method])
+    assert recipe(key_lock="local") == recipe()
+    assert recipe(key_lock="global") != recipe()
+
+
+def test_what_follows_from_a_choice_is_a_default_that_can_be_overruled() -> None:
+    def gate(**settings: Any) -> float:
+        job = make_job({**WRITTEN, "method": "perfusion", "settings": settings})
+        return resolve(job, FamilyId("toybox")).settings.gate.bias
+
+    assert gate() == gate(key_lock="local")
+    assert gate(key_lock="global") < gate()
+    assert gate(key_lock="global", gate={"bias": 0.8, "temperature": 0.1}) == 0.8
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "hint"),
     [

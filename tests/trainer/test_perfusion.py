@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from conceptry.composer.pipelines import iter_cross_attention
+from conceptry.composer import Composition, attach
+from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.manifest import RankOneMethod
 from conceptry.trainer.events import ignore
 from conceptry.trainer.images import scan_pictures
 from conceptry.trainer.perfusion import Perfusion
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.staging import OpenBase, prepare_run
+from conceptry.trainer.training import train
 from tests.fakes.pipelines import Shape, make_pipeline
 from tests.trainer.runs import write_job
 
@@ -73,3 +76,38 @@ def close(found: Any, expected: Any) -> bool:
     found, expected = found.detach(), expected.detach()
     scale = float(expected.abs().max())
     return bool(torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-4 * scale))
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sdxl"])
+def test_globally_locked_keys_are_trained_locally_and_used_globally(shape: Shape, tmp_path: Path) -> None:
+    """The saved file answers as the learner did in use, or ``train`` would have refused it."""
+    pipeline = make_pipeline(shape)
+    methods = {}
+    for lock in ("local", "global"):
+        job = write_job("perfusion", tmp_path, name=f"tests/{lock}", settings={"key_lock": lock})
+        done = train(job, workdir=tmp_path / lock, cache_folder=tmp_path / "cache", base=pipeline)
+        (part,) = done.concept.manifest.builds[0].parts
+        methods[lock] = (part.method, part.files[0].tensor_sha256)
+    assert isinstance(methods["global"][0], RankOneMethod)
+    assert methods["global"][0].key_lock == "global"
+    assert methods["global"][0].gate.bias < methods["local"][0].gate.bias
+    assert methods["global"][1] == methods["local"][1]
+
+
+def test_trained_concepts_with_global_and_local_locks_are_used_together(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    made = {}
+    for lock, word in (("local", "<imp>"), ("global", "<elf>")):
+        job = write_job(
+            "perfusion", tmp_path, name=f"tests/{lock}", placeholder=word, settings={"key_lock": lock}
+        )
+        made[lock] = train(
+            job, workdir=tmp_path / lock, cache_folder=tmp_path / "cache", base=pipeline
+        ).concept
+    path, layer = next(iter_cross_attention(pipeline.unet))
+    with attach(Composition(made["local"]), pipeline):
+        states = encode_prompts(pipeline, ["a <imp> and a creature"]).detach()
+        alone = layer.to_k(states).detach()
+    with attach(Composition(made["local"], made["global"]), pipeline):
+        states = encode_prompts(pipeline, ["a <imp> and a <elf>"]).detach()
+        assert torch.allclose(layer.to_k(states), alone, atol=1e-4), path
