@@ -33,7 +33,7 @@ class PlaceholderMixin:
         """Returns the encoding, with the ids of each placeholder in its place, cut and padded as asked."""
         plain = super().__call__  # type: ignore[misc]  # of the tokenizer that this class is mixed into
         texts = [text] if isinstance(text, str) else text
-        pattern = _compile(tuple(self.placeholder_ids))
+        pattern = compile_words(tuple(self.placeholder_ids))
         known = isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
         if pattern is None or not known or not any(pattern.search(one) for one in texts):
             return plain(text, *args, **options)
@@ -128,7 +128,8 @@ def _derive(kind: Any) -> type:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(names: tuple[Placeholder, ...]) -> re.Pattern[str] | None:
+def compile_words(names: tuple[Placeholder, ...]) -> re.Pattern[str] | None:
+    """Returns what finds placeholders in a text, the longest first and in any case; None where there are none."""
     if not names:
         return None
     longest_first = sorted(names, key=len, reverse=True)

@@ -1,6 +1,6 @@
-"""Extended Textual Inversion (P+, arXiv 2303.09522): rows of a placeholder for each cross-attention layer.
+"""Extended Textual Inversion (P+, arXiv 2303.09522): rows of placeholders for each cross-attention layer.
 
-Each layer reads the prompt with its own rows in the placeholder's place. The prompts of all layers are encoded as one
+Each layer reads the prompt with its own rows in a placeholder's place. The prompts of all layers are encoded as one
 batch; their encodings go through the denoiser side by side, and each layer takes its part.
 """
 
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from conceptry.bases import ComponentName
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import iter_cross_attention
+from conceptry.composer.placeholders import compile_words
 from conceptry.composer.tensors import from_torch
 from conceptry.composer.tokens import TokenPatch, TokenRows
 from conceptry.formats.embedding import EmbeddingContents, write_embedding
-from conceptry.manifest import EmbeddingMethod, Token
+from conceptry.manifest import EmbeddingMethod
 from conceptry.names import Placeholder
 from conceptry.trainer.conditioning import Conditioning, encode_prompts
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.learners import Draft, DraftPart, Learner
+from conceptry.trainer.learners import Draft, DraftPart, Learner, make_tokens
 from conceptry.trainer.words import check_words, init_rows
 
 Rows = Mapping[ComponentName, nn.Parameter]
@@ -73,45 +74,54 @@ class ExtendedInversion(Learner):
     """Minimises the denoising loss over the placeholder's rows of all layers."""
 
     context: TrainingContext
-    rows: Mapping[str, Rows]
-    """Path of a cross-attention layer -> its rows for each text encoder."""
+    rows: Mapping[Placeholder, Mapping[str, Rows]]
+    """Of each subject's placeholder: path of a cross-attention layer -> its rows for each text encoder."""
 
     started_from: Mapping[str, Tensor]
-    words: tuple[Placeholder, ...]
-    """What stands for the placeholder in the prompt of each layer."""
+    words: Mapping[Placeholder, tuple[Placeholder, ...]]
+    """What stands for each placeholder in the prompts of the layers."""
 
     tokens: TokenPatch
     parts: LayerPatch
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> ExtendedInversion:
-        """Returns the learner with all rows at the mean of the superclass's.
+        """Returns the learner with all rows of each subject at the mean of its superclass's.
 
         Raises:
-            InvalidPlaceholderError: if the placeholder is a word of the base's vocabulary.
+            InvalidPlaceholderError: if a placeholder is a word of the base's vocabulary.
         """
         job, settings, pipeline = context.job.job, context.job.settings, context.pipeline
-        check_words(pipeline, job.placeholder, job.superclass, single_token=False)
         layers = dict(iter_cross_attention(pipeline.unet))
-        rows: dict[str, Rows] = {
-            path: init_rows(pipeline, job.superclass, vectors=settings.vectors, seed=job.seed)
-            for path in layers
-        }
-        bare = job.placeholder.strip("<>")
-        words = tuple(Placeholder(f"<{bare}-layer-{number}>") for number in range(len(layers)))
-        tokens = [TokenRows(word, dict(own)) for word, own in zip(words, rows.values(), strict=True)]
+        rows: dict[Placeholder, dict[str, Rows]] = {}
+        tokens, words = [], {}
+        for number, one in enumerate(job.subjects):
+            word = one.placeholder
+            check_words(pipeline, word, one.superclass, single_token=False)
+            rows[word] = {
+                path: init_rows(
+                    pipeline, one.superclass, vectors=settings.vectors, seed=job.seed, subject=number
+                )
+                for path in layers
+            }
+            words[word] = tuple(
+                Placeholder(f"<{word.strip('<>')}-layer-{place}>") for place in range(len(layers))
+            )
+            for name, own in zip(words[word], rows[word].values(), strict=True):
+                tokens.append(TokenRows(name, dict(own)))
+            tokens.append(TokenRows(word, _MeanRows(rows[word])))
         return cls(
             context=context,
             rows=rows,
             started_from={name: row.detach().clone() for name, row in _name_parameters(rows).items()},
             words=words,
-            tokens=TokenPatch(pipeline, [*tokens, TokenRows(job.placeholder, _MeanRows(rows))]),
+            tokens=TokenPatch(pipeline, tokens),
             parts=LayerPatch(list(layers.values())),
         )
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The rows, one parameter for each layer and text encoder."""
+        """The rows, one parameter for each subject, layer and text encoder."""
         return _name_parameters(self.rows)
 
     @property
@@ -138,23 +148,35 @@ class ExtendedInversion(Learner):
 
         What SDXL adds to the time embedding is read off the prompt with the mean of all layers' rows, as in use.
         """
-        pipeline, placeholder = self.context.pipeline, self.context.job.job.placeholder
+        pipeline = self.context.pipeline
         distinct = list(dict.fromkeys(texts))
-        found = encode_prompts(
-            pipeline, [text.replace(placeholder, word) for text in distinct for word in self.words]
-        )
+        found = encode_prompts(pipeline, [text for one in distinct for text in self._write_layers(one)])
         pooled = None if found.pooled is None else encode_prompts(pipeline, distinct).pooled
         states = found.states.reshape(len(distinct), -1, found.states.shape[-1])
         chosen = torch.tensor([distinct.index(text) for text in texts])
         return Conditioning(states, pooled).select(chosen)
 
+    def _write_layers(self, text: str) -> list[str]:
+        """Returns the prompt of each layer: with its own words in the places of the placeholders."""
+        pattern = compile_words(tuple(self.words))
+        by_key = {word.casefold(): own for word, own in self.words.items()}
+        count = len(next(iter(self.words.values())))
+        if pattern is None:
+            return [text] * count
+        return [
+            pattern.sub(lambda match, place=place: by_key[match.group().casefold()][place], text)  # type: ignore[misc]
+            for place in range(count)
+        ]
+
     def draft(self) -> Draft:
         """Returns an ``embedding`` part of the per-layer variant."""
         job, vectors = self.context.job.job, self.context.job.settings.vectors
-        layers, components = tuple(self.rows), tuple(next(iter(self.rows.values())))
+        first = self.rows[job.placeholder]
+        layers, components = tuple(first), tuple(next(iter(first.values())))
         contents = EmbeddingContents(
             rows={
-                (name, job.placeholder): from_torch(torch.stack([self.rows[path][name] for path in layers]))
+                (name, word): from_torch(torch.stack([own[path][name] for path in layers]))
+                for word, own in self.rows.items()
                 for name in components
             },
             layers=layers,
@@ -168,9 +190,14 @@ class ExtendedInversion(Learner):
             method=EmbeddingMethod(components=components, layers=layers),
             files={"embedding.safetensors": write},
         )
-        token = Token(placeholder=job.placeholder, vectors=vectors, superclass=job.superclass)
-        return Draft(parts=(part,), tokens=(token,))
+        return Draft(parts=(part,), tokens=make_tokens(job, vectors=vectors))
 
 
-def _name_parameters(rows: Mapping[str, Rows]) -> dict[str, nn.Parameter]:
-    return {f"embedding/{name}.{path}": row for path, own in rows.items() for name, row in own.items()}
+def _name_parameters(rows: Mapping[Placeholder, Mapping[str, Rows]]) -> dict[str, nn.Parameter]:
+    """Returns the rows by name; the first subject's have no word in theirs, as where it is the only one."""
+    named: dict[str, nn.Parameter] = {}
+    for number, (word, layers) in enumerate(rows.items()):
+        suffix = f"/{word}" if number else ""
+        for path, own in layers.items():
+            named |= {f"embedding/{name}.{path}{suffix}": row for name, row in own.items()}
+    return named

@@ -121,7 +121,6 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         kind_ids=("embedding",),
         names_superclass=False,
         make=_prepare_extended_inversion,
-        takes_several=False,
     ),
     TrainerRow(
         id="perfusion",

@@ -2,8 +2,8 @@
 
 ``i*`` is the running mean of the word's encoding; no gradient passes through it. The keys are W_K e_super and are
 recomputed wherever the concept is used. The embedding is trained through the text encoder at the same time. With
-``key_lock = "global"`` the keys are, in use and in use only, those of the whole prompt with the superclass in the word's
-place (section 4, which gives it as a method of inference).
+``key_lock = "global"`` keys are, in use and in use only, those of the whole prompt with the superclass in the place of
+the word (section 4, which gives it as a method of inference).
 """
 
 from __future__ import annotations

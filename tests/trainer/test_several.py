@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from conceptry.bases import FamilyId
+from conceptry.bases import ComponentName, FamilyId
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
+from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.composer.tensors import to_torch
+from conceptry.composer.tokens import TokenPatch, TokenRows
 from conceptry.errors import InterruptedByUserError, InvalidImagesError, UsageError
+from conceptry.formats.embedding import read_embedding
 from conceptry.formats.tensors import read_tensors
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.jobs import TrainJob, make_job, read_job, resolve
@@ -25,6 +29,7 @@ from tests.trainer.runs import paint_pictures, stage_job, write_job
 
 CASES: list[tuple[str, Shape, dict[str, Any]]] = [
     ("textual_inversion", "sdxl", {}),
+    ("xti", "sdxl", {"vectors": 2}),
     ("lora", "sd1", {}),
     ("custom_diffusion", "sd1", {"prior": "pictures", "prior_pictures": 2}),
     ("dreambooth", "sd1", {}),
@@ -93,6 +98,33 @@ def test_each_placeholder_has_rows_of_its_own(tmp_path: Path) -> None:
     rows = read_tensors(result.folder / "embedding.safetensors")
     assert set(rows) == {"text_encoder/<imp>", "text_encoder/<rex>"}
     assert len({value.data for value in rows.values()}) == 2
+
+
+def test_a_prompt_with_both_words_is_read_by_each_layer_with_its_rows_of_both(tmp_path: Path) -> None:
+    """While it is trained as in use: the composer reads the saved file by itself."""
+    base = make_pipeline()
+    prompt = "a <imp> beside a <REX>"
+    with prepared(base):
+        stage = stage_pair("xti", tmp_path, base, settings={"vectors": 2})
+        with torch.no_grad():
+            for number, row in enumerate(stage.learner.parameters.values()):
+                row.add_(torch.randn(row.shape, generator=torch.Generator().manual_seed(number)))
+        draft = stage.learner.draft()
+        draft.parts[0].files["embedding.safetensors"](tmp_path / "embedding.safetensors", {})
+        with stage.learner.attached(), torch.no_grad():
+            states = stage.learner.condition([prompt]).states
+    contents = read_embedding(tmp_path / "embedding.safetensors")
+    layers = [path for path, _ in iter_cross_attention(base.unet)]
+    assert contents.layers == tuple(layers)
+    parts = states.chunk(len(layers), dim=1)
+    for number, part in enumerate(parts):
+        rows = [
+            TokenRows(word, {ComponentName(component): to_torch(raw)[number]})
+            for (component, word), raw in contents.rows.items()
+        ]
+        with TokenPatch(base, rows), torch.no_grad():
+            assert torch.allclose(part, encode_prompts(base, [prompt]), atol=1e-5)
+    assert not torch.allclose(parts[0], parts[1], atol=1e-3)
 
 
 def test_both_subjects_are_drawn_equally_often_whatever_their_pictures(tmp_path: Path) -> None:
