@@ -15,7 +15,7 @@ from conceptry.cli.composing import describe_use
 from conceptry.cli.conflicts import conflicts_to_json, describe_conflicts
 from conceptry.cli.drift import DriftReader, describe_drifts, drifts_to_json
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document, read_masks
+from conceptry.cli.members import expand, fetch_composition, read_document, read_masks
 from conceptry.cli.options import MEMBER, PATH, base_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
@@ -61,8 +61,9 @@ def check(
     reinforce or cancel, whose words open whose gates, and which strengths to try. Without --base, the base that the
     first concept was made for is taken as declared. Exit code 6 when they do not fit.
     """
-    document = read_document(members, file)
-    composition = fetch_composition(session, document, read_masks(document, file))
+    read = read_document(members, file)
+    document, masks = expand(session, read)
+    composition = fetch_composition(session, document, (*read_masks(read, file), *masks))
     drifted = None
     if given["on"] is None:
         identity = find_identity(session, base or document.base, composition)

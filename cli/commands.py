@@ -76,7 +76,7 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow(
         "compose",
         "compose:compose",
-        "Write or check a composition file, or write the composition as weights.",
+        "Write or check a composition file, or make a concept or weights of the composition.",
         _USE,
     ),
     CommandRow("merge", "merge:merge", "Make one new concept of several.", _USE),

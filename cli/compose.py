@@ -22,10 +22,13 @@ from conceptry.cli.compose_export import (
     export_to_json,
     read_request,
 )
+from conceptry.cli.compose_publish import PublishRequest, publish_composition, read_publish_request
 from conceptry.cli.composing import is_asked, use_concepts, use_options
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document, read_masks, rename_members
+from conceptry.cli.members import expand, fetch_composition, read_document, read_masks, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, base_option
+from conceptry.cli.publish import describe as describe_published
+from conceptry.cli.publish import to_json as to_published_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.errors import ConflictError, StoreError, UsageError
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from conceptry.composer.plan import Plan, PlannedMember
     from conceptry.composition import CompositionDocument, Member
     from conceptry.formats.export_files import Exported
+    from conceptry.registry.publish import Published
 
 DEFAULT: Final = Path("composition.toml")
 
@@ -48,6 +52,7 @@ DEFAULT: Final = Path("composition.toml")
         "concepts compose me/imp me/other --rename 'me/other:<imp>=<devil>' --out two.toml",
         "concepts compose me/imp me/look --schedule me/look:0.3.. --region me/imp:0,0,0.5,1~0.1 --out left.toml",
         "concepts compose --file composition.toml",
+        "concepts compose me/imp me/look*0.7 --publish me/imp-look --title 'The imp in ink'",
         "concepts compose me/imp me/look*0.7 --export both.safetensors --for kohya",
         "concepts compose --file composition.toml --export pipeline-with-both --for pipeline",
     ),
@@ -58,6 +63,9 @@ DEFAULT: Final = Path("composition.toml")
 @use_options
 @base_option
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write.  [default: composition.toml]")
+@click.option("--publish", "name", metavar="NS/NAME", help="Make a concept of the composition instead.")
+@click.option("--version", metavar="V", help="Of --publish.  [default: 0.1.0]")
+@click.option("--title", metavar="TEXT", help="Of --publish, for listings.")
 @click.option("--force", is_flag=True, help="Replace a file that is there; what --export wrote never is.")
 @click.option(
     "--export",
@@ -78,16 +86,19 @@ DEFAULT: Final = Path("composition.toml")
 def compose(
     session: Session, /, members: tuple[Member, ...], *, file: Path | None, base: str | None, **given: Any
 ) -> None:
-    """Write or check a composition file, or write the composition as weights.
+    """Write or check a composition file, or make a concept or weights of the composition.
 
     References become exact versions, so that the file means the same later, and concepts gc keeps them. It is
     written only if the concepts fit the base and one another; concepts generate --composition takes it. Masks of
     regions are named by their digests and lie beside it, in masks. With --export the concepts are added up at their
     strengths into files that other programs read; what weights cannot hold, such as gates and schedules, is refused,
-    and the composition file is written only if --out names it.
+    and the composition file is written only if --out names it. With --publish the composition becomes a concept,
+    which is pushed, pulled, locked and composed like any other; pulling it brings what it names. A composition among
+    REF is its concepts, times its strength.
     """
     asked = _read_asked(session, members, file=file, base=base, given=given)
     composition = fetch_composition(session, asked.document, asked.masks)
+    published = None
     if asked.request is None:
         exported = None
         identity = find_identity(session, asked.document.base, composition)
@@ -96,11 +107,13 @@ def compose(
         opened = ExportBase(session, asked.document.base, composition)
         plan, overlaps = plan_composition(composition, opened.identity)
         exported = export_composition(session, composition, opened.base, asked.request)
+    if asked.publish is not None:
+        published = publish_composition(session, asked.publish, plan, asked.document, asked.masks)
     if asked.path is not None:
         if file is None:
             _write(asked.path, asked.document, asked.masks)
         _keep(session, asked.path, plan)
-    _say(session, asked, plan, overlaps, exported=exported)
+    _say(session, asked, plan, overlaps, made=_Made(exported=exported, published=published))
     if file is None and asked.path is not None:
         _suggest(session, asked.path, plan)
 
@@ -115,7 +128,16 @@ class _Asked:
     """The composition file that is written or checked, None where only weights are written."""
 
     request: Request | None
+    publish: PublishRequest | None
     verb: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What became of the composition beside its file."""
+
+    exported: tuple[PreparedExport, tuple[Exported, ...]] | None
+    published: Published | None
 
 
 def _read_asked(
@@ -129,16 +151,20 @@ def _read_asked(
     """Returns what is asked, checked as far as no concept is read. Raises UsageError, ConflictError."""
     _check_file(file, given)
     request = read_request(given["export_path"], given["target"], lossy=given["lossy"])
-    path = file or given["out"] or (DEFAULT if request is None else None)
+    publish = read_publish_request(given)
+    path = file or given["out"] or (DEFAULT if request is None and publish is None else None)
     if file is None and path is not None:
         _refuse_overwriting(path, force=given["force"])
-    read = read_document(rename_members(members, given["rename"]), file)
-    used, masks = use_concepts(read, given)
+    read = read_document(members, file)
+    expanded, brought = expand(session, read, given["way"])
+    renamed = expanded.model_copy(update={"concepts": rename_members(expanded.concepts, given["rename"])})
+    used, masks = use_concepts(renamed, given)
     return _Asked(
         document=_pin(session, used, base),
-        masks=(*masks, *read_masks(read, file)),
+        masks=(*masks, *brought, *read_masks(read, file)),
         path=path,
         request=request,
+        publish=publish,
         verb="written" if file is None else "checked",
     )
 
@@ -149,19 +175,27 @@ def _say(
     plan: Plan,
     overlaps: tuple[Overlap, ...],
     *,
-    exported: tuple[PreparedExport, tuple[Exported, ...]] | None,
+    made: _Made,
 ) -> None:
+    exported, published = made.exported, made.published
     document = {
         "path": None if asked.path is None else str(asked.path),
         "digest": str(asked.document.digest),
         "way": asked.document.way,
         **to_json(plan, overlaps),
         "export": None if exported is None else export_to_json(*exported),
+        "published": None if published is None else to_published_json(published),
     }
     lines = [*describe(plan, overlaps), *_describe_way(asked.document)]
     if exported is not None and asked.request is not None:
         lines += describe_export(asked.request, *exported)
-    places = (asked.path, None if asked.request is None else asked.request.path)
+    if published is not None:
+        lines.append(describe_published(published))
+    places = (
+        asked.path,
+        None if asked.request is None else asked.request.path,
+        None if published is None else published.reference,
+    )
     session.out.emit(document, lines, quiet=[str(one) for one in places if one is not None])
     for warning in plan.warnings:
         session.out.warn(warning)

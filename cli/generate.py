@@ -24,7 +24,7 @@ from conceptry.cli.drawing import (
     write_picture,
 )
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document, read_masks, rename_members
+from conceptry.cli.members import expand, fetch_composition, read_document, read_masks, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
@@ -146,14 +146,15 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     draws alone; concepts reproduce draws a picture again. Prompts may name concepts as <lora:name:0.8> or
     embedding:name, and weigh words as (word:1.2) or [word].
     """
-    document, masks = _read_asked(given)
+    asked = _read_asked(session, given)
+    document, masks = asked.document, asked.masks
     groups = _group_tasks(session, _make_tasks(session, document, given), masks)
     members = [member for group in groups if group.composition for member in group.composition.members]
     named = given["base"] or (groups[0].document.base if groups[0].document else None)
     location = choose_base(session, named, [member.concept for member in members])
     settings = _make_settings(given, named, is_toybox=location.family == TOYBOX)
     pipeline, canvas, facts = _open(session, location, settings, given)
-    if given["composition"] is None and given["way"] is None:
+    if asked.way_is_free:
         groups = [_choose_way(group, pipeline, given["fit"]) for group in groups]
     from conceptry.composer.masks import keep_masks
     from conceptry.composer.pictures import same_rounding
@@ -199,19 +200,36 @@ def _open(
 # --- what is asked -------------------------------------------------------------------------------------------------
 
 
-def _read_asked(given: dict[str, Any]) -> tuple[CompositionDocument | None, tuple[Mask, ...]]:
-    """Returns the composition that is asked for beside what prompts name, and the masks of its regions."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The composition that is asked for beside what prompts name."""
+
+    document: CompositionDocument | None = None
+    masks: tuple[Mask, ...] = ()
+    """Those of its regions."""
+
+    way_is_free: bool = True
+    """Nobody said how the concepts are to work together."""
+
+
+def _read_asked(session: Session, given: dict[str, Any]) -> _Asked:
     if not given["members"] and not given["composition"]:
         if is_asked(given):
             raise UsageError(
                 "a schedule, a region, a part or a way is of concepts that are named",
                 hint="add --with NS/NAME or --composition FILE",
             )
-        return None, ()
-    read = read_document(rename_members(given["members"], given["rename"]), given["composition"])
-    document, masks = use_concepts(read, given)
-    found = {mask.digest: mask for mask in (*read_masks(read, given["composition"]), *masks)}
-    return document, tuple(found[digest] for digest in document.list_masks())
+        return _Asked()
+    read = read_document(given["members"], given["composition"])
+    expanded, brought = expand(session, read, given["way"])
+    renamed = expanded.model_copy(update={"concepts": rename_members(expanded.concepts, given["rename"])})
+    document, masks = use_concepts(renamed, given)
+    found = {mask.digest: mask for mask in (*brought, *read_masks(read, given["composition"]), *masks)}
+    return _Asked(
+        document=document,
+        masks=tuple(found[digest] for digest in document.list_masks()),
+        way_is_free=given["composition"] is None and given["way"] is None and expanded is read,
+    )
 
 
 def _make_tasks(

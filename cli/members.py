@@ -13,7 +13,7 @@ from conceptry.errors import UsageError
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
     from conceptry.composer.masks import Mask
-    from conceptry.composition import CompositionDocument, Member
+    from conceptry.composition import CompositionDocument, Member, Way
     from conceptry.names import Placeholder
 
 
@@ -28,6 +28,22 @@ def read_document(members: Sequence[Member], file: Path | None) -> CompositionDo
     if not members:
         raise UsageError("no concept is named", hint="name one, such as me/imp or me/imp*0.7")
     return CompositionDocument(concepts=tuple(members))
+
+
+def expand(
+    session: Session, document: CompositionDocument, way: Way | None = None
+) -> tuple[CompositionDocument, tuple[Mask, ...]]:
+    """Returns the document with the concepts of each composition in the place of its name, and those's masks.
+
+    Raises:
+        UsageError, IncompatibleError, NotFoundError, InvalidFileError, IntegrityError: as ``expand_document``.
+    """
+    if not any(session.registry.manifest(one.reference).members for one in document.concepts):
+        return document, ()
+    from conceptry.composer.packaged import expand_document
+
+    expanded = expand_document(document, session.registry, way)
+    return expanded.document, expanded.masks
 
 
 def read_masks(document: CompositionDocument, file: Path | None) -> tuple[Mask, ...]:
@@ -55,24 +71,9 @@ def fetch_composition(
     """
     with track(session.out, "reading the concepts"):
         from conceptry.composer.compositions import Composition
-        from conceptry.composition import Use
 
         concepts = [session.registry.get(member.reference) for member in document.concepts]
-    rename = {
-        str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}
-        for member in document.concepts
-        if member.rename
-    }
-    weighted = [
-        concept * member.strength for concept, member in zip(concepts, document.concepts, strict=True)
-    ]
-    use = {
-        str(member.reference.concept): Use(parts=member.parts, schedule=member.schedule, region=member.region)
-        for member in document.concepts
-    }
-    return Composition(
-        *weighted, rename=rename, use=use, way=document.way, period=document.period, masks=masks
-    )
+    return Composition.of_document(document, concepts, masks=masks)
 
 
 def rename_members(

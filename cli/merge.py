@@ -12,7 +12,7 @@ import click
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.check import find_identity
 from conceptry.cli.groups import ConceptsCommand
-from conceptry.cli.members import fetch_composition, read_document
+from conceptry.cli.members import expand, fetch_composition, read_document
 from conceptry.cli.options import MEMBER, SEED, base_option
 from conceptry.cli.publish import describe, publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
@@ -22,7 +22,7 @@ from conceptry.names import ConceptName, parse_version
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
     from conceptry.composer.merging import Merged, MergeRequest
-    from conceptry.composition import Member
+    from conceptry.composition import CompositionDocument, Member
 
 # The rows of composer/merge_methods.py, named here too so that help needs no torch.
 METHODS: Final = (
@@ -110,10 +110,6 @@ def merge(
     from conceptry.composer.merge_methods import find_merge_method
     from conceptry.composer.merging import MergeRequest
 
-    if len(members) < 2:
-        raise UsageError(
-            "a merge takes two concepts or more", hint="concepts merge me/imp me/look --name me/both"
-        )
     row = find_merge_method(method)
     request = MergeRequest(
         name=ConceptName.parse(name),
@@ -123,7 +119,7 @@ def merge(
         precision=given["precision"],
         title=given["title"],
     )
-    composition = fetch_composition(session, read_document(members, None))
+    composition = fetch_composition(session, _read_asked(session, members))
     with tempfile.TemporaryDirectory(prefix="conceptry-merge-") as folder:
         merged = _merge(session, composition, request, base, Path(folder) / "merged")
         published = publish_folder(session, Path(folder) / "merged")
@@ -134,6 +130,23 @@ def merge(
         [describe(published), *_describe(merged)],
         quiet=[str(published.reference)],
     )
+
+
+def _read_asked(session: Session, members: tuple[Member, ...]) -> CompositionDocument:
+    """Returns the concepts to merge, those of compositions among them. Raises UsageError."""
+    document, _ = expand(session, read_document(members, None)) if members else (None, ())
+    if document is None or len(document.concepts) < 2:
+        raise UsageError(
+            "a merge takes two concepts or more", hint="concepts merge me/imp me/look --name me/both"
+        )
+    used = [one for one in document.concepts if one.parts or one.schedule or one.region]
+    if used or document.way != "sum":
+        what = f"where and when {used[0].reference.concept} is used" if used else f"the way {document.way!r}"
+        raise UsageError(
+            f"no merge holds {what}, which a composition says",
+            hint="name the concepts by themselves, with their strengths",
+        )
+    return document
 
 
 def _merge(

@@ -15,36 +15,50 @@ from conceptry.names import Reference
 
 if TYPE_CHECKING:
     from conceptry.registry.pulling import Pulled
+    from conceptry.registry.transfer import Pushed
 
 
 @click.command(
     "push",
     cls=ConceptsCommand,
-    examples=("concepts push me/imp@1.0.0 studio", "concepts push me/imp:stable file:///mnt/share/concepts"),
+    examples=(
+        "concepts push me/imp@1.0.0 studio",
+        "concepts push me/imp:stable file:///mnt/share/concepts",
+        "concepts push me/imp-look hub --alone",
+    ),
 )
 @click.argument("reference", type=REFERENCE, metavar="REF")
 @click.argument("remote", metavar="REMOTE")
+@click.option("--alone", is_flag=True, help="Send a composition without the concepts that it names.")
 @pass_session
-def push(session: Session, /, reference: Reference, remote: str) -> None:
+def push(session: Session, /, reference: Reference, remote: str, *, alone: bool) -> None:
     """Copy a version to a remote.
 
     REMOTE is a name of concepts remote add, or an address. A reference by tag moves that tag there too. What the
-    remote has already is not sent again.
+    remote has already is not sent again. With a composition go the concepts that it names, unless --alone says no.
     """
     with track(session.out, f"pushing {reference}") as meter:
-        pushed = session.registry.push(reference, remote, on_event=follow_transfer(meter))
-    said = f"{format_bytes(pushed.sent_bytes)} sent" if pushed.created else "was there already"
+        pushed = session.registry.push(reference, remote, alone=alone, on_event=follow_transfer(meter))
     session.out.emit(
-        {
-            "reference": str(pushed.reference),
-            "digest": str(pushed.digest),
-            "remote": pushed.remote,
-            "created": pushed.created,
-            "sent_bytes": pushed.sent_bytes,
-        },
-        [f"pushed {pushed.reference} to {pushed.remote} ({said})"],
+        {**_to_pushed_json(pushed), "members": [_to_pushed_json(one) for one in pushed.members]},
+        [_describe_pushed(one) for one in (*pushed.members, pushed)],
         quiet=[str(pushed.digest)],
     )
+
+
+def _to_pushed_json(pushed: Pushed) -> dict[str, Any]:
+    return {
+        "reference": str(pushed.reference),
+        "digest": str(pushed.digest),
+        "remote": pushed.remote,
+        "created": pushed.created,
+        "sent_bytes": pushed.sent_bytes,
+    }
+
+
+def _describe_pushed(pushed: Pushed) -> str:
+    said = f"{format_bytes(pushed.sent_bytes)} sent" if pushed.created else "was there already"
+    return f"pushed {pushed.reference} to {pushed.remote} ({said})"
 
 
 @click.command(
@@ -67,7 +81,8 @@ def pull(session: Session, /, references: tuple[Reference, ...], **allowed: bool
     """Copy versions from remotes.
 
     Every byte is checked on the way; what is here already is not asked for. All of them are listed here when the last
-    byte has arrived, and none before. What was interrupted goes on where it ended.
+    byte has arrived, and none before. What was interrupted goes on where it ended. With a composition come the
+    concepts that it names, from there or from another remote that has them.
     """
     from conceptry.registry.pulling import PullOptions
 

@@ -9,6 +9,7 @@ from conceptry.composer.compositions import Composition
 from conceptry.composer.exports import Destination, export
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.loading import load_pipeline
+from conceptry.composer.packaged import open_composition
 from conceptry.composer.plan import Plan, make_plan
 from conceptry.composer.report import Report
 
@@ -25,4 +26,5 @@ __all__ = [
     "identify_pipeline",
     "load_pipeline",
     "make_plan",
+    "open_composition",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conceptry.composer.masks import Mask
-from conceptry.composition import Use, Way
+from conceptry.composition import CompositionDocument, Use, Way
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
 from conceptry.names import Placeholder, parse_placeholder
@@ -84,6 +84,25 @@ class Composition:
         object.__setattr__(self, "way", way)
         object.__setattr__(self, "period", period)
         object.__setattr__(self, "masks", given)
+
+    @classmethod
+    def of_document(
+        cls, document: CompositionDocument, concepts: Sequence[Concept], *, masks: Iterable[Mask] = ()
+    ) -> Composition:
+        """Returns what a document says, with its concepts in their order. Raises UsageError as the constructor."""
+        weighted = [one * member.strength for one, member in zip(concepts, document.concepts, strict=True)]
+        rename = {
+            str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}
+            for member in document.concepts
+            if member.rename
+        }
+        use = {
+            str(member.reference.concept): Use(
+                parts=member.parts, schedule=member.schedule, region=member.region
+            )
+            for member in document.concepts
+        }
+        return cls(*weighted, rename=rename, use=use, way=document.way, period=document.period, masks=masks)
 
     def with_members(self, members: tuple[Member, ...]) -> Composition:
         """Returns a composition of ``members``. Raises UsageError as the constructor."""

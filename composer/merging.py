@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import torch
 
+from conceptry.composer.credits import combine_rights, list_licenses, list_tokens, rewrite_prompts
 from conceptry.composer.low_rank import one_thread
 from conceptry.composer.low_rank_modules import from_low_rank
 from conceptry.composer.merge_inputs import MergeInputs
 from conceptry.composer.merge_layers import Layer, MergedLayer, MergeSettings
 from conceptry.composer.merge_measures import Measured
 from conceptry.composer.merge_methods import MergeMethod
-from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.composer.plan import Plan
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.errors import IncompatibleError, StoreError, UsageError
 from conceptry.formats.embedding import EMBEDDING_NAME, EmbeddingContents, write_embedding
@@ -34,7 +35,6 @@ from conceptry.manifest import (
     Manifest,
     Part,
     Provenance,
-    Rights,
     Token,
     Usage,
 )
@@ -95,7 +95,7 @@ class Merged:
 
 def check_licenses(plan: Plan) -> None:
     """Raises IncompatibleError where a licence forbids what a merge is: a derivative, under one licence for all."""
-    for objection in iter_objections(_list_licenses(plan)):
+    for objection in iter_objections(list_licenses(plan)):
         raise IncompatibleError(
             f"{objection.label} {objection.message}", hint="ask its author, or leave it out"
         )
@@ -198,8 +198,8 @@ def _fill(
     request: MergeRequest,
     folder: Path,
 ) -> None:
-    license = combine_licenses(_list_licenses(plan))
-    tokens = _list_tokens(plan)
+    license = combine_licenses(list_licenses(plan))
+    tokens = list_tokens(plan)
 
     def describe(kind: Any) -> dict[str, str]:
         return make_metadata(
@@ -241,7 +241,7 @@ def _make_manifest(
             source="merged", derived_from=tuple(member.concept.digest for member in plan.members)
         ),
     )
-    prompts = dict.fromkeys(text for member in plan.members for text in _rewrite_prompts(member))
+    prompts = dict.fromkeys(text for member in plan.members for text in rewrite_prompts(member))
     return Manifest(
         name=request.name,
         version=request.version,
@@ -250,7 +250,7 @@ def _make_manifest(
         tags=tuple(dict.fromkeys(tag for one in manifests for tag in one.tags)),
         authors=tuple(dict.fromkeys(author for one in manifests for author in one.authors)),
         license=license,
-        rights=_combine_rights([one.rights for one in manifests]),
+        rights=combine_rights([one.rights for one in manifests]),
         tokens=tokens,
         usage=Usage(prompts=tuple(prompts)),
         builds=(build,),
@@ -287,33 +287,3 @@ def _describe_recipe(plan: Plan, request: MergeRequest) -> dict[str, Any]:
         )
         if said
     }
-
-
-def _list_licenses(plan: Plan) -> list[tuple[str, License]]:
-    return [(member.concept.label, member.concept.manifest.license) for member in plan.members]
-
-
-def _list_tokens(plan: Plan) -> tuple[Token, ...]:
-    """Returns the words of all, as they are called together; a plain word that several have is there once."""
-    found: dict[str, Token] = {}
-    for member in plan.members:
-        for token in member.concept.manifest.tokens:
-            word = member.words.get(token.placeholder, token.placeholder)
-            found.setdefault(str(word), token.model_copy(update={"placeholder": word}))
-    return tuple(found.values())
-
-
-def _rewrite_prompts(member: PlannedMember) -> Iterator[str]:
-    for prompt in member.concept.manifest.usage.prompts:
-        text = prompt
-        for old, new in member.words.items():
-            text = text.replace(old, new)
-        yield text
-
-
-def _combine_rights(rights: list[Rights]) -> Rights:
-    """Returns what all say alike; where they differ it is unknown, and people come before anything else."""
-    depicted = {one.depicts for one in rights}
-    consents = {one.consent for one in rights}
-    depicts = depicted.pop() if len(depicted) == 1 else "person" if "person" in depicted else "unknown"
-    return Rights(depicts=depicts, consent=consents.pop() if len(consents) == 1 else "unknown")

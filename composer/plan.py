@@ -81,6 +81,11 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
 
 
 def _choose_build(concept: Concept, identity: BaseIdentity, fit: Fit | None) -> tuple[Build, Verdict]:
+    if concept.manifest.members:
+        raise IncompatibleError(
+            f"{concept.label} is a composition: the concepts that it names are to stand in its place",
+            hint=f"concepts compose {concept.label} writes them out",
+        )
     judged = [(build, judge_fit(build.base.identity, identity)) for build in concept.manifest.builds]
     build, verdict = max(judged, key=lambda row: row[1].fit)
     wanted = fit if fit is not None else max(KIND_BY_ID[kind].default_fit for kind in build.kinds)

@@ -150,14 +150,27 @@ def parse_member(text: str) -> Member:
 def read_composition(path: Path) -> CompositionDocument:
     """Returns the document in a TOML file. Raises UsageError with the place of the first fault."""
     try:
-        return CompositionDocument.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error}") from error
+    return parse_composition(data, str(path))
+
+
+def parse_composition(data: bytes, name: str) -> CompositionDocument:
+    """Returns the document in the bytes of a TOML file, which errors call ``name``. Raises UsageError."""
+    try:
+        return CompositionDocument.model_validate(tomllib.loads(data.decode("utf-8")))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"cannot read {name!r}: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(place) for place in first["loc"])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise UsageError(f"{said} in {str(path)!r}", where=where) from error
+        raise explain_fault(error, name) from error
+
+
+def explain_fault(error: ValidationError, name: str) -> UsageError:
+    """Returns the first fault of a document, which is called ``name``, with its place."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(place) for place in first["loc"])
+    return UsageError(f"{str(first['msg']).removeprefix('Value error, ')} in {name!r}", where=where or None)
 
 
 def format_composition(document: CompositionDocument) -> str:

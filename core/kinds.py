@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from conceptry.bases import Fit
 
-KindId = Literal["embedding", "rank_one", "lora", "full", "hypernetwork"]
+KindId = Literal["embedding", "rank_one", "lora", "full", "hypernetwork", "composition"]
 AlgorithmId = Literal[
     "lora",
     "locon",
@@ -76,6 +76,9 @@ class Kind:
     single_token_superclass: bool
     """The superclass must be one token of the base's vocabulary."""
 
+    names_others: bool = False
+    """It holds no tensors: the concepts that it names stand in its place, and theirs are the words."""
+
 
 KINDS: Final[tuple[Kind, ...]] = (
     Kind(
@@ -122,6 +125,16 @@ KINDS: Final[tuple[Kind, ...]] = (
         default_fit=Fit.ARCHITECTURE,
         expands_placeholder=False,
         single_token_superclass=False,
+    ),
+    Kind(
+        id="composition",
+        title="composition of other concepts",
+        paper="none: a list of concepts with strengths, schedules and regions",
+        edits="what its concepts edit",
+        default_fit=Fit.ARCHITECTURE,
+        expands_placeholder=False,
+        single_token_superclass=False,
+        names_others=True,
     ),
 )
 

@@ -34,12 +34,14 @@ from conceptry.fields import (
 )
 from conceptry.kinds import KindId
 from conceptry.methods import (
+    CompositionMethod,
     EmbeddingMethod,
     FullMethod,
     Gate,
     HypernetworkMethod,
     LoraMethod,
     Method,
+    NamedMember,
     Packing,
     RankOneMethod,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "TEXT_SCHEMA",
     "Base",
     "Build",
+    "CompositionMethod",
     "EmbeddingMethod",
     "File",
     "FingerprintModel",
@@ -64,6 +67,7 @@ __all__ = [
     "Metric",
     "Model",
     "NameText",
+    "NamedMember",
     "Number",
     "Packing",
     "Part",
@@ -227,7 +231,7 @@ class TrainingProvenance(Model):
 class Provenance(Model):
     """Where a build came from."""
 
-    source: Literal["trained", "imported", "merged", "unknown"] = "unknown"
+    source: Literal["trained", "imported", "merged", "composed", "unknown"] = "unknown"
     imported_from: DigestText | None = None
     derived_from: Annotated[tuple[DigestText, ...], Field(max_length=64)] = ()
     training: TrainingProvenance | None = None
@@ -281,6 +285,20 @@ class Manifest(Model):
             raise ValueError("two builds have the same id")
         return self
 
+    @model_validator(mode="after")
+    def _check_named(self) -> Manifest:
+        if not self.members:
+            return self
+        if set(self.kinds) != {"composition"} or any(len(build.parts) > 1 for build in self.builds):
+            raise ValueError("a composition holds nothing but what it names")
+        asked = {str(one) for one in self.requires}
+        for member in self.members:
+            if member.concept == self.name:
+                raise ValueError(f"the composition {self.name} names itself")
+            if member.label not in asked:
+                raise ValueError(f"the composition names {member.label}, which requires does not")
+        return self
+
     def iter_files(self) -> Iterator[File]:
         """Returns all files of all builds."""
         for build in self.builds:
@@ -291,6 +309,13 @@ class Manifest(Model):
     def kinds(self) -> tuple[str, ...]:
         """The kinds that occur, in order of first appearance."""
         return tuple(dict.fromkeys(kind for build in self.builds for kind in build.kinds))
+
+    @property
+    def members(self) -> tuple[NamedMember, ...]:
+        """The concepts that a composition names, each once; none of anything else."""
+        methods = (part.method for build in self.builds for part in build.parts)
+        named = (one for method in methods if isinstance(method, CompositionMethod) for one in method.members)
+        return tuple({member.digest: member for member in named}.values())
 
     @property
     def size_bytes(self) -> int:

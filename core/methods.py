@@ -6,11 +6,12 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from conceptry.fields import DigestText, Model, Number, Positive, ShortText
+from conceptry.fields import DigestText, Model, NameText, Number, Positive, ShortText, VersionText
 from conceptry.kinds import ActivationId, AlgorithmId, ScaleRule
 
 MAX_RANKS: Final = 1024
 MAX_BASE_FILES: Final = 64
+MAX_MEMBERS: Final = 64
 
 
 class EmbeddingMethod(Model):
@@ -169,7 +170,35 @@ class HypernetworkMethod(Model):
         return self
 
 
+class NamedMember(Model):
+    """One concept of a composition: its exact version."""
+
+    concept: NameText
+    version: VersionText
+    digest: DigestText
+
+    @property
+    def label(self) -> str:
+        """``namespace/name@version``."""
+        return f"{self.concept}@{self.version}"
+
+
+class CompositionMethod(Model):
+    """Other concepts by their digests; how they are used stands in the build's file, ``composition.toml``."""
+
+    kind: Literal["composition"] = "composition"
+    members: Annotated[tuple[NamedMember, ...], Field(min_length=1, max_length=MAX_MEMBERS)]
+
+    @model_validator(mode="after")
+    def _name_each_once(self) -> CompositionMethod:
+        names = [member.concept for member in self.members]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the composition names {twice} twice")
+        return self
+
+
 Method = Annotated[
-    EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod | HypernetworkMethod,
+    EmbeddingMethod | RankOneMethod | LoraMethod | FullMethod | HypernetworkMethod | CompositionMethod,
     Field(discriminator="kind"),
 ]

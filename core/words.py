@@ -22,8 +22,13 @@ class Speaker:
 def describe_speaker(
     manifest: Manifest, build: Build | None, rename: Mapping[Placeholder, Placeholder]
 ) -> Speaker:
-    """Returns the words of a concept as one of its builds reads them; without a build, as any of them might."""
+    """Returns the words of a concept as one of its builds reads them; without a build, as any of them might.
+
+    A composition has none of its own: those that it names say theirs.
+    """
     builds = manifest.builds if build is None else (build,)
+    if any(KIND_BY_ID[kind].names_others for one in builds for kind in one.kinds):
+        return Speaker(words=())
     expands = any(KIND_BY_ID[kind].expands_placeholder for one in builds for kind in one.kinds)
     return Speaker(
         words=tuple(token.placeholder for token in manifest.tokens),

@@ -30,6 +30,7 @@ _READERS: Final[Mapping[KindId, Callable[[Path], Contents]]] = {
 _UNREADABLE: Final[Mapping[KindId, str]] = {
     "rank_one": "its edit depends on each input through a gate (arXiv 2305.01644), and no other program has the gate",
     "hypernetwork": "programs read one from a pickle alone, and none is ever written here",
+    "composition": "it names other concepts; concepts compose REF --export writes them added up",
     "full": "it holds whole tensors of the base, and adapters hold differences",
 }
 

@@ -24,6 +24,7 @@ from conceptry.registry.files import is_folder, look_at
 from conceptry.registry.foreign import ForeignPackage, read_foreign
 from conceptry.registry.lockfile import Lock, LockedBase, LockedConcept, LockedFile
 from conceptry.registry.manifests import add_manifest
+from conceptry.registry.members import refuse_other_members
 from conceptry.registry.operations import make_scratch
 from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, locate_scheduler, locate_source, read_place
 from conceptry.registry.project import Project, ProjectRequirement, digest_requirements
@@ -90,6 +91,7 @@ def make_lock(store: Store, request: LockRequest, open_remote: OpenRemote) -> Lo
     solution = _solve(universe, request)
     packages = {name: universe.packages[name, chosen.version] for name, chosen in solution.items()}
     _refuse_changed(packages, request.previous if request.trusted else None)
+    refuse_other_members(packages)
     _keep_manifests(store, packages.values())
     lock = _describe(request, base, packages)
     return LockResult(lock=lock, warnings=tuple(_iter_warnings(packages, lock)))

@@ -13,6 +13,7 @@ from conceptry.registry.commits import ReadyVersion, commit_versions
 from conceptry.registry.events import Meter, OnEvent, ignore_event
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import check_manifest
+from conceptry.registry.members import ListRemotes, find_remote_members, refuse_members
 from conceptry.registry.memory import check_answer, forget_remote, remember_answer
 from conceptry.registry.parallel import WORKERS, Stop, run_parallel, tell_one_by_one
 from conceptry.registry.partials import Source
@@ -69,12 +70,15 @@ def pull_versions(
     *,
     options: PullOptions = _DEFAULT,
     on_event: OnEvent = ignore_event,
+    others: ListRemotes = tuple,
 ) -> tuple[Pulled, ...]:
-    """Returns the versions that came from their remotes; see ``Registry.pull``. All are listed, or none is."""
+    """Returns the versions that came from their remotes; see ``Registry.pull``. All are listed, or none is.
+
+    Those that compositions name come along, after the others; ``others`` are further remotes that may have them.
+    """
     stop = Stop()
-    resolved = run_parallel(
-        lambda row: _resolve(store, *row, options=options), wanted, stop=stop, workers=options.workers
-    )
+    resolved = _resolve_all(store, wanted, options=options, stop=stop)
+    resolved += _resolve_members(store, resolved, others, options=options, stop=stop)
     store.prepare_for_writing()
     with hold_lease(store, _list_all_needed(resolved)):
         missing = _list_missing(store, resolved)
@@ -84,6 +88,30 @@ def pull_versions(
         run_parallel(lambda one: _note(store, one, options), resolved, stop=stop, workers=options.workers)
     received = {digest: one for digest, (one, _) in missing.items()}
     return tuple(_describe(one, done, received) for one, done in zip(resolved, published, strict=True))
+
+
+def _resolve_all(
+    store: Store, wanted: Sequence[tuple[Reference, Remote]], *, options: PullOptions, stop: Stop
+) -> list[_Wanted]:
+    return run_parallel(
+        lambda row: _resolve(store, *row, options=options), wanted, stop=stop, workers=options.workers
+    )
+
+
+def _resolve_members(
+    store: Store, resolved: Sequence[_Wanted], others: ListRemotes, *, options: PullOptions, stop: Stop
+) -> list[_Wanted]:
+    """Returns what compositions name and this store lacks. Raises NotFoundError, IncompatibleError."""
+    composed = [one for one in resolved if one.manifest.members]
+    if not composed:
+        return []
+    places = find_remote_members(store, [(one.manifest, one.remote) for one in composed], others)
+    asked = {one.version.resolved for one in resolved}
+    found = _resolve_all(store, places, options=options, stop=stop)
+    refuse_members(
+        [one.manifest for one in composed], {one.manifest.name: one.manifest for one in (*resolved, *found)}
+    )
+    return [one for one in found if one.version.resolved not in asked]
 
 
 def _resolve(store: Store, asked: Reference, remote: Remote, *, options: PullOptions) -> _Wanted:

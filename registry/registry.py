@@ -5,7 +5,7 @@ What lies here is ``registry/shelf.py``'s; the rest of this module is light for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,21 +41,30 @@ class Registry(Shelf):
         self._project_remotes = project_remotes
 
     def push(
-        self, reference: ReferenceLike, remote: RemoteName | str, *, on_event: OnEvent = ignore_event
+        self,
+        reference: ReferenceLike,
+        remote: RemoteName | str,
+        *,
+        alone: bool = False,
+        on_event: OnEvent = ignore_event,
     ) -> Pushed:
         """Returns the version as it lies on the remote now; pushing it again sends nothing.
 
         ``remote`` is a name of the configuration or an address such as ``file:///path``. A reference by tag moves
-        that tag on the remote too.
+        that tag on the remote too. What a composition names and the remote lacks goes first, unless it is to go
+        ``alone``.
 
         Raises:
             NotFoundError: for an unknown version or remote.
             ConflictError: if the remote has the version with other contents, or its tag was moved meanwhile.
+            IncompatibleError: if the licence of what a composition names lets nobody pass it on.
             RemoteError: if the remote does not answer.
         """
         from conceptry.registry.transfer import push_version
 
-        return push_version(self.store, to_local(reference), self.open_remote(remote), on_event=on_event)
+        return push_version(
+            self.store, to_local(reference), self.open_remote(remote), alone=alone, on_event=on_event
+        )
 
     def pull(
         self,
@@ -84,6 +93,8 @@ class Registry(Shelf):
     ) -> tuple[Pulled, ...]:
         """Returns the versions that the references mean, each once, several on their way at the same time.
 
+        What compositions name and this store lacks comes along, from the same remote or another one, and stands last.
+
         Raises:
             UsageError: if a reference names no remote.
             NotFoundError, IntegrityError, ConflictError, IdentityChangedError, RemoteError: as ``pull``.
@@ -97,7 +108,9 @@ class Registry(Shelf):
             if name not in opened:
                 opened[name] = self.open_remote(name)
             wanted.append((reference, opened[name]))
-        return pull_versions(self.store, wanted, options=options or PullOptions(), on_event=on_event)
+        return pull_versions(
+            self.store, wanted, options=options or PullOptions(), on_event=on_event, others=self._iter_remotes
+        )
 
     def search_remote(
         self, remote: RemoteName | str, words: str = "", *, limit: int | None = None
@@ -117,6 +130,10 @@ class Registry(Shelf):
         from conceptry.registry.remotes import open_remote
 
         return open_remote(remote, self.remotes())
+
+    def _iter_remotes(self) -> Iterator[Remote]:
+        for name in self.remotes():
+            yield self.open_remote(name)
 
     def remotes(self) -> Mapping[RemoteName, str]:
         """Returns remotes' addresses by name: the user's, and over them the project's. Raises UsageError."""

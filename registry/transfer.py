@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, NotFoundError, UsageError
@@ -12,6 +12,7 @@ from conceptry.names import LATEST, Reference, Tag, Version
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
 from conceptry.registry.manifests import check_manifest, iter_places, read_manifest_bytes
+from conceptry.registry.members import list_members_to_send
 from conceptry.registry.partials import Source, receive_blob
 from conceptry.registry.protocol import Remote
 from conceptry.registry.reading import explain_damage
@@ -31,12 +32,26 @@ class Pushed:
     remote: str
     created: bool
     sent_bytes: int
+    members: tuple[Pushed, ...] = ()
+    """What a composition names and the remote lacked, which went first."""
 
 
 def push_version(
-    store: Store, reference: Reference, remote: Remote, *, on_event: OnEvent = ignore_event
+    store: Store,
+    reference: Reference,
+    remote: Remote,
+    *,
+    alone: bool = False,
+    on_event: OnEvent = ignore_event,
 ) -> Pushed:
     """Returns the version as it lies on the remote now; see ``Registry.push``."""
+    version = resolve_reference(store.layout, reference)
+    missing = [] if alone else list_members_to_send(store, version, remote)
+    members = tuple(_push_one(store, one, remote, on_event) for one in missing)
+    return replace(_push_one(store, reference, remote, on_event), members=members)
+
+
+def _push_one(store: Store, reference: Reference, remote: Remote, on_event: OnEvent) -> Pushed:
     version = resolve_reference(store.layout, reference)
     data = read_manifest_bytes(store.layout, version)
     manifest = check_manifest(data, version)

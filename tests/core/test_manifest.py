@@ -303,7 +303,8 @@ def test_manifest_cannot_be_changed_after_it_was_made() -> None:
 
 
 def test_every_kind_has_one_row() -> None:
-    assert [kind.id for kind in KINDS] == ["embedding", "rank_one", "lora", "full", "hypernetwork"]
+    kinds = ["embedding", "rank_one", "lora", "full", "hypernetwork", "composition"]
+    assert [kind.id for kind in KINDS] == kinds
     assert set(KIND_BY_ID) == {kind.id for kind in KINDS}
 
 
