@@ -24,7 +24,7 @@ from conceptry.formats.embedding_rows import (
 )
 from conceptry.formats.families import CERTAIN_WEIGHT, judge_claims
 from conceptry.formats.header import Header
-from conceptry.formats.lora_keys import split_suffix
+from conceptry.formats.suffixes import split_suffix
 from conceptry.formats.tensors import read_tensors
 from conceptry.formats.triggers import find_own_name, find_phrase, find_triggers
 from conceptry.names import parse_placeholder

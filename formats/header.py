@@ -7,6 +7,7 @@ accepts, the safetensors library accepts too.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import operator
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from conceptry.errors import InvalidFileError, NotFoundError, StoreError
 from conceptry.formats.containers import SNIFFED_BYTES, recognise_container
-from conceptry.formats.header_columns import Columns, cut_listing
+from conceptry.formats.header_columns import Columns, cut_listing, read_places, read_shape, spell_places
 
 MAX_HEADER_BYTES: Final = 8 << 20
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -187,23 +188,38 @@ def _parse_listing(text: str) -> tuple[dict[str, TensorInfo], dict[str, str]] | 
 
 def _join_columns(columns: Columns) -> dict[str, TensorInfo] | None:
     """Returns the tensors, or None where a rule is broken or could be: rules are checked for all, or once a shape."""
-    names, dtypes, shapes, starts, ends = columns
+    names = columns.names
     text = "".join(names)
     longest = max(map(len, names)) * (1 if text.isascii() else _MAX_UTF8_BYTES)
     if longest > MAX_NAME_BYTES or len(names) > MAX_TENSORS or not text.isprintable() or ".." in text:
         return None
-    sizes = {pair: _measure(*pair) for pair in set(zip(dtypes, shapes, strict=True))}
-    measured = [sizes[pair] for pair in zip(dtypes, shapes, strict=True)]
-    if list(map(operator.sub, ends, starts)) != [size_bytes for _, size_bytes in measured]:
+    if "" in names or "\\" in text:
         return None
-    infos = map(_MAKE_INFO, zip(dtypes, [shape for shape, _ in measured], starts, ends, strict=True))
+    pairs = list(zip(columns.dtypes, columns.shapes, strict=True))
+    sizes = {pair: _measure(*pair) for pair in set(pairs)}
+    measured = [sizes[pair] for pair in pairs]
+    places = _place(columns.places, [size_bytes for _, size_bytes in measured])
+    if places is None:
+        return None
+    shapes = [shape for shape, _ in measured]
+    infos = map(_MAKE_INFO, zip(columns.dtypes, shapes, *places, strict=True))
     tensors = dict(zip(names, infos, strict=True))
     return None if len(tensors) < len(names) or METADATA_KEY in tensors else tensors
 
 
-def _measure(dtype: str, shape: str) -> tuple[tuple[int, ...], int]:
+def _place(texts: list[str], sizes_bytes: list[int]) -> tuple[list[int], list[int]] | None:
+    """Returns where tensors of these sizes start and end, as ``texts`` say; None where they say another size."""
+    text = "".join(texts)
+    ends = list(itertools.accumulate(sizes_bytes))
+    if ends[-1] < _TOO_LARGE and spell_places(ends, texts[0]) == text:
+        return [0, *ends[:-1]], ends
+    places = read_places(text)
+    return places if places and list(map(operator.sub, places[1], places[0])) == sizes_bytes else None
+
+
+def _measure(dtype: str, text: str) -> tuple[tuple[int, ...], int]:
     """Returns the sizes that stand between the brackets, and the bytes that they take."""
-    info = _make_info(dtype, json.loads(f"[{shape}]"), [0, 0])
+    info = _make_info(dtype, json.loads(f"[{read_shape(text)}]"), [0, 0])
     if not isinstance(info, TensorInfo):
         raise _Refusal("no entry")
     size_bytes = DTYPE_BYTES[dtype] * math.prod(info.shape)

@@ -15,8 +15,8 @@ from conceptry.formats.collection import pause_collection
 from conceptry.formats.contract import Detection, Format
 from conceptry.formats.conversion import read_any_header
 from conceptry.formats.header import Header
-from conceptry.formats.lora_keys import split_suffix
 from conceptry.formats.members import is_model_folder, list_members
+from conceptry.formats.suffixes import split_suffix
 
 UNKNOWN_KIND: Final = "unknown"
 MAX_LISTED: Final = 50

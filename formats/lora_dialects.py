@@ -27,20 +27,20 @@ from conceptry.formats.header import Header
 from conceptry.formats.lora import LoraContents, LoraModule, check_lora
 from conceptry.formats.lora_keys import (
     Dialect,
-    Key,
     KeySet,
     find_foreign,
+    find_modules,
     list_dialects,
     parse_keys,
-    split_suffix,
 )
 from conceptry.formats.lora_reading import NOTHING_SAID, match_parts, read_module
+from conceptry.formats.module_shapes import Shapes
+from conceptry.formats.suffixes import split_suffix
 from conceptry.formats.tensors import read_tensors
 from conceptry.formats.triggers import find_triggers
 
 _UNKNOWN_FAMILY: Final = 0.3
 _MAX_FAULTS: Final = 3
-_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def list_lora_formats() -> tuple[Format, ...]:
@@ -68,36 +68,37 @@ def _can_explain_all(header: Header, *, dialect: Dialect) -> bool:
 
 def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
     """Returns what ``dialect`` makes of a header, or None where no name is of it."""
-    found = parse_keys(header, dialect)
-    if not found.keys:
+    found = find_modules(header, dialect)
+    if not found.modules:
         return None
-    matched = {name: _match_module(header, parts) for name, parts in found.modules.items()}
-    companions = find_companions(header, found.keys.keys())
+    matched = {name: _match_shapes(module.shapes) for name, module in found.modules.items()}
+    claims = found.tensor_count
+    companions = find_companions(header, found.tensors) if claims < len(header.tensors) else Companions()
     roles = {
-        key.tensor: f"{algorithm or key.algorithm} {key.part} of {name}"
+        tensor: f"{algorithm} {part} of {name}"
         for name, (algorithm, _, fault) in matched.items()
         if not fault
-        for key in found.modules[name].values()
+        for part, (tensor, _) in found.modules[name].parts.items()
     } | dict(companions.describe(header))
     algorithms = {algorithm for algorithm, _, _ in matched.values() if algorithm}
     algorithms |= {
-        key.algorithm
-        for name, (algorithm, _, _) in matched.items()
-        if not algorithm
-        for key in found.modules[name].values()
-        if key.part != "alpha"
+        algorithm
+        for name, (matching, _, _) in matched.items()
+        if not matching
+        for part, (_, algorithm) in found.modules[name].parts.items()
+        if part != "alpha"
     }
     ranks = Counter(rank for _, rank, fault in matched.values() if rank and not fault)
     faults = [f"{name}: {fault}" for name, (_, _, fault) in sorted(matched.items()) if fault]
     share = share_of(roles, len(header.tensors))
     return Detection(
         roles=roles,
-        claims=len(found.keys),
+        claims=claims,
         confidence=share * (found.verdict.confidence if found.verdict.family else _UNKNOWN_FAMILY),
         family=found.verdict.family,
         family_is_certain=found.verdict.certain,
         reasons=(
-            f"{len(found.keys)} names are of {dialect.title}",
+            f"{claims} names are of {dialect.title}",
             *faults[:_MAX_FAULTS],
             *_list_notes(header, dialect),
             *found.verdict.reasons,
@@ -108,14 +109,8 @@ def detect_lora(header: Header, *, dialect: Dialect) -> Detection | None:
     )
 
 
-def _match_module(header: Header, parts: Mapping[str, Key]) -> tuple[str | None, int, str]:
-    """Returns the algorithm of a module, its rank, and what is wrong with its tensors, if anything is."""
-    tensors = header.tensors
-    return _match_shapes(tuple([(part, tensors[key.tensor].shape) for part, key in parts.items()]))
-
-
 @lru_cache(maxsize=4096)
-def _match_shapes(shapes: _Shapes) -> tuple[str | None, int, str]:
+def _match_shapes(shapes: Shapes) -> tuple[str | None, int, str]:
     try:
         match, _ = match_parts(dict(sorted(shapes)))
     except InvalidFileError as error:

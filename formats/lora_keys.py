@@ -19,7 +19,8 @@ from conceptry.formats.module_names import (
     spell_canonical,
     unflatten_path,
 )
-from conceptry.formats.module_shapes import measure_module
+from conceptry.formats.module_shapes import Shapes, measure_module
+from conceptry.formats.suffixes import cut_names, map_suffixes
 
 _CLIP_G_WIDTH: Final = 1280
 _SECOND: Final = ComponentName("text_encoder_2")
@@ -32,9 +33,6 @@ _SIDE: Final = ".on_input"
 _IA3: Final = ".ia3_weight"
 # No name holds a line break, so that all names of a file are searched at once, one a line.
 _BY_LINE: Final = re.ASCII | re.MULTILINE
-_JOINED: Final = "_lora"
-_NO_SUFFIX: Final = ("", "")
-_Node = dict[str, "_Node | str"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,81 +100,6 @@ def _make_dialect(id: str, row: Mapping[str, Any]) -> Dialect:
     )
 
 
-@functools.cache
-def _map_suffixes(ends: re.Pattern[str] | None = None) -> Mapping[str, tuple[str, str]]:
-    """Returns suffix -> algorithm and part, of those that match ``ends``."""
-    rows = load_table("suffixes")["suffixes"]
-    return {suffix: (algorithm, part) for suffix, algorithm, part in rows if not ends or ends.search(suffix)}
-
-
-@functools.cache
-def _root_suffixes() -> _Node:
-    """Returns the suffixes as a tree of their parts, from the last: the leaves are the suffixes themselves."""
-    root: _Node = {}
-    for suffix in _map_suffixes():
-        first, *rest = suffix.removeprefix(".").split(".")
-        node: Any = root
-        for part in reversed(rest):
-            node = node.setdefault(part, {})
-        node[first] = suffix
-    return root
-
-
-def cut_suffix(name: str) -> tuple[str, str]:
-    """Returns what stands before the known suffix of a name, and the suffix; two empty texts where none is known.
-
-    No known suffix ends in another one, so that there is one answer.
-    """
-    found: _Node | str | None = _root_suffixes()
-    stem = name
-    while isinstance(found, dict):
-        stem, _, part = stem.rpartition(".")
-        node, found = found, found.get(part)
-        if found is None and part.endswith(_JOINED) and part != _JOINED:
-            # Attention processors of early diffusers: the suffix begins before its dot.
-            stem, found = f"{stem}.{part.removesuffix(_JOINED)}".lstrip("."), node.get(_JOINED)
-    return (stem, found) if stem and isinstance(found, str) else _NO_SUFFIX
-
-
-@functools.cache
-def _map_ends() -> Mapping[str, Mapping[str, str]]:
-    """Returns the last part of a suffix -> the part before it -> the suffix, of suffixes of two parts and of one.
-
-    A suffix of one part stands under an empty text.
-    """
-    ends: dict[str, dict[str, str]] = {}
-    for suffix in _map_suffixes():
-        first, _, last = suffix.removeprefix(".").rpartition(".")
-        if suffix.startswith(".") and "." not in first:
-            ends.setdefault(last, {})[first] = suffix
-    return ends
-
-
-# The dialects without rewrites all ask for the same names.
-@functools.lru_cache(maxsize=1)
-def _cut_names(names: str) -> tuple[tuple[str, str], ...]:
-    """Returns what ``cut_suffix`` does for each of the names, one a line; most end in a suffix of one or two parts."""
-    ends, nothing = _map_ends(), dict[str, str]()
-    cuts = []
-    for name in names.split("\n"):
-        stem, _, last = name.rpartition(".")
-        known = ends.get(last, nothing)
-        head, _, first = stem.rpartition(".")
-        if head and first in known:
-            cuts.append((head, known[first]))
-        elif stem and "" in known:
-            cuts.append((stem, known[""]))
-        else:
-            cuts.append(cut_suffix(name))
-    return tuple(cuts)
-
-
-def split_suffix(name: str) -> tuple[str, str, str] | None:
-    """Returns what ``cut_suffix`` does, with the algorithm and the part of the suffix; None where none is known."""
-    stem, suffix = cut_suffix(name)
-    return (stem, *_map_suffixes()[suffix]) if suffix else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Module:
     """What stands before the suffix: the component and the path of a module, as written."""
@@ -216,6 +139,41 @@ def _drop_processor(path: str) -> str:
     return f"{path}.0" if path.endswith(".to_out") else path
 
 
+_Parts = dict[str, tuple[str, str]]
+"""Part -> tensor and algorithm."""
+
+
+class FoundModule(NamedTuple):
+    """A module whose tensors a file has, under the names of a dialect; the fields of ``Key`` that its tensors share."""
+
+    name: str
+    component: ComponentName
+    path: str
+    layout: Layout
+    canonical: str | None
+    parts: _Parts
+    shapes: Shapes
+    """Part -> shape, in the order of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The modules of a file that a dialect explains, by name, and the family that they speak for."""
+
+    modules: Mapping[str, FoundModule]
+    verdict: Verdict
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors the modules have."""
+        return sum([len(module.parts) for module in self.modules.values()])
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """The names of all of them."""
+        return frozenset([tensor for module in self.modules.values() for tensor, _ in module.parts.values()])
+
+
 @dataclass(frozen=True, slots=True)
 class KeySet:
     """All names of a file that a dialect explains, by tensor and by module, and the family they speak for."""
@@ -227,45 +185,60 @@ class KeySet:
     verdict: Verdict
 
 
-_Parts = dict[str, tuple[str, str]]
-"""Part -> tensor and algorithm."""
-
-_Parsed = list[tuple[_Module, _Parts]]
+_Parsed = list[tuple[_Module, _Parts, Shapes]]
 """What stands before each different stem, and its parts; two stems may name one module."""
 
-_NOTHING: Final = KeySet({}, {}, Verdict(None, 0.0, ()))
+_NOTHING: Final = Finding({}, Verdict(None, 0.0, ()))
 
 
 def parse_keys(header: Header, dialect: Dialect, family: FamilyId | None = None) -> KeySet:
     """Returns what ``dialect`` explains of a header; ``family``, where the caller knows it, settles block names."""
+    found = find_modules(header, dialect, family)
+    modules = {
+        name: {
+            part: Key(tensor, algorithm, part, one.component, one.path, one.layout, one.canonical, name)
+            for part, (tensor, algorithm) in one.parts.items()
+        }
+        for name, one in found.modules.items()
+    }
+    keys = {key.tensor: key for parts in modules.values() for key in parts.values()}
+    return KeySet(keys, modules, found.verdict)
+
+
+def find_modules(header: Header, dialect: Dialect, family: FamilyId | None = None) -> Finding:
+    """Returns the modules that ``dialect`` finds in a header; ``family`` as for ``parse_keys``.
+
+    Of a file with two spellings of one module, what the second one says again stays unexplained.
+    """
     parsed = _collect(header, dialect)
     if not parsed:
         return _NOTHING
     second = _reads_second_encoder(parsed, header, dialect)
-    verdict = judge_family(_list_seen(parsed, header, second), header.metadata)
+    verdict = judge_family(_list_seen(parsed, second), header.metadata)
     settled = family or verdict.family
-    paths = [module.path for module, _ in parsed if module.layout.names == "ldm"]
+    paths = [module.path for module, _, _ in parsed if module.layout.names == "ldm"]
     blocks = choose_ldm_blocks(paths, settled) if paths else None
-    keys: dict[str, Key] = {}
-    modules: dict[str, dict[str, Key]] = {}
-    for module, parts in parsed:
-        canonical = spell_canonical(module.path, module.layout, blocks)
-        if not canonical and module.layout.names == "ldm" and blocks:
+    modules: dict[str, FoundModule] = {}
+    for module, parts, shapes in parsed:
+        path, layout = module.path, module.layout
+        canonical = spell_canonical(path, layout, blocks)
+        if not canonical and layout.names == "ldm" and blocks:
             continue
         component = _settle_component(module, settled, second)
-        name = f"{component}.{canonical or module.path}"
-        mine = modules.setdefault(name, {})
-        for part, (tensor, algorithm) in parts.items():
-            # A file with two spellings of one module: the second one stays unexplained.
-            if part not in mine:
-                key = Key(tensor, algorithm, part, component, module.path, module.layout, canonical, name)
-                mine[part] = keys[tensor] = key
-    return KeySet(keys, modules, verdict)
+        name = f"{component}.{canonical or path}"
+        found = FoundModule(name, component, path, layout, canonical, parts, shapes)
+        modules[name] = _join_spellings(modules[name], found) if name in modules else found
+    return Finding(modules, verdict)
+
+
+def _join_spellings(first: FoundModule, second: FoundModule) -> FoundModule:
+    more = tuple([(part, shape) for part, shape in second.shapes if part not in first.parts])
+    return first._replace(parts={**second.parts, **first.parts}, shapes=(*first.shapes, *more))
 
 
 def find_foreign(header: Header, dialect: Dialect) -> Iterator[str]:
     """Gives the tensors whose names cannot be of ``dialect``; those that it gives not may be of it."""
-    prefixes, suffixes = dialect.starts, _map_suffixes(dialect.ends)
+    prefixes, suffixes = dialect.starts, map_suffixes(dialect.ends)
     cuts = _cut_all(header, dialect)
     if not cuts:
         yield from header.tensors
@@ -284,11 +257,11 @@ def _cut_all(header: Header, dialect: Dialect) -> tuple[tuple[str, str], ...]:
         return ()
     if _SIDE in names:
         rewritten = "\n".join(_spell_sides(rewritten.split("\n"), header.tensors))
-    return _cut_names(rewritten)
+    return cut_names(rewritten)
 
 
 def _collect(header: Header, dialect: Dialect) -> _Parsed:
-    prefixes, suffixes = dialect.starts, _map_suffixes(dialect.ends)
+    prefixes, suffixes = dialect.starts, map_suffixes(dialect.ends)
     stems: dict[str, _Parts] = {}
     # None at all where the dialect does not apply.
     for name, (stem, suffix) in zip(header.tensors, _cut_all(header, dialect), strict=False):
@@ -298,8 +271,12 @@ def _collect(header: Header, dialect: Dialect) -> _Parsed:
             if parts is None:
                 parts = stems[stem] = {}
             parts.setdefault(part, (name, algorithm))
-    modules = ((_parse_stem(stem, dialect), parts) for stem, parts in stems.items())
-    return [(module, parts) for module, parts in modules if module is not None]
+    tensors = header.tensors
+    return [
+        (module, parts, tuple([(part, tensors[name].shape) for part, (name, _) in parts.items()]))
+        for stem, parts in stems.items()
+        if (module := _parse_stem(stem, dialect)) is not None
+    ]
 
 
 def _spell_sides(names: list[str], tensors: Container[str]) -> list[str]:
@@ -307,14 +284,13 @@ def _spell_sides(names: list[str], tensors: Container[str]) -> list[str]:
     return [stem + _IA3 if stem != name and stem + _SIDE in tensors else name for name, stem in stems]
 
 
-def _list_seen(parsed: _Parsed, header: Header, second: bool) -> list[Seen]:
-    tensors = header.tensors
+def _list_seen(parsed: _Parsed, second: bool) -> list[Seen]:
     return [
         Seen(
             f"{_SECOND if second and module.component == 'text_encoder' else module.component}.{module.path}",
-            *measure_module(tuple([(part, tensors[name].shape) for part, (name, _) in parts.items()])),
+            *measure_module(shapes),
         )
-        for module, parts in parsed
+        for module, _, shapes in parsed
     ]
 
 
@@ -324,7 +300,7 @@ def _reads_second_encoder(parsed: _Parsed, header: Header, dialect: Dialect) -> 
         return False
     shapes = (
         header.tensors[parts["down"][0]].shape
-        for module, parts in parsed
+        for module, parts, _ in parsed
         if module.component == "text_encoder" and "down" in parts
     )
     return any(shape[-1:] == (_CLIP_G_WIDTH,) for shape in shapes)

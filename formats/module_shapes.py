@@ -9,6 +9,9 @@ from conceptry.errors import InvalidFileError
 from conceptry.formats.lora_reading import match_parts
 from conceptry.formats.shape_patterns import Shape
 
+Shapes = tuple[tuple[str, Shape], ...]
+"""Part -> shape of the tensors of one module."""
+
 _LINEAR: Final = 2
 # Parts that have as many dimensions as the weight, and its second size.
 _LIKE_WEIGHT: Final = ("down", "diff")
@@ -16,7 +19,7 @@ _LIKE_WEIGHT: Final = ("down", "diff")
 
 # The modules of one adapter have a few dozen different shapes between them.
 @functools.lru_cache(maxsize=4096)
-def measure_module(parts: tuple[tuple[str, Shape], ...]) -> tuple[int | None, int]:
+def measure_module(parts: Shapes) -> tuple[int | None, int]:
     """Returns the width of what a module reads, None where its tensors do not tell, and its weight's dimensions."""
     shapes = dict(parts)
     for part in _LIKE_WEIGHT:
