@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 MAX_PICTURES: Final = 10_000
 MAX_BATCH: Final = 64
-_USUAL_STEPS: Final = 30
-_USUAL_GUIDANCE: Final = 7.5
+_USUAL: Final = (30, 7.5)
+# As their pipelines in diffusers have it.
+_USUAL_BY_FAMILY: Final = {"sd3": (28, 7.0), "flux": (28, 3.5), "qwen_image": (50, 4.0), "z_image": (50, 5.0)}
 _USUAL_STRENGTH: Final = 0.75
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
@@ -129,9 +130,15 @@ class Group:
 )
 @click.option("--size", metavar="WxH", help="In pixels.  [default: the base's, in the shape of --image]")
 @click.option(
-    "--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: 20 toybox, 30 others]"
+    "--steps",
+    type=click.IntRange(1, 1000),
+    help="Denoising steps.  [default: 20 toybox, 30 SD, or the family's own]",
 )
-@click.option("--guidance", type=float, help="Classifier-free guidance.  [default: 3 toybox, 7.5 others]")
+@click.option(
+    "--guidance",
+    type=float,
+    help="Classifier-free guidance.  [default: 3 toybox, 7.5 SD, or the family's own]",
+)
 @click.option(
     "--sampler", metavar="NAME", help="ddim, euler, euler_a, dpmpp_2m, ...  [default: the base's own]"
 )
@@ -152,7 +159,7 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     members = [member for group in groups if group.composition for member in group.composition.members]
     named = given["base"] or (groups[0].document.base if groups[0].document else None)
     location = choose_base(session, named, [member.concept for member in members])
-    settings = _make_settings(given, named, is_toybox=location.family == TOYBOX)
+    settings = _make_settings(given, named, location.family)
     pipeline, canvas, facts = _open(session, location, settings, given)
     if asked.way_is_free:
         groups = [_choose_way(group, pipeline, given["fit"]) for group in groups]
@@ -178,12 +185,13 @@ def _open(
 ) -> tuple[Any, Canvas, dict[str, Any]]:
     """Returns the pipeline, what is drawn on, and what of a picture's record is the same for all."""
     from conceptry.composer.canvases import describe_source, make_canvas
-    from conceptry.composer.generate import adapt_pipeline
+    from conceptry.composer.generate import adapt_pipeline, check_negative
     from conceptry.composer.pictures import describe_base, describe_machine, set_sampler
 
     image, mask = given["image"], given["mask"]
     source = describe_source(image, mask, settings.strength)
     pipeline = open_base(session, location, device=given["device"])
+    check_negative(pipeline, given["negative"])
     canvas = make_canvas(pipeline, image, mask, strength=settings.strength, size=settings.size)
     facts = {
         "sampler": set_sampler(pipeline, settings.sampler),
@@ -289,12 +297,13 @@ def _choose_way(group: Group, pipeline: Any, fit: Fit | None) -> Group:
     )
 
 
-def _make_settings(given: dict[str, Any], named: str | None, *, is_toybox: bool) -> Settings:
+def _make_settings(given: dict[str, Any], named: str | None, family: str | None) -> Settings:
     from conceptry.toybox import GUIDANCE_SCALE, INFERENCE_STEPS
 
     if given["image"] is None and (given["mask"] or given["strength"]):
         raise UsageError("--mask and --strength say how --image is drawn over", hint="add --image FILE")
-    usual = (INFERENCE_STEPS, GUIDANCE_SCALE) if is_toybox else (_USUAL_STEPS, _USUAL_GUIDANCE)
+    known = {TOYBOX: (INFERENCE_STEPS, GUIDANCE_SCALE), **_USUAL_BY_FAMILY}
+    usual = known.get(family or "", _USUAL)
     steps, guidance, strength = given["steps"], given["guidance"], given["strength"]
     steps = usual[0] if steps is None else steps
     strength = _USUAL_STRENGTH if strength is None else strength

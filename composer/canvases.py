@@ -16,6 +16,8 @@ from conceptry.errors import InvalidFileError, NotFoundError, UsageError
 from conceptry.formats.picture_records import MAX_SIDE_PIXELS, SourceRecord
 
 SIDE_STEP_PIXELS: Final = 8
+_PATCH_LATENTS: Final = 2
+_NATIVE_LATENTS: Final = 128
 _MAX_PIXELS: Final = 1 << 28
 _HALF: Final = 128
 
@@ -37,12 +39,13 @@ def make_canvas(
     if image is None:
         if mask is not None:
             raise UsageError("a mask is named without a picture", hint="add --image")
-        width, height = check_size(size or find_native_size(pipeline))
+        width, height = check_size(size or find_native_size(pipeline), find_side_step(pipeline))
         return Canvas(width=width, height=height)
     if not 0 < strength <= 1:
         raise UsageError(f"the strength {strength:g} is not above 0 and at most 1", hint="--strength 0.6")
     picture = _open(image)
-    width, height = check_size(size or fit_size(picture.size, find_native_size(pipeline)))
+    fitted = fit_size(picture.size, find_native_size(pipeline))
+    width, height = check_size(size or fitted, find_side_step(pipeline))
     return Canvas(
         width=width,
         height=height,
@@ -61,9 +64,19 @@ def describe_source(image: Path | None, mask: Path | None, strength: float) -> S
 
 def find_native_size(pipeline: Pipeline) -> tuple[int, int]:
     """Returns width and height in pixels of what the base draws when nothing is asked."""
-    side: Any = pipeline.unet.config.sample_size
+    unet = getattr(pipeline, "unet", None)
+    # Transformers draw in any size; their pipelines say in latents what they were taught, or nothing.
+    said = getattr(pipeline, "default_sample_size", _NATIVE_LATENTS)
+    side: Any = said if unet is None else unet.config.sample_size
     rows, columns = side if isinstance(side, list | tuple) else (side, side)
     return columns * pipeline.vae_scale_factor, rows * pipeline.vae_scale_factor
+
+
+def find_side_step(pipeline: Pipeline) -> int:
+    """Returns what sides in pixels are multiples of: transformers read latents in patches of two."""
+    if getattr(pipeline, "unet", None) is not None:
+        return SIDE_STEP_PIXELS
+    return max(SIDE_STEP_PIXELS, _PATCH_LATENTS * int(pipeline.vae_scale_factor))
 
 
 def fit_size(picture: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
@@ -73,12 +86,12 @@ def fit_size(picture: tuple[int, int], native: tuple[int, int]) -> tuple[int, in
     return width, height
 
 
-def check_size(size: tuple[int, int]) -> tuple[int, int]:
+def check_size(size: tuple[int, int], step: int = SIDE_STEP_PIXELS) -> tuple[int, int]:
     """Returns the size if latents can have it. Raises UsageError."""
     for side in size:
-        if side % SIDE_STEP_PIXELS or not 0 < side <= MAX_SIDE_PIXELS:
+        if side % step or not 0 < side <= MAX_SIDE_PIXELS:
             raise UsageError(
-                f"{size[0]}x{size[1]} pixels cannot be drawn: sides are multiples of {SIDE_STEP_PIXELS}, "
+                f"{size[0]}x{size[1]} pixels cannot be drawn: sides are multiples of {step}, "
                 f"at most {MAX_SIDE_PIXELS}",
                 hint="--size 512x768",
             )

@@ -65,7 +65,7 @@ def find_pieces(pipeline: Pipeline, prompt: str) -> Sequence[Piece]:
 
 def _make_table(pipeline: Pipeline, encoder: TextEncoder, prompts: Sequence[Sequence[Piece]]) -> Rows:
     tokenizer = getattr(pipeline, encoder.tokenizer_name)
-    if "CLIP" not in type(tokenizer).__name__:
+    if "CLIP" not in type(encoder.module).__name__:
         raise IncompatibleError(
             f"{encoder.component} of this base is not CLIP's, so its words cannot be weighed",
             hint=r"write the prompt without (word:1.2); \( and \) are plain brackets",

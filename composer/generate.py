@@ -19,6 +19,25 @@ _SIBLINGS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """How a pipeline is guided, where it is not by what it predicts without a prompt."""
+
+    scale: str
+    """What diffusers calls the scale."""
+
+    negative: str | None
+    """What stands for no negative prompt; None where there can be none."""
+
+
+# Flux was taught the scale as a number (the distillation of arXiv 2210.03142); Qwen-Image is guided by a second prompt.
+_GUIDANCE: Final[Mapping[str, Guidance]] = {
+    "FluxPipeline": Guidance(scale="guidance_scale", negative=None),
+    "QwenImagePipeline": Guidance(scale="true_cfg_scale", negative=" "),
+}
+_USUAL_GUIDANCE: Final = Guidance(scale="guidance_scale", negative="")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Canvas:
     """What is drawn on: nothing, a picture, or the white part of a mask over a picture."""
@@ -63,16 +82,19 @@ def generate(
         canvas: what is drawn on.
 
     Raises:
-        UsageError: if there are not as many seeds as prompts.
+        UsageError: if there are not as many seeds as prompts, or the base can be led away from nothing.
     """
     if len(prompts) != len(seeds):
         raise UsageError(f"{len(prompts)} prompts have {len(seeds)} seeds, each needs one")
     if not prompts:
         return []
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    row = check_negative(pipeline, negative)
+    settings: dict[str, Any] = {"num_inference_steps": steps, row.scale: guidance}
+    said = negative or row.negative
+    if said:
+        settings["negative_prompt"] = [said] * len(prompts)
     drawn = pipeline(
         prompt=list(prompts),
-        negative_prompt=[negative] * len(prompts) if negative else None,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         **{name: value for name, value in settings.items() if value is not None},
         **_list_inputs(canvas, len(prompts)),
@@ -80,6 +102,17 @@ def generate(
     if canvas.image is None or canvas.mask is None:
         return list(drawn.images)
     return [_keep_outside(picture, canvas.image, canvas.mask) for picture in drawn.images]
+
+
+def check_negative(pipeline: Pipeline, negative: str) -> Guidance:
+    """Returns how the pipeline is guided. Raises UsageError for a negative prompt that it could not follow."""
+    row = _GUIDANCE.get(type(pipeline).__name__, _USUAL_GUIDANCE)
+    if negative and row.negative is None:
+        raise UsageError(
+            "this base is guided by a number that it was taught, so nothing can be kept out by words",
+            hint="leave out --negative",
+        )
+    return row
 
 
 def adapt_pipeline(pipeline: Pipeline, canvas: Canvas) -> Pipeline:

@@ -22,6 +22,16 @@ _PIPELINES: Final[Mapping[str, str]] = {
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Pipeline",
+    "StableDiffusion3Img2ImgPipeline": "StableDiffusion3Pipeline",
+    "FluxPipeline": "FluxPipeline",
+    "FluxImg2ImgPipeline": "FluxPipeline",
+    "QwenImagePipeline": "QwenImagePipeline",
+    "ZImagePipeline": "ZImagePipeline",
+}
+# Parts that a folder may leave out, and that diffusers then has to be told of.
+_SPARE_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3"),
 }
 _ORIGIN: Final = "_conceptry_origin"
 _LIBRARIES: Final = frozenset({"diffusers", "transformers", "stable_diffusion"})
@@ -90,6 +100,7 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {}
     if "safety_checker" in index and not (folder / "safety_checker" / "config.json").is_file():
         options = {"safety_checker": None, "requires_safety_checker": False}
+    options |= {part: None for part in _SPARE_PARTS.get(name, ()) if (index.get(part) or [None])[0] is None}
     return _call(
         _get_class(name).from_pretrained,
         folder,

@@ -21,8 +21,9 @@ from conceptry.bases import Fingerprint
 from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.fingerprints import fingerprint_component, identify_pipeline
 from conceptry.composer.generate import BLANK, Canvas, generate
-from conceptry.composer.pipelines import Pipeline, get_device
+from conceptry.composer.pipelines import Pipeline, get_device, list_components
 from conceptry.composer.prompts import parse_weights
+from conceptry.composer.slots import DENOISERS
 from conceptry.digests import Digest
 from conceptry.errors import InvalidFileError, UsageError
 from conceptry.formats.picture_notes import format_parameters
@@ -73,6 +74,11 @@ def set_sampler(pipeline: Pipeline, name: str | None) -> Sampler:
             )
         import diffusers
 
+        if type(pipeline.scheduler).__name__.startswith("FlowMatch"):
+            raise UsageError(
+                f"this base is a flow, and {name} takes the steps of noise that is predicted",
+                hint="leave out --sampler: the base's own takes its steps",
+            )
         kind: Any = getattr(diffusers, row.scheduler)
         try:
             pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **row.options)
@@ -117,13 +123,17 @@ def describe_machine(pipeline: Pipeline) -> Machine:
         capability = torch.cuda.get_device_name(device)
     return Machine(
         device=device.type,
-        dtype=str(pipeline.unet.dtype).removeprefix("torch."),
+        dtype=str(_find_denoiser(pipeline).dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         system=platform.system() or "unknown",
         processor=platform.machine() or "unknown",
         capability=capability,
         libraries=libraries,
     )
+
+
+def _find_denoiser(pipeline: Pipeline) -> Any:
+    return next(module for name, module in list_components(pipeline).items() if name in DENOISERS)
 
 
 def compare_machines(there: Machine, here: Machine) -> list[str]:

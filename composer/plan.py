@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-from conceptry.bases import BaseIdentity, Fit, Verdict, judge_fit
+from conceptry.bases import FAMILY_BY_ID, BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
 from conceptry.composition import Use, Way
 from conceptry.concepts import Concept
@@ -15,6 +16,9 @@ from conceptry.licenses import combine_permissions, iter_objections
 from conceptry.manifest import Build, Permissions, RankOneMethod
 from conceptry.names import Placeholder
 from conceptry.words import choose_words, describe_speaker
+
+_UNET: Final = "unet"
+_WAYS_IN_PASSES: Final = ("composite", "focus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
     )
     _check_covariances(members)
     _check_conflicts(members)
+    _check_passes(composition, identity)
     licensed = [(member.concept.label, member.concept.manifest.license) for member in members]
     objections = [f"{one.label} {one.message}" for one in iter_objections(licensed)]
     return Plan(
@@ -153,6 +158,20 @@ def _check_conflicts(members: tuple[PlannedMember, ...]) -> None:
                     raise IncompatibleError(
                         f"{member.concept.label} says that it conflicts with {other.concept.label}"
                     )
+
+
+def _check_passes(composition: Composition, identity: BaseIdentity) -> None:
+    """Passes of their own are put together by rows and columns, which transformers have none of."""
+    if FAMILY_BY_ID[identity.family].denoiser == _UNET:
+        return
+    region = next((member for member in composition.members if member.use.region is not None), None)
+    if region is None and composition.way not in _WAYS_IN_PASSES:
+        return
+    what = f"the way {composition.way!r}" if region is None else f"the region of {region.concept.label}"
+    raise IncompatibleError(
+        f"{what} needs a denoiser of rows and columns, a UNet, and {identity.family} has a transformer",
+        hint="use the way 'sum' or 'switch', without regions",
+    )
 
 
 def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:

@@ -106,10 +106,6 @@ class Steering(Patch):
             raise IncompatibleError(
                 "the denoiser is compiled, so it cannot be run in passes", hint="attach before you compile"
             )
-        if self._focus is not None and getattr(self._pipeline, "unet", None) is None:
-            raise IncompatibleError(
-                "the way 'focus' needs a denoiser of rows and columns, a UNet", hint="use the way 'sum'"
-            )
         scheduler.__dict__[_MARK] = self
         for name, make in _CLOCKWORK.items():
             if hasattr(scheduler, name):

@@ -52,7 +52,7 @@ def test_a_safety_checker_that_is_named_but_absent_is_left_out(saved: Path) -> N
     "changes",
     [
         {"_class_name": ["pipeline", "MyPipeline"]},
-        {"_class_name": "FluxPipeline"},
+        {"_class_name": "WanPipeline"},
         {"_class_name": None},
         {"unet": ["my_unet", "MyUnet"]},
         {"extra": ["os", "system"]},
