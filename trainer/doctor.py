@@ -25,6 +25,7 @@ from conceptry.trainer.learners import Learner
 from conceptry.trainer.memory import FLOAT_BYTES, MemoryEstimate
 from conceptry.trainer.optimizers import OPTIMIZER_BY_ID
 from conceptry.trainer.preparation import checkpointed_gradients, plain_attention
+from conceptry.trainer.quantization import count_packed_bytes, packed_base
 
 # Below this share of the memory at hand a run is not examined closer: it fits, and looking costs seconds.
 CAREFREE_SHARE: Final = 0.25
@@ -116,7 +117,8 @@ def measure_resident(context: TrainingContext, learner: Learner) -> MemoryEstima
     trained = sum(parameter.numel() for parameter in learner.parameters.values())
     copies = int(settings.ema_decay > 0) + int(settings.keep == "best" and context.device.type == "cpu")
     return MemoryEstimate(
-        base_bytes=_count_base(context.pipeline),
+        base_bytes=_count_base(context.pipeline)
+        - count_packed_bytes(context.pipeline, settings.base_precision),
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
         optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * copies),
@@ -187,6 +189,7 @@ def time_samples(context: TrainingContext, learner: Learner, count: int) -> floa
         learner.attached(),
         plain_attention(context.pipeline, positions=positions),
         checkpointed_gradients(context),
+        packed_base(context.pipeline, context.job.settings.base_precision, {0: learner}),
     ):
         seconds = []
         for _ in range(2):  # the first finds and compiles what it needs

@@ -45,6 +45,11 @@ REMEDIES: Final[tuple[Remedy, ...]] = (
         "a quarter of the optimizer's memory",
     ),
     Remedy(
+        lambda _: "--set base_precision=int8",
+        lambda settings: settings.base_precision == "full",
+        "on an accelerator, frozen weights in a quarter of the memory",
+    ),
+    Remedy(
         lambda settings: f"--set batch_size={max(1, settings.batch_size // 2)}",
         lambda settings: settings.batch_size > 1,
         "fewer pictures in each update",

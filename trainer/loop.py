@@ -27,6 +27,7 @@ from conceptry.trainer.learners import Learner
 from conceptry.trainer.objectives import weighted_error
 from conceptry.trainer.optimizers import set_rates
 from conceptry.trainer.preparation import checkpointed_gradients, plain_attention
+from conceptry.trainer.quantization import packed_base
 from conceptry.trainer.states import TrainingState
 
 REPORT_EVERY_STEPS: Final = 20
@@ -135,7 +136,12 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
     first = runs[0].context
     positions = first.latents.mean.shape[-1] * first.latents.mean.shape[-2]
     results: dict[int, LoopResult | ConceptryError] = {}
-    with plain_attention(first.pipeline, positions=positions), checkpointed_gradients(first):
+    learners = {place: run.learner for place, run in enumerate(runs)}
+    with (
+        plain_attention(first.pipeline, positions=positions),
+        checkpointed_gradients(first),
+        packed_base(first.pipeline, first.job.settings.base_precision, learners),
+    ):
         for place, run in enumerate(runs):
             with _catch_failure(results, place), group.only(run):
                 run.start()

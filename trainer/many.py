@@ -181,7 +181,11 @@ def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
             twice = context.job.settings.gradient_checkpointing
             shapes = {bucket.mean.shape[1:] for bucket in context.buckets} if twice else None
             # Activations are computed anew as the last batch of a step was: then all of a step must be one batch.
-            key = (context.autocast_dtype, twice and (context.job.job.method, str(shapes)))
+            key = (
+                context.autocast_dtype,
+                context.job.settings.base_precision,
+                twice and (context.job.job.method, str(shapes)),
+            )
         shared.setdefault(key, []).append(place)
     return [part for places in shared.values() for part in _divide(places, stages)]
 

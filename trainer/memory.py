@@ -13,6 +13,7 @@ from conceptry.errors import UsageError
 from conceptry.trainer.dreambooth import find_weights
 from conceptry.trainer.lora import iter_layers, pick_size
 from conceptry.trainer.optimizers import OPTIMIZER_BY_ID
+from conceptry.trainer.quantization import count_packed_bytes
 from conceptry.trainer.settings import Settings
 
 FLOAT_BYTES: Final = 4
@@ -48,7 +49,7 @@ def estimate_memory(pipeline: Any, method: str, settings: Settings) -> MemoryEst
     )
     averages = 1 if settings.ema_decay else 0
     return MemoryEstimate(
-        base_bytes=base,
+        base_bytes=base - count_packed_bytes(pipeline, settings.base_precision),
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
         optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * averages),

@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BasePrecision = Literal["full", "int8", "nf4"]
 
 
 def _split_words(value: Any) -> Any:
@@ -79,6 +80,9 @@ class Settings(BaseModel):
 
     gradient_checkpointing: bool = False
     """Computes activations twice instead of keeping them: less memory, a third more time, the same numbers."""
+
+    base_precision: Annotated[BasePrecision, Later()] = "full"
+    """What frozen weights are kept in on the device; those of the base itself come back bit for bit."""
 
     checkpoint_every_steps: Positive = 100
     resolution_pixels: Positive | None = None

@@ -1,0 +1,205 @@
+"""What lowers the peak of memory: a frozen base in fewer bits, and blocks that wait in the host's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conceptry.bases import FamilyId
+from conceptry.errors import InterruptedByUserError, MissingExtraError, UsageError
+from conceptry.formats.tensors import read_tensors
+from conceptry.trainer import quantization
+from conceptry.trainer.events import TrainEvent
+from conceptry.trainer.memory import estimate_memory
+from conceptry.trainer.preparation import prepared
+from conceptry.trainer.quantization import PRECISION_BY_ID, PRECISIONS, iter_packable, packed_base
+from conceptry.trainer.settings import resolve_settings
+from conceptry.trainer.training import TrainResult, train
+from tests.fakes.pipelines import assert_same, make_pipeline, snapshot
+from tests.trainer.runs import stage_job, write_job
+from tests.trainer.test_training import open_toybox
+
+
+def run(method: str, folder: Path, base: Any, work: str = "work", **changes: Any) -> TrainResult:
+    options = {key: changes.pop(key) for key in ("on_event", "resume") if key in changes}
+    job = write_job(method, folder, **changes)
+    return train(job, base=base, workdir=folder / work, cache_folder=folder / "cache", **options)
+
+
+def require_package(precision: str) -> None:
+    if precision == "nf4":
+        pytest.importorskip("bitsandbytes", reason="of the extra optimizers")
+
+
+# --- a frozen base in fewer bits -----------------------------------------------------------------------------------
+
+
+def make_holder(layer: nn.Module) -> Any:
+    """Returns a pipeline whose denoiser is one layer."""
+
+    class Holder:
+        unet = nn.Sequential(layer)
+
+    return Holder()
+
+
+LAYERS = {
+    "linear": lambda: (nn.Linear(64, 24), torch.randn(3, 5, 64)),
+    "linear without bias": lambda: (nn.Linear(64, 24, bias=False), torch.randn(5, 64)),
+    "convolution": lambda: (nn.Conv2d(8, 12, 3, padding=1, stride=2), torch.randn(2, 8, 9, 9)),
+    "channels last": lambda: (
+        nn.Conv2d(8, 12, 3, padding=1).to(memory_format=torch.channels_last),
+        torch.randn(2, 8, 9, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", [row.id for row in PRECISIONS])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_computes_with_the_weight_that_it_shows_forward_and_back(
+    kind: str, precision: Any
+) -> None:
+    require_package(precision)
+    torch.manual_seed(0)
+    layer, x = LAYERS[kind]()
+    layer = layer.double().requires_grad_(False)
+    pipeline, own = make_holder(layer), layer.weight
+    given = x.double().requires_grad_()
+    with packed_base(pipeline, precision, {}):
+        assert "weight" not in dict(layer.named_parameters())
+        shown = layer.weight
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda value: value):
+            answer = layer(given)
+        assert not saved
+        (found,) = torch.autograd.grad(answer.square().sum(), given)
+    assert layer.weight is own
+    assert next(iter(dict(layer.named_parameters()))) == "weight"
+    replaced = type(layer).forward
+    layer.weight.data, original = shown, layer.weight.data
+    exact = x.double().requires_grad_()
+    expected = replaced(layer, exact)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), exact)
+    layer.weight.data = original
+    assert torch.allclose(answer, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_eight_bits_are_within_half_a_step_of_each_output() -> None:
+    weight = (
+        torch.randn(24, 8, 3, 3, dtype=torch.float64)
+        * torch.logspace(-3, 2, 24).double()[:, None, None, None]
+    )
+    packed = PRECISION_BY_ID["int8"].pack(weight)
+    step = weight.flatten(1).abs().amax(dim=1) / 127
+    difference = (packed.unpack(torch.float64) - weight).flatten(1).abs().amax(dim=1)
+    assert bool((difference <= 0.5001 * step).all())
+    assert packed.size_bytes <= weight.nbytes / 8 + 4 * 24
+    assert not PRECISION_BY_ID["int8"].pack(torch.zeros(4, 4)).unpack(torch.float32).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [row.id for row in PRECISIONS])
+@pytest.mark.parametrize("method", ["textual_inversion", "perfusion", "lora", "custom_diffusion"])
+def test_a_concept_learned_on_a_packed_base_is_for_the_base_as_it_is(
+    method: str, precision: str, tmp_path: Path
+) -> None:
+    """``train`` reloads the file on the whole base and compares; here beside it: the loss fell, nothing else moved."""
+    require_package(precision)
+    base = open_toybox()
+    before = snapshot(base)
+    settings = {"batch_size": 8, "base_precision": precision}
+    result = run(method, tmp_path, base, steps=12, settings=settings)
+    assert result.fixed_loss_after < result.fixed_loss_before
+    assert_same(before, snapshot(base))
+    whole = run(method, tmp_path, base, "whole", steps=12, settings={"batch_size": 8})
+    for path in result.folder.glob("*.safetensors"):
+        tensors, others = read_tensors(path), read_tensors(whole.folder / path.name)
+        assert {name: value.dtype for name, value in tensors.items()} == {
+            name: value.dtype for name, value in others.items()
+        }
+    assert abs(result.fixed_loss_after / whole.fixed_loss_after - 1) < 0.1
+
+
+def test_while_it_is_packed_the_denoiser_is_a_quarter_of_its_size_and_the_plan_says_so() -> None:
+    base = make_pipeline()
+    settings = resolve_settings("lora", FamilyId("sd1"), {})
+    predicted = [
+        estimate_memory(base, "lora", settings.model_copy(update={"base_precision": precision})).base_bytes
+        for precision in ("full", "int8")
+    ]
+    sizes = [layer.weight.nbytes for layer in iter_packable(base)]
+    with packed_base(base, "int8", {}):
+        left = [layer.packed.size_bytes for layer in base.unet.modules() if hasattr(layer, "packed")]
+    assert len(left) == len(sizes)
+    assert sum(left) < 0.3 * sum(sizes)
+    assert predicted[0] - predicted[1] == pytest.approx(sum(sizes) - sum(left), rel=0.1)
+
+
+def test_a_run_on_a_packed_base_resumes_exactly(tmp_path: Path) -> None:
+    base = make_pipeline()
+    settings: dict[str, Any] = {"base_precision": "int8", "keep": "last"}
+
+    def stop_after_two(event: TrainEvent) -> None:
+        if event.step == 2:
+            raise KeyboardInterrupt
+
+    whole = run("lora", tmp_path, base, "whole", steps=4, settings=settings)
+    with pytest.raises(InterruptedByUserError):
+        run("lora", tmp_path, base, "stopped", steps=4, settings=settings, on_event=stop_after_two)
+    resumed = run("lora", tmp_path, base, "stopped", steps=4, settings=settings, resume=True)
+    assert resumed.concept.digest == whole.concept.digest
+
+
+@pytest.mark.slow
+def test_on_a_packed_base_activations_may_be_computed_twice(tmp_path: Path) -> None:
+    base = make_pipeline()
+    settings: dict[str, Any] = {"base_precision": "int8", "keep": "last"}
+    files = [
+        run(
+            "lora",
+            tmp_path,
+            base,
+            str(twice),
+            steps=4,
+            settings={**settings, "gradient_checkpointing": twice},
+        ).folder
+        for twice in (False, True)
+    ]
+    first, second = (read_tensors(folder / "lora.safetensors") for folder in files)
+    assert {name: value.data for name, value in first.items()} == {
+        name: value.data for name, value in second.items()
+    }
+
+
+def test_a_denoiser_that_is_all_trained_cannot_be_packed_and_that_is_told(
+    tmp_path: Path,
+) -> None:
+    base = make_pipeline()
+    with prepared(base):
+        stage = stage_job(write_job("dreambooth", tmp_path), tmp_path, base)
+        with (
+            pytest.raises(UsageError, match="nothing of the denoiser stays frozen") as caught,
+            packed_base(base, "int8", {0: stage.learner}),
+        ):
+            pass
+    assert caught.value.where == "settings.base_precision"
+
+
+def test_a_package_that_is_missing_is_named_and_the_base_is_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(quantization, "import_module", refuse)
+    base = make_pipeline()
+    before = snapshot(base)
+    with pytest.raises(MissingExtraError, match="4-bit weights need the package bitsandbytes") as caught:
+        run("lora", tmp_path, base, settings={"base_precision": "nf4"})
+    assert "base_precision=int8" in str(caught.value.hint)
+    assert_same(before, snapshot(base))
