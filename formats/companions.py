@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conceptry.formats.contract import ReadRequest
 from conceptry.formats.embedding import EmbeddingContents
@@ -46,9 +46,16 @@ class Companions:
         }
 
     def read(self, request: ReadRequest) -> Iterator[EmbeddingContents]:
-        """Returns their rows in canonical form, under the words of the file. Raises InvalidFileError, UsageError."""
-        words = Words(file_name=request.name, family=request.family)
+        """Returns their rows in canonical form, under the words of the file, or the caller's where it has none.
+
+        Raises:
+            InvalidFileError: if they are no sound rows.
+            UsageError: if neither says a word.
+        """
+        named = Words(file_name=request.name, family=request.family)
+        given = replace(named, placeholder=request.placeholder, row_placeholders=request.row_placeholders)
         for names, rows in self.found:
+            words = named if all(row.word for row in rows) else given
             tensors = read_tensors(request.path, [row.tensor for row in rows])
             yield gather_rows(tensors, rows, names, words)
 

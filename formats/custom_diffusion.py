@@ -14,6 +14,7 @@ from conceptry.formats.contract import Detection, Format, Reading, ReadRequest, 
 from conceptry.formats.families import Seen, judge_family
 from conceptry.formats.full import FullContents, check_full
 from conceptry.formats.header import Header
+from conceptry.formats.module_names import translate_ldm
 from conceptry.formats.tensors import read_tensors
 from conceptry.formats.triggers import find_triggers
 
@@ -24,7 +25,10 @@ _PROCESSOR: Final = re.compile(
 _DELTA: Final = re.compile(
     r"unet\.((?:down_blocks|mid_block|up_blocks)\..+\.attn2)\.to_(q|k|v|out)(?:\.0)?\.(weight|bias)", re.ASCII
 )
-_WORDS: Final = "modifier_token."
+# The form for the original U-Net, of SD1 and SD2 alone; its words have no names.
+_ORIGINAL: Final = re.compile(r"state_dict\.model\.diffusion_model\.(.+\.attn2\.to_[kv])\.weight", re.ASCII)
+_BLOCKS: Final = "sd"
+_WORDS: Final = ("modifier_token.", "state_dict.embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,17 @@ def read_custom_diffusion(request: ReadRequest) -> Reading:
 def _find_weights(header: Header) -> Iterator[tuple[str, _Weight]]:
     with_words = any(name.startswith(_WORDS) for name in header.tensors)
     for tensor, info in header.tensors.items():
-        match = _PROCESSOR.fullmatch(tensor) or (_DELTA.fullmatch(tensor) if with_words else None)
-        if match:
-            layer = f"to_{match.group(2)}" + (".0" if match.group(2) == "out" else "")
-            yield tensor, _Weight(f"{match.group(1)}.{layer}.{match.group(3)}", 0 in info.shape)
+        name = _name_weight(tensor, with_words)
+        if name is not None:
+            yield tensor, _Weight(name, 0 in info.shape)
+
+
+def _name_weight(tensor: str, with_words: bool) -> str | None:
+    """Returns which weight of the UNet a tensor is, or None where its name does not say so."""
+    match = _PROCESSOR.fullmatch(tensor) or (_DELTA.fullmatch(tensor) if with_words else None)
+    if match:
+        layer = f"to_{match.group(2)}" + (".0" if match.group(2) == "out" else "")
+        return f"{match.group(1)}.{layer}.{match.group(3)}"
+    original = _ORIGINAL.fullmatch(tensor) if with_words else None
+    path = translate_ldm(original.group(1), _BLOCKS) if original else None
+    return f"{path}.weight" if path else None

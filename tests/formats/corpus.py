@@ -183,6 +183,15 @@ def _draw_custom_diffusion(chance: random.Random) -> Case:
     return Case(shapes, "full", ("custom_diffusion",), family)
 
 
+def _draw_compressed_difference(chance: random.Random) -> Case:
+    family, rank = chance.choice(("sd1", "sd2")), chance.choice((3, 40))
+    layers = spelled.pick(spelled.of(list_layers(family), ["unet"]), "attn2.to_k", "attn2.to_v")
+    shapes: dict[str, Shape] = {"modifier_token.<new1>": (768 if family == "sd1" else 1024,)}
+    for name, (outputs, inputs) in layers.items():
+        shapes |= {f"{name}.weight.u": (outputs, rank), f"{name}.weight.v": (rank, inputs)}
+    return Case(shapes, "lora", ("custom_diffusion_compressed",), family)
+
+
 def _draw_model(chance: random.Random) -> Case:
     family = chance.choice(("sd1", "sdxl"))
     text = "cond_stage_model.transformer." if family == "sd1" else "conditioner.embedders.0.transformer."
@@ -351,6 +360,7 @@ _DRAWS: tuple[Callable[[random.Random], Case], ...] = (
     _draw_embedding,
     _draw_bundle,
     _draw_custom_diffusion,
+    _draw_compressed_difference,
     _draw_model,
     _draw_stranger,
     _draw_stranger,
