@@ -117,8 +117,7 @@ def measure_resident(context: TrainingContext, learner: Learner) -> MemoryEstima
     trained = sum(parameter.numel() for parameter in learner.parameters.values())
     copies = int(settings.ema_decay > 0) + int(settings.keep == "best" and context.device.type == "cpu")
     return MemoryEstimate(
-        base_bytes=_count_base(context.pipeline)
-        - count_packed_bytes(context.pipeline, settings.base_precision),
+        base_bytes=_count_base(context.pipeline) - count_packed_bytes(context.pipeline, settings),
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
         optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * copies),
@@ -189,7 +188,7 @@ def time_samples(context: TrainingContext, learner: Learner, count: int) -> floa
         learner.attached(),
         plain_attention(context.pipeline, positions=positions),
         checkpointed_gradients(context),
-        packed_base(context.pipeline, context.job.settings.base_precision, {0: learner}),
+        packed_base(context.pipeline, context.job.settings, [learner]),
     ):
         seconds = []
         for _ in range(2):  # the first finds and compiles what it needs

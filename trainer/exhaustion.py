@@ -50,6 +50,11 @@ REMEDIES: Final[tuple[Remedy, ...]] = (
         "on an accelerator, frozen weights in a quarter of the memory",
     ),
     Remedy(
+        lambda _: "--set offload_base=true",
+        lambda settings: not settings.offload_base,
+        "on an accelerator, frozen weights in the host's memory: slower",
+    ),
+    Remedy(
         lambda settings: f"--set batch_size={max(1, settings.batch_size // 2)}",
         lambda settings: settings.batch_size > 1,
         "fewer pictures in each update",

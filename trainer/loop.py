@@ -136,11 +136,10 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
     first = runs[0].context
     positions = first.latents.mean.shape[-1] * first.latents.mean.shape[-2]
     results: dict[int, LoopResult | ConceptryError] = {}
-    learners = {place: run.learner for place, run in enumerate(runs)}
     with (
         plain_attention(first.pipeline, positions=positions),
         checkpointed_gradients(first),
-        packed_base(first.pipeline, first.job.settings.base_precision, learners),
+        packed_base(first.pipeline, first.job.settings, [run.learner for run in runs]),
     ):
         for place, run in enumerate(runs):
             with _catch_failure(results, place), group.only(run):

@@ -184,6 +184,7 @@ def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
             key = (
                 context.autocast_dtype,
                 context.job.settings.base_precision,
+                context.job.settings.offload_base,
                 twice and (context.job.job.method, str(shapes)),
             )
         shared.setdefault(key, []).append(place)

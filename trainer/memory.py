@@ -49,7 +49,7 @@ def estimate_memory(pipeline: Any, method: str, settings: Settings) -> MemoryEst
     )
     averages = 1 if settings.ema_decay else 0
     return MemoryEstimate(
-        base_bytes=base - count_packed_bytes(pipeline, settings.base_precision),
+        base_bytes=base - count_packed_bytes(pipeline, settings),
         trained_bytes=trained * FLOAT_BYTES,
         gradient_bytes=trained * FLOAT_BYTES,
         optimizer_bytes=trained * (OPTIMIZER_BY_ID[settings.optimizer].state_bytes + FLOAT_BYTES * averages),

@@ -1,8 +1,9 @@
-"""The frozen denoiser in fewer bits while it is trained through: weights are made whole layer by layer and dropped.
+"""The frozen denoiser in less memory while it is trained through: in fewer bits, in the host's memory, or both.
 
-Text encoders keep theirs: where they are frozen, prompts are encoded once. What is trained, activations and gradients
-keep their precision, and a layer with packed weights saves nothing for the backward pass: it unpacks once more. The
-base's own bytes wait in the host's memory, so that this saves memory on an accelerator, and are put back bit for bit.
+A layer's weight is made whole on its device for the moment of its use. Nothing of it is saved for the backward pass,
+which makes it whole once more. What is trained, activations and gradients are as ever, and text encoders keep their
+weights: where they are frozen, prompts are encoded once. The base's own bytes wait in the host's memory, so that this
+saves memory on an accelerator, and are put back bit for bit.
 
 int8  a scale for each output, the largest magnitude / 127, rounded to nearest
 nf4   4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314, section 3), by bitsandbytes
@@ -10,9 +11,10 @@ nf4   4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314, section 3), by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Final
 
@@ -23,43 +25,65 @@ from torch import Tensor, nn
 from conceptry.errors import MissingExtraError, UsageError
 from conceptry.trainer.denoisers import get_denoiser
 from conceptry.trainer.learners import Learner
-from conceptry.trainer.settings import BasePrecision
+from conceptry.trainer.settings import BasePrecision, Settings
 
 LEAST_NUMBERS: Final = 256
 """Smaller weights are left alone: packing them saves nothing worth an unpacking."""
 
 _NF4_BLOCK: Final = 64
 
-Unpack = Callable[[torch.dtype], Tensor]
+Make = Callable[[Sequence[Tensor], torch.dtype], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A weight in fewer bits, and how it is made whole in a given precision."""
+    """A weight as it is kept, and how it is made whole."""
 
-    size_bytes: int
-    unpack: Unpack
+    values: tuple[Tensor, ...]
+    make: Make
+    device: torch.device
+    """Where it is used."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes where it is kept."""
+        return sum(value.nbytes for value in self.values)
+
+    def unpack(self, kind: torch.dtype) -> Tensor:
+        """Returns the weight in precision ``kind`` on the device where it is used."""
+        return self.make([value.to(self.device, non_blocking=True) for value in self.values], kind)
+
+    def move_to_host(self) -> Packed:
+        """Returns the same, kept in the host's memory."""
+        return replace(self, values=tuple(_to_host(value) for value in self.values))
+
+
+def _to_host(value: Tensor) -> Tensor:
+    if value.device.type == "cpu":
+        return value
+    host = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
+    return host.copy_(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRow:
-    """One way to store frozen weights."""
+    """One way to keep frozen weights."""
 
     id: BasePrecision
     pack: Callable[[Tensor], Packed]
-    bits: float
-    """For each number, what belongs to its block or row included."""
+    bits: float | None
+    """For each number, what belongs to its block included; None is the base's own."""
+
+
+def _keep_whole(weight: Tensor) -> Packed:
+    return Packed((weight,), lambda values, kind: values[0].to(kind), weight.device)
 
 
 def _pack_int8(weight: Tensor) -> Packed:
     rows = weight.flatten(1).abs().amax(dim=1).float()
     scale = (rows / 127).clamp(min=torch.finfo(torch.float32).tiny).view(-1, *[1] * (weight.ndim - 1))
-    values = (weight.float() / scale).round().to(torch.int8)
-
-    def unpack(kind: torch.dtype) -> Tensor:
-        return values.to(kind) * scale.to(kind)
-
-    return Packed(values.nbytes + scale.nbytes, unpack)
+    whole = (weight.float() / scale).round().to(torch.int8)
+    return Packed((whole, scale), lambda values, kind: values[0].to(kind) * values[1].to(kind), weight.device)
 
 
 def _pack_nf4(weight: Tensor) -> Packed:
@@ -76,11 +100,13 @@ def _pack_nf4(weight: Tensor) -> Packed:
     )
     layout = torch.channels_last if _is_channels_last(weight) else torch.contiguous_format
 
-    def unpack(kind: torch.dtype) -> Tensor:
-        whole: Tensor = functional.dequantize_4bit(values, state)
+    def make(parts: Sequence[Tensor], kind: torch.dtype) -> Tensor:
+        moved = copy(state)
+        moved.absmax, moved.code = parts[1], parts[2]
+        whole: Tensor = functional.dequantize_4bit(parts[0], moved)
         return whole.to(dtype=kind, memory_format=layout)
 
-    return Packed(values.nbytes + state.absmax.nbytes, unpack)
+    return Packed((values, state.absmax, state.code), make, weight.device)
 
 
 def _is_channels_last(weight: Tensor) -> bool:
@@ -88,6 +114,7 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 
 PRECISIONS: Final[tuple[PrecisionRow, ...]] = (
+    PrecisionRow(id="full", pack=_keep_whole, bits=None),
     PrecisionRow(id="int8", pack=_pack_int8, bits=8.0),
     PrecisionRow(id="nf4", pack=_pack_nf4, bits=4.5),
 )
@@ -139,7 +166,8 @@ class _Product(torch.autograd.Function):
         (gradient,), layer = gradients, ctx.layer
         weight = layer.packed.unpack(gradient.dtype)
         if isinstance(layer, nn.Linear):
-            inputs = gradient @ weight
+            flat = gradient.reshape(-1, gradient.shape[-1])
+            inputs = (flat @ weight).reshape(ctx.shape)
         else:
             inputs = nn.grad.conv2d_input(
                 ctx.shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
@@ -154,38 +182,42 @@ _CLASSES: Final[Mapping[type[nn.Module], type[_PackedLayer]]] = {
 
 
 @contextmanager
-def packed_base(pipeline: Any, precision: BasePrecision, learners: Mapping[int, Learner]) -> Iterator[None]:
-    """Keeps the frozen weights of the denoiser packed while the block runs; then all is as before.
+def packed_base(pipeline: Any, settings: Settings, learners: Sequence[Learner] = ()) -> Iterator[None]:
+    """Keeps the frozen weights of the denoiser as ``settings`` say while the block runs; then all is as before.
 
     Args:
         pipeline: prepared for training.
-        precision: how to pack; ``full`` changes nothing.
+        settings: with ``base_precision`` and ``offload_base``.
         learners: those at work. What they train of the base itself is left alone.
 
     Raises:
-        UsageError: if they leave nothing of the base frozen.
+        UsageError: if they leave nothing of the denoiser frozen.
         MissingExtraError: if the package that packs is not installed.
     """
-    if precision == "full":
+    if not _is_asked(settings):
         yield
         return
-    trained = {id(value) for learner in learners.values() for value in learner.parameters.values()}
+    trained = {id(value) for learner in learners for value in learner.parameters.values()}
     layers = [layer for layer in iter_packable(pipeline) if id(layer.weight) not in trained]
     if not layers:
         raise UsageError(
             "nothing of the denoiser stays frozen that could be packed",
-            where="settings.base_precision",
-            hint="train a LoRA, or leave base_precision as it is",
+            where="settings.base_precision" if settings.base_precision != "full" else "settings.offload_base",
+            hint="train a LoRA, or leave this setting as it is",
         )
     kept: list[tuple[Any, nn.Parameter]] = []
     try:
         for layer in layers:
             kept.append((layer, layer.weight))
-            _pack_layer(layer, PRECISION_BY_ID[precision])
+            _pack_layer(layer, PRECISION_BY_ID[settings.base_precision], offload=settings.offload_base)
         yield
     finally:
         for layer, weight in kept:
             _restore_layer(layer, weight)
+
+
+def _is_asked(settings: Settings) -> bool:
+    return settings.offload_base or settings.base_precision != "full"
 
 
 def iter_packable(pipeline: Any) -> Iterator[Any]:
@@ -198,33 +230,38 @@ def iter_packable(pipeline: Any) -> Iterator[Any]:
             yield layer
 
 
-def count_packed_bytes(pipeline: Any, precision: BasePrecision) -> int:
-    """Returns how many bytes fewer the base has on its device while it is packed; what is trained is not told apart."""
-    if precision == "full":
+def count_packed_bytes(pipeline: Any, settings: Settings) -> int:
+    """Returns how many bytes fewer the denoiser has on its device in the loop; what is trained is not told apart."""
+    if not _is_asked(settings):
         return 0
-    bits = PRECISION_BY_ID[precision].bits
-    sizes = [(layer.weight.numel(), layer.weight.element_size()) for layer in iter_packable(pipeline)]
-    return sum(int(count * (size - bits / 8)) for count, size in sizes)
+    weights = [(layer.weight.numel(), layer.weight.element_size()) for layer in iter_packable(pipeline)]
+    if settings.offload_base:
+        sizes = [count * size for count, size in weights]
+        return sum(sizes) - max(sizes, default=0)  # one layer's is there while it is used
+    bits = PRECISION_BY_ID[settings.base_precision].bits or 0
+    return sum(int(count * (size - bits / 8)) for count, size in weights)
 
 
-def _pack_layer(layer: Any, row: PrecisionRow) -> None:
+def _pack_layer(layer: Any, row: PrecisionRow, *, offload: bool) -> None:
     weight: nn.Parameter = layer.weight
-    packed = row.pack(weight.data)
+    if offload:
+        packed = row.pack(weight.data).move_to_host()
+        whole = packed.values[0] if row.bits is None else _to_host(weight.data)
+    else:
+        packed, whole = row.pack(weight.data), _to_host(weight.data)
     layer.kind = weight.dtype
-    layer.device_of_weight = weight.device
     del layer._parameters["weight"]
     layer.packed = packed
     layer.__class__ = _CLASSES[type(layer)]
-    if weight.device.type != "cpu":
-        weight.data = weight.data.to("cpu")
+    weight.data = whole
 
 
 def _restore_layer(layer: Any, weight: nn.Parameter) -> None:
     if not isinstance(layer, _PackedLayer):
         return
-    weight.data = weight.data.to(layer.device_of_weight)
+    weight.data = weight.data.to(layer.packed.device)
     layer.__class__ = next(own for own, packed in _CLASSES.items() if type(layer) is packed)
-    for name in ("packed", "kind", "device_of_weight"):
+    for name in ("packed", "kind"):
         vars(layer).pop(name)
     # In its old place among the parameters, so that every listing has its old order.
     others = dict(layer._parameters)

@@ -82,7 +82,10 @@ class Settings(BaseModel):
     """Computes activations twice instead of keeping them: less memory, a third more time, the same numbers."""
 
     base_precision: Annotated[BasePrecision, Later()] = "full"
-    """What frozen weights are kept in on the device; those of the base itself come back bit for bit."""
+    """What the denoiser's frozen weights are kept in while a run trains; the base comes back bit for bit."""
+
+    offload_base: Annotated[bool, Later()] = False
+    """Keeps them in the host's memory, from where each comes to the device for the moment of its use: slower."""
 
     checkpoint_every_steps: Positive = 100
     resolution_pixels: Positive | None = None

@@ -16,13 +16,13 @@ from conceptry.base_locations import BaseLocation, resolve_base
 from conceptry.bases import BaseIdentity
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.composer.loading import load_pipeline
+from conceptry.composer.pipelines import get_device
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import InvalidImagesError
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
-from conceptry.trainer.denoisers import get_denoiser
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
 from conceptry.trainer.images import PictureFolder, join_folders, scan_pictures
@@ -59,8 +59,8 @@ class OpenBase:
 
     @property
     def device(self) -> torch.device:
-        """Where its denoiser is."""
-        return torch.device(next(iter(get_denoiser(self.pipeline).parameters())).device)
+        """Where it computes, wherever single weights may wait."""
+        return get_device(self.pipeline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.memory import estimate_memory
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.quantization import PRECISION_BY_ID, PRECISIONS, iter_packable, packed_base
-from conceptry.trainer.settings import resolve_settings
+from conceptry.trainer.settings import Settings, resolve_settings
 from conceptry.trainer.training import TrainResult, train
 from tests.fakes.pipelines import assert_same, make_pipeline, snapshot
 from tests.trainer.runs import stage_job, write_job
@@ -33,6 +34,10 @@ def run(method: str, folder: Path, base: Any, work: str = "work", **changes: Any
 def require_package(precision: str) -> None:
     if precision == "nf4":
         pytest.importorskip("bitsandbytes", reason="of the extra optimizers")
+
+
+def choose(**settings: Any) -> Settings:
+    return resolve_settings("lora", FamilyId("sd1"), settings)
 
 
 # --- a frozen base in fewer bits -----------------------------------------------------------------------------------
@@ -58,10 +63,13 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("precision", [row.id for row in PRECISIONS])
+@pytest.mark.parametrize(
+    ("precision", "offload"),
+    [(row.id, offload) for row in PRECISIONS for offload in (False, True)][1:],  # the first changes nothing
+)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_layer_computes_with_the_weight_that_it_shows_forward_and_back(
-    kind: str, precision: Any
+    kind: str, precision: Any, offload: bool
 ) -> None:
     require_package(precision)
     torch.manual_seed(0)
@@ -69,7 +77,7 @@ def test_a_packed_layer_computes_with_the_weight_that_it_shows_forward_and_back(
     layer = layer.double().requires_grad_(False)
     pipeline, own = make_holder(layer), layer.weight
     given = x.double().requires_grad_()
-    with packed_base(pipeline, precision, {}):
+    with packed_base(pipeline, choose(base_precision=precision, offload_base=offload)):
         assert "weight" not in dict(layer.named_parameters())
         shown = layer.weight
         saved: list[torch.Tensor] = []
@@ -103,7 +111,7 @@ def test_eight_bits_are_within_half_a_step_of_each_output() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [row.id for row in PRECISIONS])
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
 @pytest.mark.parametrize("method", ["textual_inversion", "perfusion", "lora", "custom_diffusion"])
 def test_a_concept_learned_on_a_packed_base_is_for_the_base_as_it_is(
     method: str, precision: str, tmp_path: Path
@@ -127,13 +135,12 @@ def test_a_concept_learned_on_a_packed_base_is_for_the_base_as_it_is(
 
 def test_while_it_is_packed_the_denoiser_is_a_quarter_of_its_size_and_the_plan_says_so() -> None:
     base = make_pipeline()
-    settings = resolve_settings("lora", FamilyId("sd1"), {})
     predicted = [
-        estimate_memory(base, "lora", settings.model_copy(update={"base_precision": precision})).base_bytes
+        estimate_memory(base, "lora", choose(base_precision=precision)).base_bytes
         for precision in ("full", "int8")
     ]
     sizes = [layer.weight.nbytes for layer in iter_packable(base)]
-    with packed_base(base, "int8", {}):
+    with packed_base(base, choose(base_precision="int8")):
         left = [layer.packed.size_bytes for layer in base.unet.modules() if hasattr(layer, "packed")]
     assert len(left) == len(sizes)
     assert sum(left) < 0.3 * sum(sizes)
@@ -184,7 +191,7 @@ def test_a_denoiser_that_is_all_trained_cannot_be_packed_and_that_is_told(
         stage = stage_job(write_job("dreambooth", tmp_path), tmp_path, base)
         with (
             pytest.raises(UsageError, match="nothing of the denoiser stays frozen") as caught,
-            packed_base(base, "int8", {0: stage.learner}),
+            packed_base(base, choose(base_precision="int8"), [stage.learner]),
         ):
             pass
     assert caught.value.where == "settings.base_precision"
@@ -203,3 +210,56 @@ def test_a_package_that_is_missing_is_named_and_the_base_is_as_before(
         run("lora", tmp_path, base, settings={"base_precision": "nf4"})
     assert "base_precision=int8" in str(caught.value.hint)
     assert_same(before, snapshot(base))
+
+
+# --- weights that wait in the host's memory ------------------------------------------------------------------------
+
+
+def test_a_weight_that_waits_on_the_host_is_used_on_the_device() -> None:
+    """With the device of shapes alone in the place of an accelerator: what is kept is here, what is used is there."""
+    for row in PRECISIONS[:2]:
+        packed = replace(row.pack(torch.randn(8, 4)), device=torch.device("meta")).move_to_host()
+        assert {value.device.type for value in packed.values} == {"cpu"}
+        used = packed.unpack(torch.bfloat16)
+        assert (used.device.type, used.dtype, used.shape) == ("meta", torch.bfloat16, (8, 4))
+
+
+def test_where_weights_wait_changes_no_bit_of_the_result(tmp_path: Path) -> None:
+    base = make_pipeline()
+    before = snapshot(base)
+    files = [
+        run("lora", tmp_path, base, str(offload), steps=3, settings={"offload_base": offload}).folder
+        for offload in (False, True)
+    ]
+    plain, offloaded = (read_tensors(folder / "lora.safetensors") for folder in files)
+    assert {name: value.data for name, value in plain.items()} == {
+        name: value.data for name, value in offloaded.items()
+    }
+    assert_same(before, snapshot(base))
+
+
+def test_a_plan_leaves_the_weights_that_wait_out() -> None:
+    base = make_pipeline()
+    whole, left = (
+        estimate_memory(base, "lora", choose(offload_base=offload)).base_bytes for offload in (False, True)
+    )
+    weights = [layer.weight.nbytes for layer in iter_packable(base)]
+    assert whole - left == sum(weights) - max(weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [{"base_precision": "int8"}, {"offload_base": True}])
+def test_on_an_accelerator_the_peak_of_memory_is_lower(settings: dict[str, Any], tmp_path: Path) -> None:
+    peaks = []
+    base = open_toybox().to("cuda")
+    for number, more in enumerate(({}, settings)):
+        torch.cuda.reset_peak_memory_stats()
+        with prepared(base):
+            stage = stage_job(write_job("lora", tmp_path, settings={"batch_size": 1, **more}), tmp_path, base)
+            with packed_base(base, stage.context.job.settings, [stage.learner]), stage.learner.attached():
+                torch.cuda.reset_peak_memory_stats()
+                batch = stage.context.draw_batch(number)
+                torch.autograd.backward(stage.learner.compute_loss(batch, 0))
+                peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < peaks[0]
