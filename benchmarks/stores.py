@@ -52,7 +52,8 @@ def fill_store(root: Path, count: int) -> None:
     from conceptry.digests import Digest
     from conceptry.manifest import Manifest
     from conceptry.names import ConceptName, parse_version
-    from conceptry.registry.store import begin_generation, open_store
+    from conceptry.registry.generations import begin_generation
+    from conceptry.registry.store import open_store
 
     store = open_store(root)
     store.prepare_for_writing()

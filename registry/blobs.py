@@ -42,7 +42,10 @@ def is_intact(layout: Layout, digest: Digest, size_bytes: int) -> bool:
     if not has_blob(layout, digest, size_bytes):
         return False
     with explain_os_errors("read", layout.blob(digest)):
-        return digest_file(layout.blob(digest)) == (digest, size_bytes)
+        try:
+            return digest_file(layout.blob(digest)) == (digest, size_bytes)
+        except FileNotFoundError:  # a collection took it after the look above
+            return False
 
 
 def add_blob(
@@ -98,9 +101,8 @@ def move_blob(layout: Layout, source: Path, digest: Digest, *, written: FileStam
     change_mode(source, BLOB_MODE)
     target = layout.blob(digest)
     while not give_new_name(source, target):
-        if is_intact(layout, digest, written.size_bytes):
+        if settle_blob(layout, digest, written.size_bytes):
             return True
-        quarantine_blob(layout, digest)
     remove_file(source)
     status = look_at(target)
     if status is not None and FileStamp.of(status).has_bytes_of(written):
@@ -126,10 +128,24 @@ def commit_blob(layout: Layout, file: NewFile, digest: Digest, size_bytes: int) 
         StoreError: if the disk refuses.
     """
     target = layout.blob(digest)
-    while not file.commit(target, mode=BLOB_MODE):
-        if is_intact(layout, digest, size_bytes):
+    while not file.commit(target, mode=BLOB_MODE, named_by_contents=True):
+        if settle_blob(layout, digest, size_bytes):
             return
+
+
+def settle_blob(layout: Layout, digest: Digest, size_bytes: int) -> bool:
+    """Returns True if the blob that had its name first is intact; else that is out of the way now. Raises StoreError.
+
+    Only what was there before and after its bytes were found wrong is moved: what came meanwhile may be right.
+    """
+    path = layout.blob(digest)
+    before = look_at(path)
+    if is_intact(layout, digest, size_bytes):
+        return True
+    after = look_at(path)
+    if before is not None and after is not None and FileStamp.of(before) == FileStamp.of(after):
         quarantine_blob(layout, digest)
+    return False
 
 
 def quarantine_blob(layout: Layout, digest: Digest) -> None:

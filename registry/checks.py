@@ -1,7 +1,8 @@
 """Which blobs were hashed since their files last changed, so that nothing is hashed twice for nothing.
 
 A file counts as unchanged while its inode, size, modification time and change time are those recorded when its bytes
-were hashed. A change is recorded only once it is older than the coarsest clock of any file system.
+were hashed. A change is recorded only once it is older than the coarsest clock of any file system. The record is no
+proof of anything else: a damaged one is deleted, and what it said is hashed again.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from types import TracebackType
 from typing import Final
 
 from conceptry.digests import Digest
+from conceptry.errors import StoreError
 from conceptry.registry.blobs import is_intact
-from conceptry.registry.files import connect_database, is_file, look_at
-from conceptry.registry.listing import BUSY_SECONDS, is_ours
+from conceptry.registry.files import connect_database, is_file, look_at, remove_file
+from conceptry.registry.listing import BUSY_SECONDS
 from conceptry.registry.paths import Layout
 
 _CLOCK_NS: Final = 2_000_000_000
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS checked_blobs "
+    "(hex TEXT PRIMARY KEY, inode INTEGER, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
+)
 Look = tuple[int, int, int, int]
 
 
@@ -37,8 +43,9 @@ class BlobChecks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._connection is not None:
-            with contextlib.closing(self._connection) as connection:
-                _record(connection, self._fresh)
+            self._connection.close()
+        if self._fresh:
+            _record(self._layout, self._fresh)
 
     def is_intact(self, digest: Digest, size_bytes: int) -> bool:
         """Returns whether the blob is there and its bytes are right. Raises StoreError if it cannot be read."""
@@ -59,7 +66,10 @@ class BlobChecks:
         sql = "SELECT inode, size_bytes, mtime_ns, ctime_ns FROM checked_blobs WHERE hex = ?"
         try:
             row = self._connection.execute(sql, (digest.hex,)).fetchone()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            self._connection.close()
+            self._connection = None
+            _drop_damaged(self._layout, error)
             return None
         return (row[0], row[1], row[2], row[3]) if row else None
 
@@ -72,11 +82,20 @@ def forget_check(layout: Layout, digest: Digest) -> None:
             connection.execute("DELETE FROM checked_blobs WHERE hex = ?", (digest.hex,))
 
 
-def _record(connection: sqlite3.Connection, looks: dict[str, Look]) -> None:
+def _record(layout: Layout, looks: dict[str, Look]) -> None:
     """At the end and at once, so that no other command waits while bytes are hashed."""
-    with contextlib.suppress(sqlite3.Error, OverflowError), connection:
-        rows = [(name, *look) for name, look in looks.items()]
-        connection.executemany("INSERT OR REPLACE INTO checked_blobs VALUES (?, ?, ?, ?, ?)", rows)
+    try:
+        with (
+            contextlib.closing(
+                connect_database(layout.checks, "rwc", timeout_seconds=BUSY_SECONDS)
+            ) as connection,
+            connection,
+        ):
+            connection.execute(_TABLE)
+            rows = [(name, *look) for name, look in looks.items()]
+            connection.executemany("INSERT OR REPLACE INTO checked_blobs VALUES (?, ?, ?, ?, ?)", rows)
+    except (sqlite3.Error, OverflowError) as error:
+        _drop_damaged(layout, error)
 
 
 def _look_at(layout: Layout, digest: Digest) -> Look | None:
@@ -87,16 +106,16 @@ def _look_at(layout: Layout, digest: Digest) -> Look | None:
 
 
 def _connect(layout: Layout) -> sqlite3.Connection | None:
-    if not is_file(layout.index):
+    if not is_file(layout.checks):
         return None
     try:
-        connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
+        return connect_database(layout.checks, "rw", timeout_seconds=BUSY_SECONDS)
     except sqlite3.Error:
         return None
-    try:
-        if is_ours(connection):
-            return connection
-    except sqlite3.Error:
-        pass
-    connection.close()
-    return None
+
+
+def _drop_damaged(layout: Layout, error: Exception) -> None:
+    """A disk that is full or a file that another process holds say nothing about what is in it."""
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        with contextlib.suppress(StoreError):
+            remove_file(layout.checks)

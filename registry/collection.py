@@ -162,7 +162,8 @@ def _mark_version(layout: Layout, version: Resolved, needed: set[tuple[ItemKind,
 def _mark_digest(layout: Layout, digest: Digest, needed: set[tuple[ItemKind, Digest]]) -> None:
     """A digest alone may be of a manifest or of a blob; one that is not here needs nothing."""
     needed |= {("manifest", digest), ("record", digest), ("blob", digest)}
-    for path in (layout.manifest(digest), layout.trashed_item("manifest", digest)):
+    place = layout.manifest(digest)
+    for path in (place, layout.trashed_item("manifest", digest), place):  # it may go and come back meanwhile
         data = read_small_file(path, MAX_DOCUMENT_BYTES)
         if data is not None and Digest.of_bytes(data) == digest:
             needed |= {("blob", file.sha256) for file in parse_manifest(data).iter_files()}

@@ -31,6 +31,7 @@ from conceptry.registry.files import (
     read_small_file,
     write_file,
 )
+from conceptry.registry.generations import begin_change
 from conceptry.registry.manifests import add_manifest
 from conceptry.registry.paths import Layout
 from conceptry.registry.places import locate_file_uri
@@ -45,7 +46,6 @@ from conceptry.registry.protocol import (
 )
 from conceptry.registry.refs import Resolved, VersionRef
 from conceptry.registry.resolution import resolve_reference
-from conceptry.registry.store import begin_generation
 from conceptry.registry.tags import TagMove
 
 if TYPE_CHECKING:
@@ -186,12 +186,8 @@ class DirectoryRemote:
     @contextmanager
     def _outdate_index(self) -> Iterator[None]:
         """The folder may be somebody's store: then its index falls behind, however this ends."""
-        indexed = is_file(self.layout.generation)
-        if indexed:
-            begin_generation(self.layout)
-        yield
-        if indexed:
-            begin_generation(self.layout)
+        with begin_change(self.layout) if is_file(self.layout.generation) else contextlib.nullcontext():
+            yield
 
     def _check_present(self) -> None:
         if not is_folder(self.layout.root):

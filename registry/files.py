@@ -14,11 +14,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import StoreError
-from conceptry.registry.operations import FileOperations, current_operations
+from conceptry.registry.operations import DatabaseMode, FileOperations, current_operations
 
 CHUNK_BYTES: Final = 1 << 20
 BLOB_MODE: Final = 0o444
@@ -125,8 +125,12 @@ class NewFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends ``data``. Raises OSError."""
+        self._hasher.update(data)
+        self.write_unhashed(data)
+
+    def write_unhashed(self, data: bytes | memoryview) -> None:
+        """Appends ``data`` whose digest nobody will ask for: ``digest`` says nothing from then on. Raises OSError."""
         rest = memoryview(data)
-        self._hasher.update(rest)
         self.size_bytes += len(rest)
         while rest:
             count = current_operations().write(self.descriptor, rest)
@@ -140,10 +144,13 @@ class NewFile:
         if descriptor is not None:
             current_operations().close(descriptor)
 
-    def commit(self, target: Path, *, mode: int, replace: bool = False) -> bool:
+    def commit(
+        self, target: Path, *, mode: int, replace: bool = False, named_by_contents: bool = False
+    ) -> bool:
         """Returns True once the file is on disk as ``target``, False if that exists already and may not be replaced.
 
-        The file is closed before it gets its name, which not every system gives to an open one.
+        The file is closed before it gets its name, which not every system gives to an open one. Who is
+        ``named_by_contents`` may replace what took the name in the last moment, which has the same bytes.
 
         Raises:
             StoreError: if the disk refuses; then ``target`` is as it was.
@@ -156,7 +163,7 @@ class NewFile:
                 self.close()
             if replace:
                 replace_name(self.path, target)
-            elif not _name_new(self.path, target):
+            elif not _name_new(self.path, target, named_by_contents=named_by_contents):
                 return False
             sync_folder(target.parent)
         return True
@@ -183,12 +190,18 @@ def write_new_file(path: Path) -> Iterator[NewFile]:
 
 
 def write_file(
-    target: Path, data: bytes, *, temporary: Path, mode: int = STATE_MODE, replace: bool = False
+    target: Path,
+    data: bytes,
+    *,
+    temporary: Path,
+    mode: int = STATE_MODE,
+    replace: bool = False,
+    named_by_contents: bool = False,
 ) -> bool:
     """Returns True once ``target`` holds ``data``; False if it exists and ``replace`` is not set. Raises StoreError."""
     with write_new_file(temporary) as file:
         file.write(data)
-        return file.commit(target, mode=mode, replace=replace)
+        return file.commit(target, mode=mode, replace=replace, named_by_contents=named_by_contents)
 
 
 def replace_name(source: Path, target: Path) -> None:
@@ -197,14 +210,16 @@ def replace_name(source: Path, target: Path) -> None:
 
 
 def give_new_name(source: Path, target: Path) -> bool:
-    """Returns True once a closed file is called ``target`` too, or only so; False if something else is called so.
+    """Returns True once a closed file, whose bytes ``target`` is named by, is called so too, or only so.
+
+    False if something is called so already.
 
     Raises:
         StoreError: if the disk refuses.
     """
     ensure_folder(target.parent)
     with explain_os_errors("write", target):
-        if not _name_new(source, target):
+        if not _name_new(source, target, named_by_contents=True):
             return False
         sync_folder(target.parent)
     return True
@@ -268,9 +283,7 @@ def open_for_update(path: Path) -> Iterator[int]:
             current_operations().close(descriptor)
 
 
-def connect_database(
-    path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
-) -> sqlite3.Connection:
+def connect_database(path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
     """Returns an SQLite file. Raises sqlite3.Error."""
     return current_operations().connect(path, mode, timeout_seconds=timeout_seconds)
 
@@ -366,7 +379,7 @@ def names_in(folder: Path | str) -> list[str]:
         raise _explain("read", folder, error) from error
 
 
-def _name_new(source: Path, target: Path) -> bool:
+def _name_new(source: Path, target: Path, *, named_by_contents: bool) -> bool:
     operations = current_operations()
     try:
         if operations.capabilities.new_name_by == "rename":
@@ -378,7 +391,15 @@ def _name_new(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        return _copy_new(source, target)
+        return _move_new(source, target) if named_by_contents else _copy_new(source, target)
+    return True
+
+
+def _move_new(source: Path, target: Path) -> bool:
+    """For file systems without hard links; nobody ever sees half of it."""
+    if look_at(target) is not None:
+        return False
+    replace_name(source, target)
     return True
 
 

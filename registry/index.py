@@ -1,14 +1,15 @@
 """The index: rows made from references and manifests, so that listing and searching need not read them all.
 
 It is never proof of anything. It can be deleted, damaged, foreign, or of another version of this program: then it is
-built anew from the files. Its journal is the plain rollback journal, which also holds on network file systems.
+built anew from the files. Nobody changes it in place: each change is made to a private copy that takes its name. So
+whoever has it open goes on reading what it was, and two who write at once take nothing from each other but work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -18,13 +19,21 @@ from conceptry.errors import StoreError
 from conceptry.manifest import Manifest
 from conceptry.names import ConceptName, Reference, parse_version
 from conceptry.registry.entries import Entry, choose_latest, iter_entries, make_entry
-from conceptry.registry.files import connect_database, is_file, remove_file
+from conceptry.registry.files import (
+    STATE_MODE,
+    connect_database,
+    explain_os_errors,
+    read_chunks,
+    write_new_file,
+)
+from conceptry.registry.generations import Change, draw_generation, read_generation
 from conceptry.registry.listing import (
     APPLICATION_ID,
     BUSY_SECONDS,
     INDEX_FORMAT,
     IndexBehindError,
     connect_current,
+    connect_fixed,
     is_ours,
     read_index_generation,
 )
@@ -32,7 +41,7 @@ from conceptry.registry.migrations import INDEX_MIGRATIONS, SEARCHED_COLUMNS
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
 from conceptry.registry.rows import COLUMNS, seal_row
-from conceptry.registry.store import Change, Store, read_generation
+from conceptry.registry.store import Store
 from conceptry.registry.yanks import read_yanks
 
 T = TypeVar("T")
@@ -128,7 +137,7 @@ def rebuild_index(store: Store) -> None:
 def is_index_equal(store: Store) -> bool:
     """Returns whether the index says exactly what the files say, and its words can be searched."""
     try:
-        with contextlib.closing(connect_current(store.layout)) as connection:
+        with closing(connect_current(store.layout)) as connection:
             connection.execute("PRAGMA quick_check(1)")
             connection.row_factory = sqlite3.Row
             rows = {tuple(row)[1:]: row["place"] for row in connection.execute(_ALL_ROWS)}
@@ -154,69 +163,64 @@ def read_through_rebuild(store: Store, read: Callable[[sqlite3.Connection], T]) 
     """Returns what ``read`` finds in an index made anew: on disk where the store can be written, else in memory."""
     try:
         rebuild_index(store)
-        with contextlib.closing(connect_current(store.layout)) as connection:
+        with closing(connect_current(store.layout)) as connection:
             return read(connection)
     except (StoreError, IndexBehindError, sqlite3.Error):
         database = Database(memory=True, execute_plugins=False)  # a store that cannot be written still lists
-    with contextlib.closing(database.conn):
+    with closing(database.conn):
         _fill(database, store.layout, read_generation(store.layout))
         return read(database.conn)
 
 
 def _apply_change(store: Store, change: Change, edit: Callable[[Database], None]) -> None:
     """The files are right already: an index that cannot follow only stays behind, and says so by its generation."""
+    if not change.is_alone:
+        return
     try:
-        with contextlib.closing(_open_for_writing(store.layout).conn) as connection:
-            database = Database(connection, execute_plugins=False)
-            if read_index_generation(connection) not in (change.previous, change.generation):
+        with closing(connect_fixed(store.layout)) as connection:
+            if change.others or read_index_generation(connection) != change.previous:
+                raise IndexBehindError
+        with _write_index(store, change, copied=True) as (database, generation):
+            if not is_ours(database.conn) or read_index_generation(database.conn) != change.previous:
                 raise IndexBehindError
             with database.atomic():
                 edit(database)
-                _write_state(database, change.generation)
-    except (IndexBehindError, sqlite3.Error):
-        with contextlib.suppress(sqlite3.Error, StoreError):
+                _write_state(database, generation)
+    except (IndexBehindError, sqlite3.Error, StoreError):
+        with suppress(sqlite3.Error, StoreError):
             _build_anew(store, change)
 
 
 def _build_anew(store: Store, change: Change) -> None:
-    try:
-        database = _open_for_writing(store.layout, oldest=1)
-    except (IndexBehindError, sqlite3.Error):
-        _delete_index(store.layout)
-        database = _create(store.layout)
-    try:
-        with contextlib.closing(database.conn):
-            _fill(database, store.layout, change.generation)
-    except sqlite3.DatabaseError:
-        _delete_index(store.layout)
-        with contextlib.closing(_create(store.layout).conn) as connection:
-            _fill(Database(connection, execute_plugins=False), store.layout, change.generation)
+    with _write_index(store, change, copied=False) as (database, generation):
+        _fill(database, store.layout, generation)
 
 
-def _open_for_writing(layout: Layout, *, oldest: int = INDEX_FORMAT) -> Database:
-    if not is_file(layout.index):
-        raise IndexBehindError
-    connection = connect_database(layout.index, "rw", timeout_seconds=BUSY_SECONDS)
-    try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        usable = is_ours(connection, oldest=oldest)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    if not usable:
-        connection.close()
-        raise IndexBehindError
-    return Database(connection, execute_plugins=False)
+@contextmanager
+def _write_index(store: Store, change: Change, *, copied: bool) -> Iterator[tuple[Database, str]]:
+    """Gives a private index, empty or a copy of the present one, which takes its place after the block.
+
+    It is to be of the generation that comes with it. Its file reaches the disk as any other does, so SQLite need not
+    wait for that, and needs no journal for what is thrown away if it fails.
+
+    Raises:
+        sqlite3.Error, StoreError: if it cannot be written; then the present one is as it was.
+    """
+    layout, generation = store.layout, draw_generation()
+    with write_new_file(layout.temporary()) as file:
+        for chunk in _read_index(layout) if copied else ():
+            file.write_unhashed(chunk)
+        with closing(connect_database(file.path, "rw", timeout_seconds=BUSY_SECONDS)) as connection:
+            for pragma in ("trusted_schema = OFF", "journal_mode = OFF", "synchronous = OFF"):
+                connection.execute(f"PRAGMA {pragma}")
+            yield Database(connection, execute_plugins=False), generation
+        file.commit(layout.index, mode=STATE_MODE, replace=True)
+    change.settle(generation)
 
 
-def _create(layout: Layout) -> Database:
-    connection = connect_database(layout.index, "rwc", timeout_seconds=BUSY_SECONDS)
-    return Database(connection, execute_plugins=False)
-
-
-def _delete_index(layout: Layout) -> None:
-    for path in layout.index_leftovers:
-        remove_file(path)
+def _read_index(layout: Layout) -> Iterator[bytes]:
+    with explain_os_errors("read", layout.index):
+        yield from read_chunks(layout.index)
 
 
 def _fill(database: Database, layout: Layout, generation: str) -> None:

@@ -17,12 +17,12 @@ from typing import Any, Final, TypeVar
 from conceptry.digests import Digest
 from conceptry.names import ConceptName
 from conceptry.registry.files import connect_database, is_file
+from conceptry.registry.generations import read_generation
 from conceptry.registry.paths import Layout
 from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound, read_line
-from conceptry.registry.store import read_generation
 
 APPLICATION_ID: Final = 0x434E4350
-INDEX_FORMAT: Final = 4
+INDEX_FORMAT: Final = 5
 BUSY_SECONDS: Final = 5.0
 
 _COLUMNS: Final = ", ".join(f"versions.{column}" for column in COLUMNS)
@@ -76,15 +76,30 @@ class IndexBehindError(Exception):
 
 def connect_current(layout: Layout) -> sqlite3.Connection:
     """Returns the index, opened for reading only. Raises IndexBehindError if it cannot be believed."""
+    connection = connect_fixed(layout)
+    try:
+        if read_index_generation(connection) != read_generation(layout):
+            raise IndexBehindError
+    except sqlite3.Error as error:
+        connection.close()
+        raise IndexBehindError from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_fixed(layout: Layout) -> sqlite3.Connection:
+    """Returns the index of any generation, opened for reading only. Raises IndexBehindError if it is none of ours."""
     if not is_file(layout.index):
         raise IndexBehindError
     try:
-        connection = connect_database(layout.index, "ro", timeout_seconds=BUSY_SECONDS)
+        connection = connect_database(layout.index, "fixed", timeout_seconds=BUSY_SECONDS)
     except sqlite3.Error as error:
         raise IndexBehindError from error
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
-        if not is_ours(connection) or read_index_generation(connection) != read_generation(layout):
+        if not is_ours(connection):
             raise IndexBehindError
     except sqlite3.Error as error:
         connection.close()
@@ -95,11 +110,11 @@ def connect_current(layout: Layout) -> sqlite3.Connection:
     return connection
 
 
-def is_ours(connection: sqlite3.Connection, *, oldest: int = INDEX_FORMAT) -> bool:
-    """Returns whether this is an index of ours, and of this format or one from ``oldest`` on."""
+def is_ours(connection: sqlite3.Connection) -> bool:
+    """Returns whether this is an index of ours, and of this format. Raises sqlite3.Error."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return bool(application == APPLICATION_ID and oldest <= version <= INDEX_FORMAT)
+    return bool(application == APPLICATION_ID and version == INDEX_FORMAT)
 
 
 def read_index_generation(connection: sqlite3.Connection) -> str | None:

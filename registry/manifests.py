@@ -11,7 +11,7 @@ from conceptry.manifest import File, Manifest, parse_manifest
 from conceptry.registry.files import BLOB_MODE, move_file, read_small_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
-from conceptry.registry.trash import recall_if_possible
+from conceptry.registry.trash import MOST_RECALLS, recall_if_possible
 
 
 def read_manifest(layout: Layout, version: Resolved) -> Manifest:
@@ -27,7 +27,9 @@ def read_manifest_bytes(layout: Layout, version: Resolved) -> bytes:
     """Returns a manifest's exact bytes. Raises IntegrityError if they are missing or not those of its digest."""
     path = layout.manifest_text(version.digest)
     data = read_small_file(path, MAX_DOCUMENT_BYTES)
-    if data is None and recall_if_possible(layout, "manifest", version.digest):
+    for _ in range(MOST_RECALLS):
+        if data is not None or not recall_if_possible(layout, "manifest", version.digest):
+            break
         data = read_small_file(path, MAX_DOCUMENT_BYTES)
     reason = None
     if data is None:
@@ -73,11 +75,11 @@ def add_manifest(layout: Layout, data: bytes) -> Digest:
     """
     digest = Digest.of_bytes(data)
     path = layout.manifest(digest)
-    if read_small_file(path, MAX_DOCUMENT_BYTES) == data:
-        return digest
-    if not write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE):
-        quarantine_manifest(layout, digest)
-        write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE)
+    while (found := read_small_file(path, MAX_DOCUMENT_BYTES)) != data:
+        if found is not None:
+            quarantine_manifest(layout, digest)
+        if write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE, named_by_contents=True):
+            break
     return digest
 
 

@@ -81,3 +81,9 @@ def create_lists(db: Database) -> None:
 def add_lines(db: Database) -> None:
     """Adds what a list prints of each version as one text that carries its own checksum; the rows are made anew."""
     db.execute("ALTER TABLE versions ADD COLUMN line TEXT")
+
+
+@INDEX_MIGRATIONS(name="0005_checks")
+def drop_checked_blobs(db: Database) -> None:
+    """Takes out the record of hashed files, which has a file of its own: the index is not changed in place any more."""
+    db.table("checked_blobs").drop()

@@ -30,6 +30,16 @@ _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
 
+DatabaseMode = Literal["fixed", "rw", "rwc"]
+"""A file that nobody changes any more, one to be changed, or one to be made where it is missing."""
+
+# What is immutable is read without locks, and without what somebody may have left beside it.
+_DATABASE_MODES: Final[dict[DatabaseMode, str]] = {
+    "fixed": "mode=ro&immutable=1",
+    "rw": "mode=rw",
+    "rwc": "mode=rwc",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
@@ -221,13 +231,12 @@ class FileOperations:
         finally:
             os.close(descriptor)
 
-    # --- the index ---------------------------------------------------------------------------------------------
+    # --- SQLite ------------------------------------------------------------------------------------------------
 
-    def connect(
-        self, path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
-    ) -> sqlite3.Connection:
-        """Returns an SQLite file, opened for reading, for writing, or made where it is missing."""
-        return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=timeout_seconds)
+    def connect(self, path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
+        """Returns an SQLite file, opened as the mode says."""
+        uri = f"{path.as_uri()}?{_DATABASE_MODES[mode]}"
+        return sqlite3.connect(uri, uri=True, timeout=timeout_seconds)
 
     def _name(self, path: Path | str) -> str:
         text = os.fspath(path)

@@ -22,6 +22,9 @@ from conceptry.registry.processes import own_mark
 ItemKind = Literal["blob", "manifest", "record"]
 
 HOME_VARIABLE: Final = "CONCEPTRY_HOME"
+CHANGE: Final = "change"
+"""What the names of leases end with that only say that references are being changed."""
+
 _MOVE_DIGITS: Final = 8
 _SEPARATOR: Final = os.sep
 _ENTRY: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,126}", re.ASCII)
@@ -99,9 +102,9 @@ class Layout:
         return self.root / "index.sqlite"
 
     @property
-    def index_leftovers(self) -> tuple[Path, ...]:
-        """The index and what SQLite may have left beside it, in the order in which they can be deleted."""
-        return tuple(self.root / f"index.sqlite{suffix}" for suffix in ("", "-journal", "-wal", "-shm"))
+    def checks(self) -> Path:
+        """The SQLite file of blobs that were hashed, which can be deleted at any time."""
+        return self.root / "checks.sqlite"
 
     @property
     def generation(self) -> Path:
@@ -316,6 +319,10 @@ class Layout:
     def lease(self) -> Path:
         """A new name for the lease of an operation; it says which process drew it."""
         return self.leases / f"{own_mark()}-{draw_name(8)}"
+
+    def change_mark(self) -> Path:
+        """A new name for the mark of a change of references in progress, among the leases."""
+        return self.leases / f"{own_mark()}-{draw_name(8)}-{CHANGE}"
 
     def lease_entry(self, entry: str) -> Path:
         """A lease as their folder lists it. Raises InvalidNameError."""

@@ -16,10 +16,11 @@ from conceptry.digests import Digest
 from conceptry.errors import ConceptryError
 from conceptry.names import ConceptName, parse_version
 from conceptry.registry.files import is_file, look_at, names_in, read_small_file, write_file
+from conceptry.registry.generations import is_settled, read_generation
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import read_version
 from conceptry.registry.roots import keep_root
-from conceptry.registry.store import Store, read_generation
+from conceptry.registry.store import Store
 
 if TYPE_CHECKING:
     from conceptry.registry.lockfile import Lock
@@ -90,7 +91,8 @@ def count_in_order(layout: Layout, lock_path: Path, data: bytes, project: bytes)
         same = document["format"] == _FORMAT and document["project"] == Digest.of_bytes(project).hex
         if not same or not is_file(layout.root_copy(place)):
             return None
-        unchanged = document["generation"] == read_generation(layout)
+        generation = read_generation(layout)
+        unchanged = is_settled(generation) and document["generation"] == generation
         if not unchanged and not all(_is_listed(layout, *row) for row in document["versions"]):
             return None
         if any(_look(layout, hex) != tuple(look) for hex, *look in document["blobs"]):

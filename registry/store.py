@@ -23,6 +23,7 @@ from conceptry.registry.files import (
     read_small_file,
     write_file,
 )
+from conceptry.registry.generations import Change, begin_change
 from conceptry.registry.locks import hold_lock
 from conceptry.registry.operations import current_operations
 from conceptry.registry.paths import Layout, choose_home
@@ -31,14 +32,6 @@ FORMAT: Final = 1
 _FOLDER_MODE: Final = 0o700
 _LIMIT_BYTES: Final = 4096
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of references in progress: the generation that it makes, and the one it found."""
-
-    previous: str
-    generation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +70,7 @@ class Store:
 
     @contextmanager
     def change_refs(self) -> Iterator[Change]:
-        """Marks the index as behind, then yields; references may be changed inside.
+        """Marks the index as behind, then yields; references may be changed inside, and the index brought up to date.
 
         A command that dies inside leaves an index that knows it is behind, and is rebuilt by the next one.
 
@@ -85,9 +78,8 @@ class Store:
             StoreError: if the store cannot be written, or is being changed by another command all the time.
         """
         self.prepare_for_writing()
-        with hold_lock(self.layout.refs_lock):
-            previous = read_generation(self.layout)
-            yield Change(previous, begin_generation(self.layout))
+        with hold_lock(self.layout.refs_lock), begin_change(self.layout) as change:
+            yield change
 
 
 def open_store(root: Path | None = None) -> Store:
@@ -112,20 +104,6 @@ def open_store(root: Path | None = None) -> Store:
         raise _damaged_marker(store.layout)
     _check_owner(store.root, shared=marker.get("shared") is True)
     return store
-
-
-def read_generation(layout: Layout) -> str:
-    """Returns the name of the present state of the references, empty where none was ever written. Raises StoreError."""
-    return (read_small_file(layout.generation, _LIMIT_BYTES) or b"").decode("ascii", "replace")
-
-
-def begin_generation(layout: Layout) -> str:
-    """Returns a new name for the state of the references; an index of any other is behind from now on."""
-    import secrets
-
-    generation = secrets.token_hex(16)
-    write_file(layout.generation, generation.encode("ascii"), temporary=layout.temporary(), replace=True)
-    return generation
 
 
 def _read_marker(layout: Layout) -> dict[str, Any] | None:

@@ -34,6 +34,9 @@ from conceptry.registry.paths import ItemKind, Layout, read_version_file_name
 from conceptry.registry.refs import parse_names
 
 ITEM_KINDS: Final[tuple[ItemKind, ...]] = ("record", "manifest", "blob")
+MOST_RECALLS: Final = 8
+"""How often to look for what was there a moment ago: collections may take it, and others bring it back, meanwhile."""
+
 _LIMIT_BYTES: Final = 256 << 20
 
 
@@ -59,11 +62,13 @@ def recall_item(layout: Layout, kind: ItemKind, digest: Digest) -> bool:
 
 
 def recall_if_possible(layout: Layout, kind: ItemKind, digest: Digest) -> bool:
-    """Returns True if a missing item is back from the trash; a store that cannot be written keeps it there."""
-    try:
-        return recall_item(layout, kind, digest)
-    except StoreError:
-        return False
+    """Returns True if a missing item is in its place now, whoever brought it back; see ``MOST_RECALLS``.
+
+    A store that cannot be written keeps it in the trash.
+    """
+    with contextlib.suppress(StoreError):
+        recall_item(layout, kind, digest)
+    return look_at(layout.item(kind, digest)) is not None
 
 
 def take_away(layout: Layout, items: Iterable[Item], *, time_ns: int) -> None:

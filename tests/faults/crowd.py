@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from conceptry.errors import ConceptryError, ConflictError, NotFoundError
-from conceptry.names import ConceptName, Reference, parse_tag
+from conceptry.names import Reference, parse_tag
 from conceptry.registry import Registry
 from conceptry.registry.index import is_index_equal, rebuild_index
-from conceptry.registry.operations import CHANGING_OPERATIONS, FileOperations, use_operations
+from conceptry.registry.operations import (
+    CHANGING_OPERATIONS,
+    READING_OPERATIONS,
+    DatabaseMode,
+    FileOperations,
+    use_operations,
+)
 from conceptry.registry.pulling import pull_versions
 from conceptry.registry.remotes import open_remote
 from conceptry.registry.verify import verify_store
-from tests.faults.children import KILLED, OK, run_child
+from tests.faults.children import KILLED, OK, REFUSED, run_child
 from tests.faults.commands import SAMPLE_BYTES, list_all
 from tests.faults.oracle import list_kept
 from tests.faults.points import Counts
@@ -29,18 +38,30 @@ from tests.registry.folders import temporaries_below, write_folder
 PROCESSES: Final = 32
 OPERATIONS: Final = 10_000
 VERSIONS: Final = 40
-NAME: Final = ConceptName("me", "imp")
 LOCKS: Final = ("kernel locks", "locks that always succeed")
 EXPECTED: Final = (ConflictError, NotFoundError)
 """What may come of two processes that want the same thing."""
 
 
 class AlwaysLocked(FileOperations):
-    """A file system on which everybody gets each lock at once, as on some shares."""
+    """A file system on which everybody gets each lock at once, as on some shares; SQLite gets none either."""
 
     def lock(self, descriptor: int) -> bool:
         """Says yes."""
         return True
+
+    def connect(self, path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
+        """Opens without a lock what others may change at the same time."""
+        uri = f"{path.as_uri()}?mode={'ro' if mode == 'fixed' else mode}&nolock=1&immutable={int(mode == 'fixed')}"
+        return sqlite3.connect(uri, uri=True, timeout=timeout_seconds)
+
+
+class CountedAlwaysLocked(CountedOperations, AlwaysLocked):
+    """The same, counted and struck."""
+
+
+COUNTED: Final = dict(zip(LOCKS, (CountedOperations, CountedAlwaysLocked), strict=True))
+ALL_OPERATIONS: Final = CHANGING_OPERATIONS | READING_OPERATIONS
 
 
 def sweep_crowd(
@@ -49,22 +70,28 @@ def sweep_crowd(
     """Return what the operations of all came to, and what is wrong once all have ended."""
     folder.mkdir(parents=True)
     for number in range(VERSIONS):
-        data = f"version {number} ".encode() * SAMPLE_BYTES
-        write_folder(folder / "made" / str(number), "me/imp", f"1.{number}.0", file=data[:SAMPLE_BYTES])
-    double = FileOperations() if part == LOCKS[0] else AlwaysLocked()
+        write_folder(folder / "made" / str(number), "me/imp", f"1.{number}.0", file=_make_bytes(number))
     counts = Counts()
+    sure: set[str] = set()
     share = -(-operations // processes)
-    with use_operations(double):
-        for said in _run_all(lambda number: _live(folder, random.Random(number), share), processes):
-            try:
-                ended, wrong = json.loads(said)
-            except ValueError:
-                ended, wrong = {}, [said]
-            counts.add(Counts(Counter(ended), wrong))
-        said = run_child(lambda: _look(folder))
+    for said in _run_all(lambda number: _Life(folder, part, random.Random(number)).run(share), processes):
+        try:
+            ended, wrong, kept = json.loads(said)
+        except ValueError:
+            ended, wrong, kept = {}, [said], []
+        counts.add(Counts(Counter(ended), wrong))
+        sure |= set(kept)
+    with use_operations(COUNTED[part](frozenset())):
+        said = run_child(lambda: _look(folder, sure))
     counts.violations += [] if said == OK else [said]
+    killed = sum(count for name, count in counts.points.items() if name.endswith(f" {KILLED}"))
+    counts.violations += [] if killed * 10 >= counts.struck else [f"only {killed} were killed"]
     counts.violations = [f"{part}: {one}" for one in counts.violations]
     return counts
+
+
+def _make_bytes(number: int) -> bytes:
+    return (f"version {number} ".encode() * SAMPLE_BYTES)[:SAMPLE_BYTES]
 
 
 def _run_all(work: Callable[[int], str], count: int) -> list[str]:
@@ -88,42 +115,62 @@ def _run_all(work: Callable[[int], str], count: int) -> list[str]:
     return said_by_all
 
 
-def _live(folder: Path, rng: random.Random, count: int) -> str:
-    ended: Counter[str] = Counter()
-    wrong: list[str] = []
-    for _ in range(count):
-        name, act = rng.choice(ACTS)
-        number = rng.randrange(VERSIONS)
-        if rng.random() < 0.1:
-            moment = rng.randrange(1, 60)
-            said = run_child(lambda act=act, n=number, m=moment: _die(folder, act, n, m))  # type: ignore[misc]
-        else:
-            said = _try(folder, act, number)
-        if said not in (OK, KILLED, "refused"):
-            wrong.append(f"{name} {number}: {said}")
-        ended[f"{name} {said}" if said in (OK, KILLED, "refused") else "wrong"] += 1
-    return json.dumps([ended, wrong[:5]])
+class _Life:
+    """What one process does, one operation after the other; of ten, one is killed at a moment drawn from its length."""
 
+    def __init__(self, folder: Path, part: str, rng: random.Random) -> None:
+        self.folder, self.part, self.rng = folder, part, rng
+        self.ended: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.killed = 0
+        self.lengths: dict[str, int] = {}
+        self.sure: set[str] = set()
+        """What a command said is there, which it must be from then on."""
 
-def _die(folder: Path, act: Act, number: int, moment: int) -> str:
-    def strike(name: str, now: int) -> int:
-        if now == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return 0
+    def run(self, count: int) -> str:
+        """Return how the operations ended, the first things that were wrong, and what must be there."""
+        for number in range(count):
+            act = self.rng.choice(ACTS)
+            version = self.rng.randrange(VERSIONS)
+            said = self._act(act, version, is_struck=self.killed * 10 <= number)
+            self._note(act, version, said)
+        return json.dumps([self.ended, self.wrong[:5], sorted(self.sure)])
 
-    operations = CountedOperations(CHANGING_OPERATIONS, strike)
-    with use_operations(operations):
-        return _try(folder, act, number)
+    def _act(self, act: Act, version: int, *, is_struck: bool) -> str:
+        if is_struck:  # at each moment alike; one that is past the end kills the next operation instead
+            moment = self.rng.randint(1, max(1, self.lengths.get(act.name, 10)))
+            return run_child(lambda: self._try(act, version, moment)[0])
+        said, length = self._try(act, version, None)
+        self.lengths[act.name] = length
+        return said
 
+    def _try(self, act: Act, version: int, moment: int | None) -> tuple[str, int]:
+        def strike(name: str, now: int) -> int:
+            if now == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 0
 
-def _try(folder: Path, act: Act, number: int) -> str:
-    try:
-        act(folder, number)
-    except EXPECTED:
-        return "refused"
-    except ConceptryError as error:
-        return f"{type(error).__name__}: {error}"
-    return OK
+        operations = COUNTED[self.part](ALL_OPERATIONS, strike)
+        with use_operations(operations):
+            try:
+                act.run(self.folder, version)
+            except EXPECTED:
+                said = REFUSED
+            except ConceptryError as error:
+                said = f"{type(error).__name__}: {error}"
+            else:
+                said = OK
+        return said, operations.count
+
+    def _note(self, act: Act, version: int, said: str) -> None:
+        self.killed += said == KILLED
+        if said == REFUSED and f"{act.needs} me/imp@1.{version}.0" in self.sure:
+            said = "refused, though it was there"
+        if said == OK and act.makes:
+            self.sure.add(f"{act.makes} me/imp@1.{version}.0")
+        known = said in (OK, KILLED, REFUSED)
+        self.wrong += [] if known else [f"{act.name} {version}: {said}"]
+        self.ended[f"{act.name} {said}" if known else "wrong"] += 1
 
 
 def _publish(folder: Path, number: int) -> None:
@@ -136,10 +183,9 @@ def _push(folder: Path, number: int) -> None:
 
 def _pull(folder: Path, number: int) -> None:
     if not (folder / "studio").is_dir():
-        return
+        raise NotFoundError("nobody has pushed anything yet")
     remote = open_remote((folder / "studio").as_uri(), {})
-    if remote.list_versions(NAME):
-        pull_versions(Registry(folder / "second").store, [(Reference.parse(f"me/imp@1.{number}.0"), remote)])
+    pull_versions(Registry(folder / "second").store, [(Reference.parse(f"me/imp@1.{number}.0"), remote)])
 
 
 def _tag(folder: Path, number: int) -> None:
@@ -147,7 +193,11 @@ def _tag(folder: Path, number: int) -> None:
 
 
 def _get(folder: Path, number: int) -> None:
-    Registry(folder / "home").get(f"me/imp@1.{number}.0")
+    concept = Registry(folder / "home").get(f"me/imp@1.{number}.0")
+    for path in concept.blobs.values():
+        with contextlib.suppress(FileNotFoundError):  # a collection that is about to bring it back
+            if path.read_bytes() != _make_bytes(number):
+                raise RuntimeError(f"wrong bytes were handed out: {path}")
 
 
 def _list(folder: Path, number: int) -> None:
@@ -162,23 +212,34 @@ def _rebuild(folder: Path, number: int) -> None:
     rebuild_index(Registry(folder / "home").store)
 
 
-Act = Callable[[Path, int], None]
-ACTS: Final[tuple[tuple[str, Act], ...]] = (
-    *[("publish", _publish)] * 4,
-    *[("push", _push)] * 3,
-    *[("pull", _pull)] * 3,
-    *[("tag", _tag)] * 2,
-    *[("get", _get)] * 4,
-    *[("list", _list)] * 3,
-    ("gc", _collect),
-    ("index rebuild", _rebuild),
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that a process does; ``makes`` is where the version is after it, ``needs`` where it was before."""
+
+    name: str
+    run: Callable[[Path, int], None]
+    makes: str = ""
+    needs: str = ""
+
+
+_COMMON: Final = (
+    (4, Act("publish", _publish, makes="home")),
+    (3, Act("push", _push, makes="studio", needs="home")),
+    (3, Act("pull", _pull, makes="second", needs="studio")),
+    (2, Act("tag", _tag)),
+    (4, Act("get", _get, needs="home")),
+    (3, Act("list", _list)),
+    (1, Act("gc", _collect)),
+    (1, Act("index rebuild", _rebuild)),
 )
+ACTS: Final = tuple(act for count, act in _COMMON for _ in range(count))
 
 
-def _look(folder: Path) -> str | None:
+def _look(folder: Path, sure: set[str]) -> str | None:
     """Whatever was there stays: no act removes a version, so each that a remote or store has must be whole."""
     wrong: list[str] = []
     there = list_kept(folder)
+    wrong += [f"lost: {key}" for key in sorted(sure - set(there))]
     for store in ("home", "second", "studio"):
         registry = Registry(folder / store)
         if not registry.store.exists:

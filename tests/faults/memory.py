@@ -18,9 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from conceptry.registry.operations import CHANGING_OPERATIONS, READING_OPERATIONS, FileOperations
+from conceptry.registry.operations import (
+    CHANGING_OPERATIONS,
+    READING_OPERATIONS,
+    DatabaseMode,
+    FileOperations,
+)
 
 SECTOR_BYTES = 512
 Bytes = bytes | None  # None for a folder
@@ -229,9 +234,7 @@ class MemoryOperations(FileOperations):
         """Refuses, as most file systems do."""
         _fail(errno.ENOTSUP)
 
-    def connect(
-        self, path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
-    ) -> sqlite3.Connection:
+    def connect(self, path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
         """Refuses: SQLite would open a file of the system."""
         raise sqlite3.OperationalError("unable to open database file")
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from sqlite_utils import Database
@@ -19,7 +18,7 @@ from conceptry.registry import Filter, Registry
 from conceptry.registry.entries import iter_entries
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.migrations import INDEX_MIGRATIONS
-from conceptry.registry.operations import FileOperations, use_operations
+from conceptry.registry.operations import DatabaseMode, FileOperations, use_operations
 from tests.registry.folders import write_folder
 
 EVERYTHING = Filter(all_versions=True)
@@ -196,9 +195,7 @@ def test_publishing_adds_to_the_index_and_does_not_make_it_anew(filled: Registry
 class NoRoom(FileOperations):
     """A disk on which SQLite finds no room."""
 
-    def connect(
-        self, path: Path, mode: Literal["ro", "rw", "rwc"], *, timeout_seconds: float
-    ) -> sqlite3.Connection:
+    def connect(self, path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
         """Refuses."""
         raise sqlite3.OperationalError("database or disk is full")
 

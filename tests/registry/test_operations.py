@@ -261,6 +261,24 @@ def test_store_works_without_hard_links(registry: Registry, imp: Path) -> None:
     assert [name for name in files_below(registry.root) if name.startswith("tmp/")] == []
 
 
+def test_nobody_sees_half_of_a_blob_or_manifest_without_hard_links(registry: Registry, imp: Path) -> None:
+    made: list[str] = []
+
+    class Watched(NoHardLinks):
+        """Notes the names under which files are written."""
+
+        def create(self, path: Path) -> int:
+            made.append(path.relative_to(registry.root).parts[0])
+            return super().create(path)
+
+    with use_operations(Watched()):
+        registry.publish(imp)
+        registry.publish(imp)
+    assert registry.verify() == ()
+    assert {"blobs", "manifests"}.isdisjoint(made)
+    assert "tmp" in made
+
+
 def test_torn_reference_left_by_a_crash_without_links_is_completed_by_the_same_command(
     registry: Registry, imp: Path
 ) -> None:

@@ -71,10 +71,12 @@ def test_every_path_lies_below_the_root(tmp_path: Path) -> None:
         layout.tag_move(IMP, Tag("stable"), 7),
         layout.trashed_version(IMP, version, 7),
         layout.quarantined(digest),
-        *layout.index_leftovers,
+        layout.checks,
+        layout.lease(),
+        layout.change_mark(),
     ]
     assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in paths)
-    assert len(set(paths)) == len(paths) - 1  # the index is also the first of its leftovers
+    assert len(set(paths)) == len(paths)
 
 
 def test_temporary_names_are_drawn_anew(tmp_path: Path) -> None:
