@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from conceptry.composer.compiled import list_modules
 from conceptry.composer.hooks import Patch
+from conceptry.composer.mapped import MappedFile
 from conceptry.composer.presence import EncodingLog
 from conceptry.errors import IncompatibleError
 
@@ -27,7 +28,7 @@ CHANGES_WEIGHTS: Final = {
 }
 
 _COUNTS: Final[weakref.WeakKeyDictionary[Any, dict[str, int]]] = weakref.WeakKeyDictionary()
-_LOGS: Final[weakref.WeakKeyDictionary[Any, list[EncodingLog]]] = weakref.WeakKeyDictionary()
+_CHECKS: Final[weakref.WeakKeyDictionary[Any, list[CallPatch]]] = weakref.WeakKeyDictionary()
 
 
 class GuardPatch(Patch):
@@ -71,7 +72,34 @@ def _refuse(name: str, why: str) -> Callable[..., Any]:
     return refuse
 
 
-class PromptPatch(Patch):
+class CallPatch(Patch):
+    """Looks at every call of the pipeline before it draws, while attached: each asks ``encode_prompt`` first."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises an error if the pipeline must not be called so, or now."""
+        raise NotImplementedError
+
+    def _put_in(self) -> None:
+        checks = _CHECKS.setdefault(self._pipeline, [])
+        checks.append(self)
+        if len(checks) == 1 and callable(getattr(self._pipeline, "encode_prompt", None)):
+            vars(self._pipeline)["encode_prompt"] = _run_checks(self._pipeline.encode_prompt, checks)
+
+    def _take_out(self) -> None:
+        checks = _CHECKS.get(self._pipeline, [])
+        if self in checks:
+            checks.remove(self)
+        wrapper = vars(self._pipeline).get("encode_prompt")
+        if not checks and getattr(wrapper, "checks", None) is checks:
+            # What somebody else put over it stays; without checks it lets everything pass.
+            del vars(self._pipeline)["encode_prompt"]
+
+
+class PromptPatch(CallPatch):
     """Refuses text encodings that were not made with the words in place, while attached.
 
     Args:
@@ -80,38 +108,51 @@ class PromptPatch(Patch):
     """
 
     def __init__(self, pipeline: Any, log: EncodingLog) -> None:
-        super().__init__()
-        self._pipeline = pipeline
+        super().__init__(pipeline)
         self._log = log
 
-    def _put_in(self) -> None:
-        logs = _LOGS.setdefault(self._pipeline, [])
-        logs.append(self._log)
-        own = getattr(type(self._pipeline), "encode_prompt", None)
-        if own is not None and len(logs) == 1:
-            vars(self._pipeline)["encode_prompt"] = _check_encodings(own.__get__(self._pipeline), logs)
-
-    def _take_out(self) -> None:
-        logs = _LOGS.get(self._pipeline, [])
-        if self._log in logs:
-            logs.remove(self._log)
-        if not logs:
-            vars(self._pipeline).pop("encode_prompt", None)
-
-
-def _check_encodings(encode: Callable[..., Any], logs: list[EncodingLog]) -> Callable[..., Any]:
-    @functools.wraps(encode)
-    def check(*args: Any, **options: Any) -> Any:
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises IncompatibleError for encodings from elsewhere."""
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             given = options.get(name)
-            if isinstance(given, Tensor) and any(None in log.find(given) for log in logs):
+            if isinstance(given, Tensor) and None in self._log.find(given):
                 raise IncompatibleError(
                     f"{name} was not encoded with the concepts' words in place",
                     hint="give the pipeline prompt=, or call pipeline.encode_prompt(...) after attach(...)",
                 )
+
+
+class FilePatch(CallPatch):
+    """Refuses to draw with files that changed since they were checked, while attached; it goes in after no change.
+
+    Args:
+        pipeline: its ``encode_prompt`` is asked by every call.
+        files: that lie in memory as they lie on the disk.
+    """
+
+    def __init__(self, pipeline: Any, files: Sequence[MappedFile]) -> None:
+        super().__init__(pipeline)
+        self._files = tuple(files)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises IntegrityError if a file was written to."""
+        for file in self._files:
+            file.check()
+
+    def _put_in(self) -> None:
+        self.check({})
+        super()._put_in()
+
+
+def _run_checks(encode: Callable[..., Any], checks: list[CallPatch]) -> Callable[..., Any]:
+    @functools.wraps(encode)
+    def encode_prompt(*args: Any, **options: Any) -> Any:
+        for one in checks:
+            one.check(options)
         return encode(*args, **options)
 
-    return check
+    vars(encode_prompt)["checks"] = checks
+    return encode_prompt
 
 
 def is_guarded(owner: Any, name: str) -> bool:

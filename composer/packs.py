@@ -1,7 +1,8 @@
 """Files of plain low-rank factors in one piece of memory, read and checked once, kept for the next time.
 
-Almost every adapter is factors and alphas and nothing else. Such a file is read with one call, looked through once for
-values that are not finite, and laid out in aligned memory; one that holds anything else is left to ``read_lora``.
+Almost every adapter is factors and alphas and nothing else. Such a file is looked through once for values that are not
+finite. One that nobody may write, as all blobs of a store are, stays where it lies and is mapped; another is copied
+into aligned memory. One that holds anything else is left to ``read_lora``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from conceptry.composer.lora import LoraFactors
+from conceptry.composer.mapped import MappedFile, map_file
 from conceptry.errors import InvalidFileError
 from conceptry.formats.checks import MAX_RANK, read_canonical_header, split_component
-from conceptry.formats.header import Header, open_binary
+from conceptry.formats.header import Header, TensorInfo, open_binary
 from conceptry.formats.lora import RULES_KEY
 
 KEPT_BYTES: Final = 1 << 30
@@ -56,6 +58,9 @@ class Pack:
 
     data: Tensor
     modules: tuple[PlainModule, ...]
+    file: MappedFile | None = None
+    """What ``data`` is mapped from; None where it is a copy."""
+
     _moved: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
 
     def view(self, place: Place, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -125,9 +130,51 @@ def _read_pack(path: Path) -> Pack | None:
     groups = _group(header)
     if groups is None:
         return None
-    modules, flat = _read_modules(path, groups, header, dtype)
+    file = map_file(path) if groups and _lies_evenly(groups, header, dtype) else None
+    if file is None:
+        modules, flat = _read_modules(path, groups, header, dtype)
+    else:
+        modules, flat = _find_modules(file, groups, header, dtype)
     sound = all(math.isfinite(module.scale) for module in modules) and _is_finite(flat)
-    return Pack(flat, modules) if sound else None  # the thorough way names the tensor
+    if file is not None:
+        file.check()
+    return Pack(flat, modules, file) if sound else None  # the thorough way names the tensor
+
+
+def _lies_evenly(names: list[str], header: Header, dtype: torch.dtype) -> bool:
+    """Returns whether all factors of a file can be seen as elements of one tensor."""
+    factors = _list_factors(names, header)
+    spread = max(one.end for one in factors) - min(one.start for one in factors)
+    gapless = sum(one.end - one.start for one in factors) == spread
+    aligned = all((header.data_start + one.start) % dtype.itemsize == 0 for one in factors)
+    return aligned and (gapless or dtype == torch.float32)  # alphas are single numbers of that size
+
+
+def _list_factors(names: list[str], header: Header) -> list[TensorInfo]:
+    return [header.tensors[name + suffix] for name in names for suffix in (_DOWN, _UP)]
+
+
+def _find_modules(
+    file: MappedFile, names: list[str], header: Header, dtype: torch.dtype
+) -> tuple[tuple[PlainModule, ...], Tensor]:
+    """Returns the modules and all factors of a mapped file, with what lies between them."""
+    tensors, start = header.tensors, header.data_start
+    if len(file.data) != header.size_bytes:
+        raise InvalidFileError(f"{file.path.name!r} changed while it was read")
+    factors = _list_factors(names, header)
+    begin, end = min(one.start for one in factors), max(one.end for one in factors)
+    flat = file.data[start + begin : start + end].view(dtype)
+
+    def place(name: str) -> Place:
+        return Place((tensors[name].start - begin) // dtype.itemsize, tensors[name].shape)
+
+    modules = []
+    for name in names:
+        first = start + tensors[name + _ALPHA].start
+        (alpha,) = struct.unpack("<f", bytes(file.data[first : first + _ALPHA_BYTES].tolist()))
+        down, up = place(name + _DOWN), place(name + _UP)
+        modules.append(PlainModule(name, down, up, alpha / down.shape[0]))
+    return tuple(modules), flat
 
 
 def _read_modules(
@@ -201,5 +248,7 @@ def _group(header: Header) -> list[str] | None:
 
 def _is_finite(flat: Tensor) -> bool:
     # Nought times any number is nought, and times NaN or infinity it is NaN: one pass at the memory's speed.
+    whole = len(flat) // _BLOCK * _BLOCK
     zeros = torch.zeros(_BLOCK, dtype=flat.dtype)
-    return not bool(torch.isnan(torch.mv(flat.view(-1, _BLOCK), zeros)).any())
+    products = torch.mv(flat[:whole].view(-1, _BLOCK), zeros)
+    return not bool(torch.isnan(products).any()) and bool(torch.isfinite(flat[whole:]).all())

@@ -18,6 +18,7 @@ from conceptry.composer.hooks import Patch
 from conceptry.composer.hypernetworks import HypernetworkPatch, Pair, find_attention, load_pairs
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.lora import LoraFactors, LoraPatch, require_layer, to_contributions
+from conceptry.composer.mapped import MappedFile
 from conceptry.composer.packs import Pack, cut_factors, load_pack
 from conceptry.composer.pipelines import (
     UNET,
@@ -61,6 +62,9 @@ class Gathered:
     lora: dict[ComponentName, dict[str, LoraFactors]] = field(default_factory=dict)
     deltas: dict[ComponentName, dict[str, LoraModule]] = field(default_factory=dict)
     edits: list[RankOneEdit] = field(default_factory=list)
+    files: list[MappedFile] = field(default_factory=list)
+    """What factors are read from while they are used."""
+
     networks: dict[str, Pair] = field(default_factory=dict)
     """By path of the attention in the UNet."""
 
@@ -274,6 +278,7 @@ def _gather_lora(found: Gathered, part: Part, pipeline: Pipeline) -> None:
     for path in _iter_files(found, part):
         pack = load_pack(path)
         if pack is not None and _gather_pack(found, pack, parts):
+            found.files += [pack.file] if pack.file is not None else []
             continue
         family = found.member.build.base.family
         for name, module in spell_as_diffusers(read_lora(path).modules, family).items():

@@ -10,6 +10,7 @@ from conceptry.composer.full import WeightPatch
 from conceptry.composer.guards import (
     CHANGES_WEIGHTS,
     JOINS_PROJECTIONS,
+    FilePatch,
     GuardPatch,
     PromptPatch,
     is_guarded,
@@ -19,6 +20,7 @@ from conceptry.composer.guards import (
 from conceptry.composer.hooks import Patch
 from conceptry.composer.hypernetworks import HypernetworkPatch
 from conceptry.composer.layered import LayeredPatch
+from conceptry.composer.mapped import MappedFile
 from conceptry.composer.pipelines import Pipeline, list_components, list_text_encoders
 from conceptry.composer.rank_one import RankOnePatch
 from conceptry.composer.tokens import TokenPatch
@@ -30,9 +32,13 @@ def find_compiled(pipeline: Pipeline) -> frozenset[ComponentName]:
 
 
 def protect(
-    patches: Sequence[Patch], pipeline: Pipeline, compiled: frozenset[ComponentName] = frozenset()
+    patches: Sequence[Patch],
+    pipeline: Pipeline,
+    compiled: frozenset[ComponentName] = frozenset(),
+    *,
+    files: Sequence[MappedFile] = (),
 ) -> tuple[Patch, ...]:
-    """Returns the patches with what must go in before them and after them.
+    """Returns the patches with what must go in before them and after them; ``files`` are what they read.
 
     Raises:
         IncompatibleError: if the pipeline is in a state in which a patch would do nothing.
@@ -49,7 +55,8 @@ def protect(
         if not is_guarded(roots[name], next(iter(CHANGES_WEIGHTS))):
             refuse_grouped(roots[name], name)
     hooked = sorted(_find_hooked(patches, pipeline) & compiled)
-    before: list[Patch] = [BypassPatch(pipeline, hooked)] if hooked else []
+    before: list[Patch] = [FilePatch(pipeline, files)] if files else []
+    before += [BypassPatch(pipeline, hooked)] if hooked else []
     after: list[Patch] = [
         PromptPatch(pipeline, patch.log) for patch in patches if isinstance(patch, TokenPatch)
     ]

@@ -108,7 +108,7 @@ def _prepare(
 ) -> Slot:
     gathered = gather_member(member, pipeline)
     patches = gathered.build(pipeline, fused=fused, compiled=compiled)
-    return Slot(gathered, protect(patches, pipeline, compiled))
+    return Slot(gathered, protect(patches, pipeline, compiled, files=gathered.files))
 
 
 def exchange_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:

@@ -80,7 +80,7 @@ class Steering(Patch):
         focused = self._way.focused and len(slots) > 1
         self._focus = Focus(pipeline, [slot.member for slot in slots]) if focused else None
         self._prompts: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._wrapped: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._wrapped: list[tuple[Any, str, Callable[..., Any], Callable[..., Any] | None]] = []
 
     @property
     def needed(self) -> bool:
@@ -124,10 +124,12 @@ class Steering(Patch):
     def _take_out(self) -> None:
         if not self._wrapped:
             return
-        for owner, name, wrapper in reversed(self._wrapped):
+        for owner, name, wrapper, below in reversed(self._wrapped):
             # What somebody else put over it stays; ours lets everything pass from now on.
             if owner.__dict__.get(name) is wrapper:
                 del owner.__dict__[name]
+                if below is not None:
+                    owner.__dict__[name] = below
             if owner.__dict__.get(_MARK) is self:
                 del owner.__dict__[_MARK]
         self._wrapped.clear()
@@ -137,8 +139,9 @@ class Steering(Patch):
                 slot.steer(1.0)
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        below = owner.__dict__.get(name)
         owner.__dict__[name] = wrapper
-        self._wrapped.append((owner, name, wrapper))
+        self._wrapped.append((owner, name, wrapper, below))
 
     # --- while a picture is drawn --------------------------------------------------------------------------------
 

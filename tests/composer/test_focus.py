@@ -16,7 +16,7 @@ from conceptry.composer.pipelines import encode_prompts
 from conceptry.composer.prompts import parse_weights
 from conceptry.composition import Region, Use
 from conceptry.concepts import Concept
-from conceptry.errors import UsageError
+from conceptry.errors import IncompatibleError, UsageError
 from tests.fakes.concepts import make_embedding, make_lora
 
 STEPS = 3
@@ -163,3 +163,35 @@ def test_regions_are_refused_and_one_concept_is_used_as_ever(sd1: Any, pair: tup
         alone = predict(sd1, encoded)
     with attach(Composition(pair[0]), sd1):
         assert torch.equal(predict(sd1, encoded), alone)
+
+
+def test_words_are_asked_for_in_encodings_also_after_the_concepts_changed(sd1: Any, tmp_path: Path) -> None:
+    words = [
+        make_embedding(tmp_path / name, sd1, f"<{name}>", name=f"test/{name}", seed=seed)
+        for seed, name in enumerate(("e", "f"))
+    ]
+    elsewhere = encode_prompts(sd1, ["a cat", ""])
+    composition = Composition(*words, way="focus")
+    attachment = attach(composition, sd1)
+    attachment.change(composition.with_members(composition.members[::-1]))
+    with pytest.raises(IncompatibleError, match="prompt_embeds"):
+        sd1(
+            prompt_embeds=elsewhere[:1],
+            negative_prompt_embeds=elsewhere[1:],
+            num_inference_steps=1,
+            output_type="latent",
+        )
+    attachment.detach()
+    assert "encode_prompt" not in vars(sd1)
+
+
+def test_what_comes_in_later_leaves_each_by_itself(
+    sd1: Any, pair: tuple[Concept, Concept], tmp_path: Path
+) -> None:
+    later = make_embedding(tmp_path / "e", sd1, "<e>", name="test/e")
+    with attach(Composition(*pair, way="focus"), sd1):
+        before = draw(sd1, "a zork and a blip")
+        with attach(Composition(later), sd1):
+            assert torch.equal(draw(sd1, "a zork and a blip"), before)
+        assert torch.equal(draw(sd1, "a zork and a blip"), before)
+    assert "encode_prompt" not in vars(sd1)
