@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from conceptry.digests import Digest
-from conceptry.errors import InvalidNameError, NotFoundError, RemoteError, UsageError
-from conceptry.names import ConceptName, Reference, RemoteName, Tag
+from conceptry.errors import ConceptryError, InvalidNameError, NotFoundError, RemoteError, UsageError
+from conceptry.names import ConceptName, Reference, RemoteName, Tag, Version, parse_version
 from conceptry.registry import Filter, Registry
 from conceptry.registry.answers import read_strong_etag
-from conceptry.registry.catalogs import derive_version_list
+from conceptry.registry.attempts import Patience, Retry
+from conceptry.registry.catalogs import derive_version_list, parse_catalog
+from conceptry.registry.choosing import choose_version
+from conceptry.registry.files import remove_file
 from conceptry.registry.foreign import fetch_source
+from conceptry.registry.http import Transport
 from conceptry.registry.hub_layout import HubAddress
 from conceptry.registry.lockfile import write_lock
 from conceptry.registry.paths import Layout
+from conceptry.registry.protocol import RemoteEntry
 from conceptry.registry.rows import CELL_BREAK
+from conceptry.registry.tags import TagMove
 from conceptry.registry.wire import Limits, Watch
 from conceptry.sources import parse_hub_source, parse_source
 from tests.registry.folders import write_folder
@@ -25,6 +32,7 @@ from tests.simulators.http_server import FaultServer
 
 IMP = ConceptName("me", "imp")
 UNKNOWN = Digest("0" * 64)
+KNOWN = Digest("1" * 64)
 
 
 @pytest.fixture
@@ -127,3 +135,90 @@ def test_answer_that_has_begun_is_measured_by_its_pace_and_no_longer_by_its_begi
         watch.count(1)
     watch.begin_body()
     watch.count(1)
+
+
+def test_catalog_tells_of_a_concept_what_its_latest_push_said(pushed: Registry, tmp_path: Path) -> None:
+    for version, title in (("1.1.0", "Blue imp"), ("1.2.0", "Bluer imp")):
+        pushed.publish(write_folder(tmp_path / version, version=version, file=version.encode(), title=title))
+        pushed.push(f"me/imp@{version}", "studio")
+        (row,) = parse_catalog(Layout(tmp_path / "studio").catalog.read_bytes())
+        assert row.title == title
+
+
+class OneVersion:
+    """What a remote with one version says of a concept."""
+
+    entries = (RemoteEntry(version=parse_version("1.0.0")),)
+
+    def read_digest(self, version: Version) -> Digest | None:
+        """Returns the digest of any version."""
+        return KNOWN
+
+    def read_tag(self, tag: Tag) -> TagMove | None:
+        """Returns nothing: it has none."""
+
+    def list_tags(self) -> tuple[Tag, ...]:
+        """Returns none."""
+        return ()
+
+
+def test_digest_is_chosen_among_those_that_a_list_names() -> None:
+    assert str(choose_version(Reference(IMP, KNOWN), OneVersion(), uri="x:").reference) == "me/imp@1.0.0"
+    with pytest.raises(NotFoundError, match="me/imp has no version sha256:0"):
+        choose_version(Reference(IMP, UNKNOWN), OneVersion(), uri="x:")
+
+
+def test_next_attempt_waits_as_long_as_was_asked() -> None:
+    patience = Patience(Limits(backoff_seconds=0.0), deadline_seconds=60)
+    begun = time.monotonic()
+    patience.wait(Retry(RemoteError("busy"), wait_seconds=0.1))
+    assert time.monotonic() - begun >= 0.1
+
+
+def test_document_that_fills_its_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    (tmp_path / "list.json").write_bytes(b"x" * 100)
+    with FaultServer(tmp_path) as server:
+        url = f"{server.uri}/list.json"
+        assert Transport(server.uri).read(url, limit_bytes=100).body == b"x" * 100
+        with pytest.raises(ConceptryError, match="more than the 99 bytes"):
+            Transport(server.uri).read(url, limit_bytes=99)
+
+
+def test_doctor_asks_the_next_remote_where_one_has_nothing_or_fails(pushed: Registry, tmp_path: Path) -> None:
+    pushed.add_remote(RemoteName("a-broken"), (tmp_path / "nothing").as_uri())
+    other = Registry(tmp_path / "other")
+    other.publish(write_folder(tmp_path / "else", "carol/cup"))
+    other.push("carol/cup", (tmp_path / "b").as_uri())
+    pushed.add_remote(RemoteName("b-empty"), (tmp_path / "b").as_uri())
+    (blob,) = Layout(pushed.root).blobs.iterdir()
+    blob.unlink()
+    assert [row.state for row in pushed.examine()] == ["repaired"]
+    assert pushed.get("me/imp").label == "me/imp@1.0.0"
+
+
+def test_lines_are_those_that_were_asked_for(pushed: Registry) -> None:
+    assert len(pushed.lines(Filter(namespace="me"))) == 1
+    assert pushed.lines(Filter(namespace="bob")) == ()
+
+
+def test_licence_without_an_identifier_is_told_by_its_name(pushed: Registry, tmp_path: Path) -> None:
+    own = {"name": "Ours", "url": "https://example.org/licence"}
+    pushed.publish(write_folder(tmp_path / "next", version="1.1.0", file=b"more", license=own))
+    pushed.push("me/imp@1.1.0", "studio")
+    assert [row.license for row in pushed.search_remote("studio")] == ["Ours"]
+
+
+def test_progress_of_every_step_begins_with_nothing(pushed: Registry, tmp_path: Path) -> None:
+    seen: dict[str, int] = {}
+    pushed.push(
+        "me/imp",
+        (tmp_path / "anew").as_uri(),
+        on_event=lambda event: seen.setdefault(event.step, event.done_bytes),
+    )
+    assert seen["check"] == seen["manifest"] == 0
+
+
+def test_removing_what_is_not_there_says_no(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"")
+    assert [remove_file(tmp_path / name) for name in ("there", "there")] == [True, False]
