@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.faults import crowd, power, programs, small_disks, tracing
+from tests.faults import crowd, pairs, power, programs, small_disks, tracing
 from tests.faults.commands import COMMANDS
 from tests.faults.more_commands import MORE_COMMANDS
 from tests.faults.points import FAULT_BY_NAME, Counts, set_stage, sweep_fault, sweep_kills, warm_up
@@ -97,6 +97,12 @@ SECTIONS: Final = (
         title="32 processes, 10,000 mixed operations, a tenth of them killed",
         parts=crowd.LOCKS,
         sweep=crowd.sweep_crowd,
+    ),
+    Section(
+        name="pairs",
+        title="Another command as a whole at each moment of one, where locks exclude nobody",
+        parts=pairs.PARTS,
+        sweep=pairs.sweep_pair,
     ),
     Section(
         name="errors",

@@ -6,61 +6,36 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from conceptry.registry import Filter, Registry
+from conceptry.registry import Registry
 from conceptry.registry.blobs import add_blob_from_file, is_intact
 from conceptry.registry.index import is_index_equal, rebuild_index
 from conceptry.registry.manifests import add_manifest
 from conceptry.registry.operations import use_operations
-from conceptry.registry.refs import list_names, list_versions
+from conceptry.registry.refs import list_names
 from conceptry.registry.trash import Item, recall_item, take_away
 from tests.faults.children import copy_fresh, run_child
 from tests.faults.meanwhile import at_number, before
+from tests.faults.pairs import (
+    FIRST,
+    PARTS,
+    Command,
+    collect,
+    iter_wrong,
+    look,
+    prepare,
+    publish_another,
+    sweep_pair,
+)
 from tests.faults.strikes import kill_at
-from tests.registry.folders import CONTENTS, write_folder
+from tests.registry.folders import CONTENTS
 
 IN_MEMORY = Path("/dev/shm")
-EVERYTHING = Filter(all_versions=True)
-Command = Callable[[Registry, Path], object]
-
-
-def publish(registry: Registry, folder: Path) -> None:
-    registry.publish(write_folder(folder, "me/imp", "2.0.0", file=b"second"))
-
-
-def publish_another(registry: Registry, folder: Path) -> None:
-    registry.publish(write_folder(folder, "carol/cup", "1.0.0", file=b"third"))
-
-
-def remove(registry: Registry, folder: Path) -> None:
-    registry.remove("me/imp@1.0.0")
-
-
-def yank(registry: Registry, folder: Path) -> None:
-    registry.yank("me/imp@1.1.0", "worse")
-
-
-def rebuild(registry: Registry, folder: Path) -> None:
-    rebuild_index(registry.store)
-
-
-def look(registry: Registry, folder: Path) -> None:
-    registry.get("me/imp@1.1.0")
-    registry.list(EVERYTHING)
-
-
-def collect(registry: Registry, folder: Path) -> None:
-    registry.collect_garbage(grace_seconds=0)
-
-
-COMMANDS = {one.__name__: one for one in (publish, remove, yank, rebuild, look, collect)}
-OTHERS = {one.__name__: one for one in (publish_another, remove, rebuild, collect)}
-PAIRS = [(one, other) for one in COMMANDS for other in OTHERS if (one, other) != ("remove", "remove")]
 
 
 @pytest.fixture
@@ -76,50 +51,18 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def filled(tmp_path: Path) -> Registry:
     """Give a registry with two versions and an index of them."""
-    registry = Registry(tmp_path / "filled")
-    for version in ("1.0.0", "1.1.0"):
-        registry.publish(write_folder(tmp_path / version, version=version, file=version.encode()))
-    assert len(registry.list(EVERYTHING)) == 2
-    return registry
+    return prepare(tmp_path)
 
 
-def check(registry: Registry) -> None:
-    """Assert that the listing says what the files say, that all of it is whole, and that nothing is left behind."""
-    layout = registry.store.layout
-    there = {f"{name}@{version}" for name in list_names(layout) for version in list_versions(layout, name)}
-    assert {row.text for row in registry.list(EVERYTHING)} == there
-    assert registry.verify() == ()
-    assert is_index_equal(registry.store)
-    assert not (registry.root / "trash" / "damaged").exists()
-    assert os.listdir(layout.leases) == []
-
-
-@pytest.mark.parametrize(("command", "other"), PAIRS)
-def test_whatever_another_command_does_meanwhile_both_succeed(
-    filled: Registry, tmp_path: Path, command: str, other: str
-) -> None:
-    home = tmp_path / "home"
-    number = done = 1
-    while done:
-        copy_fresh(filled.root, home)
-        registry = Registry(home)
-
-        def act(registry: Registry = registry) -> None:
-            OTHERS[other](registry, tmp_path / "other")
-
-        operations = at_number(number, act)
-        with use_operations(operations):
-            COMMANDS[command](registry, tmp_path / "made")
-        done = operations.is_done
-        if not done:
-            act()
-        check(registry)
-        number += 1 if os.environ.get("EVERY_MOMENT") else 23
-    assert number > 20
+@pytest.mark.parametrize("part", PARTS)
+def test_whatever_another_command_does_meanwhile_both_succeed(tmp_path: Path, part: str) -> None:
+    counts = sweep_pair(part, tmp_path, step=23)
+    assert counts.violations == []
+    assert counts.points["both ok"] >= 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no fork on this system")
-@pytest.mark.parametrize("command", ["rebuild", "publish"])
+@pytest.mark.parametrize("command", ["index rebuild", "publish"])
 def test_version_whose_command_was_killed_meanwhile_is_listed_once_it_is_there(
     filled: Registry, tmp_path: Path, command: str
 ) -> None:
@@ -132,12 +75,12 @@ def test_version_whose_command_was_killed_meanwhile_is_listed_once_it_is_there(
         def die(registry: Registry = registry, death: int = death) -> None:
             def work() -> None:
                 with use_operations(kill_at(death)):
-                    publish_another(registry, tmp_path / "other")
+                    publish_another(registry, tmp_path)
 
             run_child(work)
 
         with use_operations(at_number(30, die)):
-            COMMANDS[command](registry, tmp_path / "made")
+            FIRST[command](registry, tmp_path)
         there = [str(name) for name in list_names(registry.store.layout)]
         assert [row.concept_text for row in registry.list()] == there
         assert is_index_equal(registry.store)
@@ -150,7 +93,7 @@ def test_index_that_others_make_anew_again_and_again_is_made(filled: Registry) -
     place = filled.store.layout.manifest(filled.resolve("me/imp@1.1.0").digest)
     with use_operations(before("open", place, lambda: rebuild_index(filled.store), times=4)):
         rebuild_index(filled.store)
-    check(filled)
+    assert list(iter_wrong(filled)) == []
 
 
 def test_index_that_somebody_reads_is_made_anew_at_once(filled: Registry) -> None:
@@ -186,7 +129,7 @@ def test_what_somebody_else_brings_back_first_is_not_called_missing_or_wrong(
     with use_operations(before(name, layout.trashed_item(item.kind, item.digest), act)):
         command(filled, filled.root)
     filled.get("me/imp@1.1.0")
-    check(filled)
+    assert list(iter_wrong(filled)) == []
 
 
 def test_blob_that_goes_between_a_look_and_its_bytes_is_not_there(filled: Registry, tmp_path: Path) -> None:
@@ -198,7 +141,7 @@ def test_blob_that_goes_between_a_look_and_its_bytes_is_not_there(filled: Regist
     filled.get("me/imp@1.1.0")
     with use_operations(before("open", path, lambda: put_into_trash(filled))):
         filled.publish(tmp_path / "1.1.0")
-    check(filled)
+    assert list(iter_wrong(filled)) == []
 
 
 def test_blob_that_somebody_else_wrote_first_stays(filled: Registry, tmp_path: Path) -> None:
