@@ -4,7 +4,8 @@
 groups and prompts of ``evaluation/together.toml``. ``renders``: the very subjects drawn by the world itself and put
 through the base's autoencoder; the share in which the scorer finds each of them once is the most that any concept could
 reach. ``classes, rendered``: the same pictures, read by class. ``classes, drawn``: what the base makes of the prompts
-with plain words; the share in which the scorer reads exactly the classes that were asked, and how many of them it reads.
+with plain words; the share in which the scorer reads exactly the classes that were asked, and how many of them it
+reads.
 """
 
 from __future__ import annotations
