@@ -57,7 +57,11 @@ PROMPT: Final = "a <e> and a <p> and a <r>, zork cat"
 def concepts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Concept]:
     pipeline = make_pipeline("sd1")
     folder = tmp_path_factory.mktemp("concepts")
-    return {kind: make(folder / kind, pipeline) for kind, make in MAKERS.items()}
+    made = {kind: make(folder / kind, pipeline) for kind, make in MAKERS.items()}
+    for concept in made.values():
+        for path in concept.blobs.values():
+            path.chmod(0o444)  # as in a store; factors are then used where they lie
+    return made
 
 
 def read_bits(pipeline: Any) -> dict[str, torch.Tensor]:
