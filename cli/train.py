@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Options of this run, which say nothing of the concept.
 _NOT_OF_THE_JOB: Final = frozenset(
-    {"job", "jobs", "shard", "together", "recipe", "like", "resume", "dry_run", "workdir"}
+    {"job", "jobs", "shard", "together", "engine", "recipe", "like", "resume", "dry_run", "workdir"}
 )
 _NEEDED: Final = ("images", "name", "placeholder", "superclass")
 
@@ -131,6 +131,11 @@ class TrainCommand(ConceptsCommand):
     help=f"How many jobs of the file share a batch at most.  [default: {TOGETHER}]",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["here", "ray"]),
+    help="Where the jobs of the file are trained: in this process, or on the cluster of RAY_ADDRESS.  [default: here]",
+)
+@click.option(
     "--from",
     "recipe",
     type=PATH,
@@ -160,7 +165,7 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
     if given["jobs"] is not None:
         train_jobs(session, given, workdir=workdir, resume=resume, dry_run=dry_run)
         return
-    for name in ("shard", "together"):
+    for name in ("shard", "together", "engine"):
         if given[name] is not None:
             raise UsageError(f"--{name} is of several jobs", hint="give them with --jobs FILE")
     job = make_job(given, tell=(session.out.note, session.out.warn))
@@ -169,6 +174,8 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
         _report_plan(session, job)
         return
     result = run_job(session, job, workdir=workdir, resume=resume)
+    if not result.leads:
+        return
     published = publish_folder(session, result.folder)
     _report(session, job, result, published)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TOGETHER: Final = 16
 # What may be said beside --jobs; all else stands in the file.
-_OPTIONS: Final = frozenset({"jobs", "shard", "together"})
+_OPTIONS: Final = frozenset({"jobs", "shard", "together", "engine"})
 
 
 def train_jobs(
@@ -48,7 +48,7 @@ def train_jobs(
         if row.state == "skipped":
             session.out.log(f"{row.label} is there already: skipped")
     if waiting and not dry_run:
-        _run(session, waiting, together=given["together"] or TOGETHER, workdir=workdir, resume=resume)
+        _run(session, waiting, given, workdir=workdir, resume=resume)
     _report(session, rows)
 
 
@@ -84,7 +84,7 @@ def _is_there(session: Session, row: _Row) -> bool:
 
 
 def _run(
-    session: Session, rows: Sequence[_Row], *, together: int, workdir: Path | None, resume: bool
+    session: Session, rows: Sequence[_Row], given: dict[str, Any], *, workdir: Path | None, resume: bool
 ) -> None:
     by_job = {f"{row.job.name}@{row.job.version}": row for row in reversed(rows) if row.job is not None}
     with track(session.out, "loading the base") as meter:
@@ -97,13 +97,19 @@ def _run(
         options = ManyOptions(
             workdir=workdir,
             resume=resume,
-            together=together,
+            together=given["together"] or TOGETHER,
             named_bases=session.registry.bases(),
             on_event=follow_training(meter, session.out),
             on_outcome=conclude,
         )
+        jobs = [row.job for row in rows if row.job is not None]
         try:
-            train_many([row.job for row in rows if row.job is not None], options)
+            if given["engine"] == "ray":
+                from conceptry.trainer.clusters import train_on_ray
+
+                train_on_ray(jobs, options)
+            else:
+                train_many(jobs, options)
         except InterruptedByUserError as error:
             error.hint = "repeat the command with --resume; what is finished is skipped"
             raise

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conceptry.bases import BaseIdentity
 from conceptry.trainer.conditioning import Conditioning, denoise
+from conceptry.trainer.distribution import ALONE, Team
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.jobs import ResolvedJob
 from conceptry.trainer.latents import LatentCache, iter_places
@@ -81,6 +82,8 @@ class TrainingContext:
     """The dtype that the denoiser computes in; None means its own."""
 
     on_event: OnEvent
+    team: Team = ALONE
+    """The processes that share the job's batches."""
 
     @property
     def latents(self) -> LatentCache:

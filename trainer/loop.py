@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from conceptry.errors import ConceptryError, InterruptedByUserError, TrainingError
 from conceptry.trainer.checkpoints import CheckpointFolder
+from conceptry.trainer.compiling import compiled_blocks
 from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.exhaustion import explain_exhaustion, is_exhaustion
@@ -89,6 +90,11 @@ class Run:
         self.first_step = self.state.step
         self.reporter = _LossReporter(self.context, settings.steps)
 
+    def save(self) -> None:
+        """Writes a checkpoint; of several processes the leading one does."""
+        if self.context.team.leads:
+            self.checkpoints.write(self.state.to_checkpoint())
+
     @property
     def ended(self) -> bool:
         """Whether no further step is to be made."""
@@ -139,6 +145,7 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
     with (
         plain_attention(first.pipeline, positions=positions),
         checkpointed_gradients(first),
+        compiled_blocks(first.pipeline, first.job.settings, first.device),
         packed_base(first.pipeline, first.job.settings, [run.learner for run in runs]),
     ):
         for place, run in enumerate(runs):
@@ -178,7 +185,7 @@ def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult 
                     _conclude_step(run, loss, group, stop)
                 if place in results or run.ended:
                     run.seconds = time.perf_counter() - started
-            if stop.requested:
+            if runs[0].context.team.any(stop.requested, runs[0].context.device):
                 _interrupt(runs, results)
 
 
@@ -190,13 +197,14 @@ def _try_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
             raise
         for run in runs:
             if run.state.step:
-                run.checkpoints.write(run.state.to_checkpoint())
+                run.save()
         raise explain_exhaustion(error, runs[0].context.job, together=len(runs)) from error
 
 
 def _run_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
-    batches = [run.context.draw_batch(run.state.step) for run in runs]
-    sizes = [len(batch.prompts) for batch in batches]
+    drawn = [run.context.draw_batch(run.state.step) for run in runs]
+    sizes = [len(batch.prompts) for batch in drawn]
+    batches = [run.context.team.take_share(batch) for run, batch in zip(runs, drawn, strict=True)]
     split = [
         batch.split(run.context.job.settings.accumulation_steps)
         for run, batch in zip(runs, batches, strict=True)
@@ -213,8 +221,10 @@ def _run_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
         torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
         for place, share in zip(having, shares, strict=True):
             totals[place] += share.detach()
-    for run in runs:
+    for run, batch, size, total in zip(runs, batches, sizes, totals, strict=True):
+        run.context.team.add_up([total, *(value.grad for value in run.learner.parameters.values())])
         _update(run)
+        _average_state(run, len(batch.prompts) / size)
     return totals
 
 
@@ -227,6 +237,17 @@ def _update(run: Run) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     run.learner.finish_step()
     state.move_averages()
+
+
+@torch.no_grad()
+def _average_state(run: Run, share: float) -> None:
+    """Gives all processes the mean of what the learner keeps beside its parameters, by their shares of the batch."""
+    if run.context.team.size == 1 or not run.learner.state:
+        return
+    for value in run.learner.state.values():
+        value.mul_(share)
+    run.context.team.add_up(run.learner.state.values())
+    run.learner.reload_state()
 
 
 def _conclude_step(run: Run, loss: Tensor, group: Group, stop: StopRequest) -> None:
@@ -246,7 +267,7 @@ def _conclude_step(run: Run, loss: Tensor, group: Group, stop: StopRequest) -> N
     if not finite or broken is not None:
         _end_diverged(run, "the loss" if broken is None else broken)
     elif due:
-        run.checkpoints.write(state.to_checkpoint())
+        run.save()
 
 
 def _end_diverged(run: Run, what: str) -> None:
@@ -264,7 +285,7 @@ def _end_diverged(run: Run, what: str) -> None:
 def _interrupt(runs: Sequence[Run], results: dict[int, LoopResult | ConceptryError]) -> None:
     for place, run in enumerate(runs):
         if place not in results:
-            run.checkpoints.write(run.state.to_checkpoint())
+            run.save()
     last = max(runs, key=lambda run: run.state.step)
     message = f"training was stopped after step {last.state.step} of {last.context.job.settings.steps}"
     raise InterruptedByUserError(
@@ -313,7 +334,8 @@ def _measure_flatness(run: Run) -> None:
     )
     on_processor = run.context.device.type == "cpu"
     if on_processor or len(run.flat_losses) >= REPORT_EVERY_STEPS:
-        stop.add(torch.stack(run.flat_losses).double().tolist())
+        losses = torch.stack(run.flat_losses).double().tolist()
+        stop.add(run.context.team.agree(losses, run.context.device))
         run.flat_losses.clear()
 
 
@@ -327,7 +349,8 @@ def measure_fixed_loss(context: TrainingContext, learner: Learner) -> float:
             weighted_error(learner.predict(piece), piece.target, piece.weights, piece.mask)
             * len(piece.prompts)
         )
-    return float(torch.stack(losses).sum() / FIXED_SAMPLES)
+    (loss,) = context.team.agree([float(torch.stack(losses).sum() / FIXED_SAMPLES)], context.device)
+    return loss
 
 
 class _LossReporter:

@@ -17,6 +17,7 @@ from torch import Tensor
 from conceptry.errors import ConceptryError, InterruptedByUserError, UsageError
 from conceptry.trainer.conditioning import Conditioning
 from conceptry.trainer.context import Batch
+from conceptry.trainer.distribution import find_team
 from conceptry.trainer.doctor import check_fit, count_samples
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.exhaustion import is_exhaustion
@@ -82,7 +83,13 @@ def train_many(jobs: Sequence[TrainJob], options: ManyOptions | None = None) -> 
 
     Raises:
         InterruptedByUserError: after Ctrl-C; the state of every job that was begun is saved.
+        UsageError: in a process that accelerate launched beside others.
     """
+    if find_team().size > 1:
+        raise UsageError(
+            "several jobs are not trained by several processes of one launch",
+            hint="start one process for each device, each with --shard I/N",
+        )
     options = options or ManyOptions()
     outcomes: dict[int, JobOutcome] = {}
 
@@ -185,6 +192,7 @@ def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
                 context.autocast_dtype,
                 context.job.settings.base_precision,
                 context.job.settings.offload_base,
+                context.job.settings.compile,
                 twice and (context.job.job.method, str(shapes)),
             )
         shared.setdefault(key, []).append(place)

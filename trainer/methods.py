@@ -32,11 +32,21 @@ class TrainerRow:
     trains_transformers: bool = False
     """It also works on denoisers that are no UNets (SD3, Flux, Qwen-Image, Z-Image)."""
 
+    compiles: bool = True
+    """Its hooks decide nothing by the values that they see, so that they can be compiled."""
+
     takes_several: bool = True
     """One run can learn several subjects, each with a word of its own."""
 
     def prepare(self, context: TrainingContext) -> Learner:
-        """Returns the learner of a run. Raises IncompatibleError if the method is not for the base's denoiser."""
+        """Returns the learner of a run.
+
+        Raises:
+            IncompatibleError: if the method is not for the base's denoiser.
+            UsageError: if it cannot be compiled and the settings ask for that.
+            MissingExtraError: if nothing here compiles.
+        """
+        from conceptry.trainer.compiling import find_row
         from conceptry.trainer.denoisers import name_denoiser
 
         if name_denoiser(context.pipeline) != "unet" and not self.trains_transformers:
@@ -45,6 +55,12 @@ class TrainerRow:
                 f"{self.title} is for bases with a UNet, {context.job.family} has a transformer",
                 where="method",
                 hint=f"methods for it: {', '.join(able)}",
+            )
+        if find_row(context.job.settings, context.device) is not None and not self.compiles:
+            raise UsageError(
+                f"{self.title} cannot be compiled: its gates open by the values that they see",
+                where="settings.compile",
+                hint="leave compile out",
             )
         return self.make(context)
 
@@ -130,6 +146,7 @@ TRAINERS: Final[tuple[TrainerRow, ...]] = (
         kind_ids=("rank_one",),
         names_superclass=False,
         make=_prepare_perfusion,
+        compiles=False,
         takes_several=False,
     ),
     TrainerRow(

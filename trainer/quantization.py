@@ -21,6 +21,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from conceptry.errors import MissingExtraError, UsageError
 from conceptry.trainer.denoisers import get_denoiser
@@ -137,15 +138,15 @@ class _PackedLayer(nn.Module):
         kind = (
             torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         )
-        answer: Tensor = _Product.apply(x, self, kind)
+        answer: Tensor = _Product.apply(x, self, kind)  # type: ignore[no-untyped-call]
         return answer
 
 
-class _PackedLinear(_PackedLayer, nn.Linear):
+class _PackedLinear(_PackedLayer, nn.Linear):  # type: ignore[override]
     pass
 
 
-class _PackedConv2d(_PackedLayer, nn.Conv2d):
+class _PackedConv2d(_PackedLayer, nn.Conv2d):  # type: ignore[override]
     pass
 
 
@@ -169,7 +170,7 @@ class _Product(torch.autograd.Function):
             flat = gradient.reshape(-1, gradient.shape[-1])
             inputs = (flat @ weight).reshape(ctx.shape)
         else:
-            inputs = nn.grad.conv2d_input(
+            inputs = conv2d_input(  # type: ignore[no-untyped-call]
                 ctx.shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
             )
         return inputs.to(ctx.like), None, None
@@ -236,7 +237,7 @@ def count_packed_bytes(pipeline: Any, settings: Settings) -> int:
         return 0
     weights = [(layer.weight.numel(), layer.weight.element_size()) for layer in iter_packable(pipeline)]
     if settings.offload_base:
-        sizes = [count * size for count, size in weights]
+        sizes = [int(count * size) for count, size in weights]
         return sum(sizes) - max(sizes, default=0)  # one layer's is there while it is used
     bits = PRECISION_BY_ID[settings.base_precision].bits or 0
     return sum(int(count * (size - bits / 8)) for count, size in weights)
@@ -260,7 +261,8 @@ def _restore_layer(layer: Any, weight: nn.Parameter) -> None:
     if not isinstance(layer, _PackedLayer):
         return
     weight.data = weight.data.to(layer.packed.device)
-    layer.__class__ = next(own for own, packed in _CLASSES.items() if type(layer) is packed)
+    own: Any = next(own for own, packed in _CLASSES.items() if type(layer) is packed)
+    layer.__class__ = own
     for name in ("packed", "kind"):
         vars(layer).pop(name)
     # In its old place among the parameters, so that every listing has its old order.

@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BasePrecision = Literal["full", "int8", "nf4"]
+CompileMode = bool | Literal["cuda_graphs"]
 
 
 def _split_words(value: Any) -> Any:
@@ -86,6 +87,9 @@ class Settings(BaseModel):
 
     offload_base: Annotated[bool, Later()] = False
     """Keeps them in the host's memory, from where each comes to the device for the moment of its use: slower."""
+
+    compile: Annotated[CompileMode, Later()] = False
+    """Compiles the denoiser's blocks: minutes at first, then faster steps; the last digits of the result differ."""
 
     checkpoint_every_steps: Positive = 100
     resolution_pixels: Positive | None = None

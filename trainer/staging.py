@@ -17,12 +17,13 @@ from conceptry.bases import BaseIdentity
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.composer.loading import load_pipeline
 from conceptry.composer.pipelines import get_device
-from conceptry.concepts import Concept
+from conceptry.concepts import Concept, open_concept
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import InvalidImagesError
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
+from conceptry.trainer.distribution import check_team, find_team
 from conceptry.trainer.events import OnEvent, TrainEvent
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
 from conceptry.trainer.images import PictureFolder, join_folders, scan_pictures
@@ -48,6 +49,8 @@ class TrainResult:
     seconds: float
     fixed_loss_before: float
     fixed_loss_after: float
+    leads: bool = True
+    """False in all processes but one of those that trained the job together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +156,21 @@ def finish_run(stage: Stage, loop: LoopResult) -> TrainResult:
     )
 
 
+def read_result(stage: Stage, loop: LoopResult) -> TrainResult:
+    """Returns the concept that another process of the team has written."""
+    folder = stage.folder / "concept"
+    return TrainResult(
+        concept=open_concept(folder),
+        folder=folder,
+        record=folder / RECORD_NAME,
+        steps=loop.last_step,
+        seconds=time.perf_counter() - stage.started,
+        fixed_loss_before=loop.fixed_loss_before,
+        fixed_loss_after=loop.fixed_loss_after,
+        leads=False,
+    )
+
+
 def read_pictures(job: TrainJob, on_event: OnEvent) -> PictureFolder:
     """Returns the pictures of the job; what is skipped is said. Raises InvalidImagesError."""
     found = _scan_subjects(job)
@@ -185,6 +203,8 @@ def _make_context(
     resolved: ResolvedJob, base: OpenBase, pictures: PictureFolder, cache_folder: Path, on_event: OnEvent
 ) -> TrainingContext:
     job, pipeline, device = resolved.job, base.pipeline, base.device
+    team = find_team()
+    check_team(team, resolved.settings)
     wordings = tuple(
         Wording(
             placeholder=one.placeholder,
@@ -222,6 +242,7 @@ def _make_context(
         revision=None if base.location is None else base.location.revision,
         autocast_dtype=choose_autocast(job.precision, device),
         on_event=on_event,
+        team=team,
     )
     _warn_of_long_prompts(context)
     return context

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptry.errors import InterruptedByUserError
+from conceptry.trainer.distribution import find_team
 from conceptry.trainer.doctor import TrainPlan, check_fit, plan_run
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.folders import claimed, locate_home
@@ -24,6 +25,7 @@ from conceptry.trainer.staging import (
     open_base,
     prepare_run,
     read_pictures,
+    read_result,
 )
 
 __all__ = ["TrainPlan", "TrainResult", "plan", "train"]
@@ -48,6 +50,8 @@ def train(
         resume: go on from the newest checkpoint in ``workdir``.
         base: an open pipeline, which is left as it was, or a BaseLocation; None resolves what the job names.
 
+    In each of several processes that accelerate launched, this trains the one job together; the first writes it.
+
     Raises:
         InvalidImagesError: if the pictures cannot be trained on.
         InvalidPlaceholderError: if the words do not fit the base and the method.
@@ -57,7 +61,8 @@ def train(
         TrainingError: if the result would be broken or empty.
         StoreError: if a file cannot be written.
     """
-    home = locate_home()
+    home, team = locate_home(), find_team()
+    on_event = on_event if team.leads else ignore
     folder = workdir or choose_folder(job, home)
     pictures = read_pictures(job, on_event)
     opened = open_base(job, base)
@@ -71,10 +76,16 @@ def train(
             on_event=on_event,
         )
         check_fit(stage.context, stage.learner)
+        device = stage.context.device
         with claimed(folder), _naming(workdir):
-            begin(stage, resume=resume)
+            with team.leading(device) as leads:
+                if leads:
+                    begin(stage, resume=resume)
             loop = run_loop(stage.context, stage.learner, stage.checkpoints, resume=resume)
-            return finish_run(stage, loop)
+            with team.leading(device) as leads:
+                if leads:
+                    return finish_run(stage, loop)
+            return read_result(stage, loop)
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ def make_holder(layer: nn.Module) -> Any:
     return Holder()
 
 
-LAYERS = {
+LAYERS: dict[str, Callable[[], tuple[Any, torch.Tensor]]] = {
     "linear": lambda: (nn.Linear(64, 24), torch.randn(3, 5, 64)),
     "linear without bias": lambda: (nn.Linear(64, 24, bias=False), torch.randn(5, 64)),
     "convolution": lambda: (nn.Conv2d(8, 12, 3, padding=1, stride=2), torch.randn(2, 8, 9, 9)),
     "channels last": lambda: (
-        nn.Conv2d(8, 12, 3, padding=1).to(memory_format=torch.channels_last),
+        nn.Conv2d(8, 12, 3, padding=1).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         torch.randn(2, 8, 9, 9),
     ),
 }

@@ -82,7 +82,7 @@ def close(found: Any, expected: Any) -> bool:
 def test_globally_locked_keys_are_trained_locally_and_used_globally(shape: Shape, tmp_path: Path) -> None:
     """The saved file answers as the learner did in use, or ``train`` would have refused it."""
     pipeline = make_pipeline(shape)
-    methods = {}
+    methods: dict[str, Any] = {}
     for lock in ("local", "global"):
         job = write_job("perfusion", tmp_path, name=f"tests/{lock}", settings={"key_lock": lock})
         done = train(job, workdir=tmp_path / lock, cache_folder=tmp_path / "cache", base=pipeline)
