@@ -11,6 +11,7 @@ from conceptry.errors import (
     IdentityChangedError,
     IncompatibleError,
     NotFoundError,
+    UsageError,
 )
 from conceptry.licenses import read_permissions
 from conceptry.manifest import Manifest, NamedMember
@@ -105,6 +106,7 @@ def list_members_to_send(store: Store, version: Resolved, remote: Remote) -> lis
 
     Raises:
         NotFoundError: if one is neither here nor there.
+        UsageError: if one was never published.
         ConflictError: if the remote has it with other contents.
         IncompatibleError: if its licence lets nobody pass it on.
     """
@@ -112,6 +114,8 @@ def list_members_to_send(store: Store, version: Resolved, remote: Remote) -> lis
 
 
 def _iter_members_to_send(store: Store, version: Resolved, remote: Remote) -> Iterator[Reference]:
+    from conceptry.registry.foreign import is_unpublished
+
     for member in read_manifest(store.layout, version).members:
         said = f"{version.reference} names {member.label} with the digest {member.digest.short}"
         there = remote.read_version(member.concept, member.version)
@@ -129,6 +133,11 @@ def _iter_members_to_send(store: Store, version: Resolved, remote: Remote) -> It
             )
         reference = Reference(member.concept, member.version)
         manifest = read_manifest(store.layout, Resolved(reference, member.digest))
+        if is_unpublished(manifest):
+            raise UsageError(
+                f"{said}, which was made of somebody's file on this machine",
+                hint="concepts import publishes a file under a name and version of yours; then compose anew",
+            )
         if read_permissions(manifest.license).redistribution == "no":
             raise IncompatibleError(
                 f"{said}, and its licence lets nobody pass it on",

@@ -324,6 +324,28 @@ def test_what_nobody_may_pass_on_is_not_pushed_along(run: Run, imp: str, studio:
     assert run("push", "me/both", "studio", "--alone", "--json").document["members"] == []
 
 
+def test_a_file_that_nobody_published_is_not_pushed_along(
+    run: Run, imp: str, studio: str, tmp_path: Path
+) -> None:
+    run("init", "--base", "sd1")
+    shutil.copytree(tmp_path / "imp", "files")
+    run(
+        "add",
+        "./files/lora.safetensors",
+        "--name",
+        "me/hat",
+        "--placeholder",
+        "<hat>",
+        "--license",
+        "CC0-1.0",
+    )
+    run("sync")
+    run("compose", imp, "me/hat", "--publish", "me/both")
+    refused = run("push", "me/both", "studio", code=2)
+    assert "which was made of somebody's file on this machine" in refused.err
+    assert not (tmp_path / "studio" / "refs").exists()
+
+
 def run_compose_named_as_its_own(run: Run, tmp_path: Path) -> str:
     shutil.rmtree(tmp_path / "imp")
     run("publish", str(write_package(tmp_path / "imp")))
