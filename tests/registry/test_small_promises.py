@@ -186,11 +186,14 @@ def test_document_that_fills_its_limit_is_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_doctor_asks_the_next_remote_where_one_has_nothing_or_fails(pushed: Registry, tmp_path: Path) -> None:
-    pushed.add_remote(RemoteName("a-broken"), (tmp_path / "nothing").as_uri())
+    pushed.add_remote(RemoteName("a-broken"), "http://127.0.0.1:9/nobody")
     other = Registry(tmp_path / "other")
     other.publish(write_folder(tmp_path / "else", "carol/cup"))
     other.push("carol/cup", (tmp_path / "b").as_uri())
     pushed.add_remote(RemoteName("b-empty"), (tmp_path / "b").as_uri())
+    pushed.remove_remote(RemoteName("studio"))
+    pushed.add_remote(RemoteName("studio"), (tmp_path / "studio").as_uri())
+    assert list(pushed.remotes()) == ["a-broken", "b-empty", "studio"]
     (blob,) = Layout(pushed.root).blobs.iterdir()
     blob.unlink()
     assert [row.state for row in pushed.examine()] == ["repaired"]
