@@ -40,7 +40,7 @@ def expand(
     """
     if not any(session.registry.manifest(one.reference).members for one in document.concepts):
         return document, ()
-    from conceptry.composer.packaged import expand_document
+    from conceptry.composer.expansions import expand_document
 
     expanded = expand_document(document, session.registry, way)
     return expanded.document, expanded.masks

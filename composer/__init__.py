@@ -6,10 +6,10 @@ with attach(Composition(imp, ukiyo * 0.7), pipeline) as report:
 
 from conceptry.composer.attach import Attachment, attach, detach, fuse
 from conceptry.composer.compositions import Composition
+from conceptry.composer.expansions import open_composition
 from conceptry.composer.exports import Destination, export
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.loading import load_pipeline
-from conceptry.composer.packaged import open_composition
 from conceptry.composer.plan import Plan, make_plan
 from conceptry.composer.report import Report
 

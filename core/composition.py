@@ -14,6 +14,7 @@ from conceptry.fields import Count, DigestText
 from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderText, Text, parsed_by
 from conceptry.names import Reference
 
+PLAN_NAME: Final = "composition.toml"
 MAX_STRENGTH: Final = 10.0
 Way = Literal["sum", "switch", "composite", "focus"]
 """All at once; by turns; as the mean of what each alone predicts (both arXiv 2402.16843); or each alone where it
