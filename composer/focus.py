@@ -58,13 +58,15 @@ class Focus:
         """Forgets where concepts were: another drawing begins."""
         self._found = None
 
-    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns what encodes prompts as before, and once for each pass beside."""
+    def watch(self, original: Callable[..., Any], *, is_needed: Callable[[], bool]) -> Callable[..., Any]:
+        """Returns what encodes prompts as before, and once for each pass beside, as long as it ``is_needed``."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             answer = original(*args, **kwargs)
+            if not is_needed():
+                return answer
             given = dict(signature.bind(*args, **kwargs).arguments)
             given |= given.pop("kwargs", {})
             self._whole, self._read = None, ()
@@ -76,6 +78,7 @@ class Focus:
                 )
             return answer
 
+        vars(encode_prompt)["is_needed"] = is_needed
         return encode_prompt
 
     def _find_called(self, prompt: str | list[str], rows: int) -> Tensor:

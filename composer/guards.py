@@ -87,7 +87,8 @@ class CallPatch(Patch):
         checks = _CHECKS.setdefault(self._pipeline, [])
         checks.append(self)
         if len(checks) == 1 and callable(getattr(self._pipeline, "encode_prompt", None)):
-            vars(self._pipeline)["encode_prompt"] = _run_checks(self._pipeline.encode_prompt, checks)
+            below = vars(self._pipeline).get("encode_prompt")
+            vars(self._pipeline)["encode_prompt"] = _run_checks(self._pipeline.encode_prompt, checks, below)
 
     def _take_out(self) -> None:
         checks = _CHECKS.get(self._pipeline, [])
@@ -97,6 +98,9 @@ class CallPatch(Patch):
         if not checks and getattr(wrapper, "checks", None) is checks:
             # What somebody else put over it stays; without checks it lets everything pass.
             del vars(self._pipeline)["encode_prompt"]
+            below = getattr(wrapper, "below", None)
+            if below is not None and getattr(below, "is_needed", _always)():
+                vars(self._pipeline)["encode_prompt"] = below
 
 
 class PromptPatch(CallPatch):
@@ -144,15 +148,21 @@ class FilePatch(CallPatch):
         super()._put_in()
 
 
-def _run_checks(encode: Callable[..., Any], checks: list[CallPatch]) -> Callable[..., Any]:
+def _run_checks(
+    encode: Callable[..., Any], checks: list[CallPatch], below: Callable[..., Any] | None
+) -> Callable[..., Any]:
     @functools.wraps(encode)
     def encode_prompt(*args: Any, **options: Any) -> Any:
         for one in checks:
             one.check(options)
         return encode(*args, **options)
 
-    vars(encode_prompt)["checks"] = checks
+    vars(encode_prompt).update(checks=checks, below=below)
     return encode_prompt
+
+
+def _always() -> bool:
+    return True
 
 
 def is_guarded(owner: Any, name: str) -> bool:

@@ -118,7 +118,8 @@ class Steering(Patch):
             }
             self._wrap(denoiser, "forward", _make_forward(self, denoiser.forward))
         if self._focus is not None:
-            self._wrap(self._pipeline, "encode_prompt", self._focus.watch(self._pipeline.encode_prompt))
+            watching = self._focus.watch(self._pipeline.encode_prompt, is_needed=self._is_attached)
+            self._wrap(self._pipeline, "encode_prompt", watching)
         self.follow(0)
 
     def _take_out(self) -> None:
@@ -137,6 +138,9 @@ class Steering(Patch):
         with together():
             for slot in self._slots:
                 slot.steer(1.0)
+
+    def _is_attached(self) -> bool:
+        return self.attached
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         below = owner.__dict__.get(name)

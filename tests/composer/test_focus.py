@@ -189,9 +189,14 @@ def test_what_comes_in_later_leaves_each_by_itself(
     sd1: Any, pair: tuple[Concept, Concept], tmp_path: Path
 ) -> None:
     later = make_embedding(tmp_path / "e", sd1, "<e>", name="test/e")
+    plain = draw(sd1, "a zork on grass")
     with attach(Composition(*pair, way="focus"), sd1):
-        before = draw(sd1, "a zork and a blip")
-        with attach(Composition(later), sd1):
-            assert torch.equal(draw(sd1, "a zork and a blip"), before)
+        before, other = draw(sd1, "a zork and a blip"), draw(sd1, "a zork on grass")
+        inner = attach(Composition(later), sd1)
         assert torch.equal(draw(sd1, "a zork and a blip"), before)
+        inner.detach()
+        assert torch.equal(draw(sd1, "a zork on grass"), other)
+        inner = attach(Composition(later), sd1)
+    assert torch.equal(draw(sd1, "a zork on grass"), plain)
+    inner.detach()
     assert "encode_prompt" not in vars(sd1)
