@@ -1,8 +1,9 @@
 """Speed and memory of training on one accelerator: SD1.5 at 512 px and SDXL at 1024 px, random weights.
 
 ``python benchmarks/gpu/training.py [OUT.json] [--small] [--steps N]``; with ``--small`` narrow networks, on a processor
-too. Pictures a second of each method by batch, the share of the measured ceiling of matrix products, the peak of
-memory beside what the doctor said, and concepts an hour, alone and 16 together. Needs the repository's tests beside it.
+too. Pictures a second of each method by batch, the share of the measured ceiling of matrix products, the peak of memory
+beside what the doctor said, the same with settings that spare memory or compile, and concepts an hour, alone and 16
+together. Needs the repository's tests beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from measuring import describe_machine
 
+from conceptry.errors import ConceptryError
 from conceptry.trainer.doctor import plan_run
 from conceptry.trainer.events import ignore
 from conceptry.trainer.jobs import TrainJob, make_job
@@ -70,6 +72,16 @@ SHAPES: Final = (
 )
 SMALL: Final = (Shape(name="tiny", make=make_pipeline, batches=(1, 4)),)
 METHODS: Final = ("textual_inversion", "perfusion", "lora")
+ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "plain": {},
+    "gradient_checkpointing": {"gradient_checkpointing": True},
+    "int8": {"base_precision": "int8"},
+    "offload": {"offload_base": True},
+    "int8 and offload": {"base_precision": "int8", "offload_base": True},
+    "compiled": {"compile": True},
+    "cuda graphs": {"compile": "cuda_graphs"},
+}
+"""Settings that trade memory for time, or minutes of compiling for speed; measured with LoRA."""
 
 
 def paint(folder: Path) -> Path:
@@ -82,9 +94,11 @@ def paint(folder: Path) -> Path:
     return folder
 
 
-def write_job(method: str, images: Path, batch_size: int, steps: int, number: int = 0) -> TrainJob:
-    """Returns a job whose loop does nothing but steps."""
-    settings = {"batch_size": batch_size, "keep": "last", "checkpoint_every_steps": 1_000_000}
+def write_job(
+    method: str, images: Path, batch_size: int, steps: int, *, number: int = 0, more: Mapping[str, Any] = {}
+) -> TrainJob:
+    """Returns a job whose loop does nothing but steps, with ``more`` settings."""
+    settings = {"batch_size": batch_size, "keep": "last", "checkpoint_every_steps": 1_000_000, **more}
     return make_job(
         {
             "method": method,
@@ -172,6 +186,23 @@ def measure_shape(shape: Shape, device: torch.device, ceiling: float, steps: int
     return rows
 
 
+def measure_rows(shape: Shape, device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """Returns pictures a second and the peak of memory with each of ``ROWS``."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        images = paint(Path(place) / "pictures")
+        pipeline = shape.make().to(device)
+        for name, more in ROWS.items():
+            job = write_job("lora", images, shape.batches[1], steps, more=more)
+            try:
+                found = time_loop(pipeline, job, Path(place))
+            except (torch.OutOfMemoryError, ConceptryError) as error:
+                found = {"error": str(error).splitlines()[0]}
+            rows.append({"shape": shape.name, "row": name, "batch_size": shape.batches[1], **found})
+            print(rows[-1], flush=True)
+    return rows
+
+
 def count_concepts(shape: Shape, device: torch.device, concepts: int, steps: int) -> list[dict[str, Any]]:
     """Returns concepts an hour, alone and together, with the base loaded."""
     rows = []
@@ -180,7 +211,7 @@ def count_concepts(shape: Shape, device: torch.device, concepts: int, steps: int
         pipeline = shape.make().to(device)
         for method in METHODS:
             for together in (1, concepts):
-                jobs = [write_job(method, images, 4, steps, number) for number in range(concepts)]
+                jobs = [write_job(method, images, 4, steps, number=number) for number in range(concepts)]
                 folder = Path(place) / f"{method}-{together}"
                 started = time.perf_counter()
                 outcomes = train_many(
@@ -223,6 +254,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
         "ceiling_tflops": ceiling,
         "loop": [row for shape in shapes for row in measure_shape(shape, device, ceiling, given.steps)],
+        "rows": [row for shape in shapes for row in measure_rows(shape, device, given.steps)],
         "concepts": count_concepts(shapes[0], device, given.concepts, given.steps),
     }
     if given.out is not None:
