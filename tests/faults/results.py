@@ -30,21 +30,10 @@ CHECKS: Final = 2
 
 _DIGITS: Final = 12
 SAME_CODE: Final[dict[str, tuple[str, str, str]]] = {
-    "508803a4b1c1": (
-        "f8ee621e7b97",
-        r"publish \(moved\)|import|index rebuild|restore|program",
-        "differs only in how the private folder of an import is removed, in the hint of an index that finds no room, "
-        "and in what restoring a version brings back, none of which other commands do",
-    ),
-    "09353f3062f1": (
-        "f8ee621e7b97",
-        "index rebuild|restore|program",
-        "differs only in the hint of an index that finds no room and in what restoring a version brings back",
-    ),
-    "e65c450d14bb": (
-        "f8ee621e7b97",
-        "restore|program",
-        "differs only in what restoring a version brings back",
+    "a39e867eb8ff": (
+        "3d5836bd2d81",
+        "(?!)",
+        "differs only in which members of a composition are refused before any is pushed; no command here has any",
     ),
 }
 """Earlier code -> the code that it is as good as, for which parts it is not (a pattern), and why."""
