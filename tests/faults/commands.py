@@ -74,10 +74,15 @@ def write_concept(folder: Path, reference: str) -> Path:
     name, _, version = reference.partition("@")
     file = (reference.encode() * SAMPLE_BYTES)[:SAMPLE_BYTES]
     requires = {"requires": ["me/hat@^1"]} if version == "2.0.0" else {}
-    place = folder / "made" / reference.replace("/", "-").replace("@", "-")
+    place = locate_concept(folder, reference)
     write_text(place / "concept.json", make_manifest(name, version, file=file, **requires).to_bytes())
     write_text(place / "lora.safetensors", file)
     return place
+
+
+def locate_concept(folder: Path, reference: str) -> Path:
+    """Return where ``write_concept`` puts a version."""
+    return folder / "made" / reference.replace("/", "-").replace("@", "-")
 
 
 def locate_studio(folder: Path) -> str:

@@ -19,6 +19,7 @@ from tests.faults.commands import (
     NEW,
     Command,
     find_project,
+    locate_concept,
     locate_studio,
     prepare_home,
     prepare_new,
@@ -83,6 +84,19 @@ def prepare_five(folder: Path) -> None:
         registry.publish(write_concept(folder, reference))
 
 
+def prepare_five_made(folder: Path) -> None:
+    """Five versions that can be published, and a store that has others."""
+    prepare_home(folder)
+    for reference in FIVE:
+        write_concept(folder, reference)
+
+
+def publish_five(folder: Path) -> None:
+    """Publishes all five, one after the other."""
+    for reference in FIVE:
+        Registry(folder / "home").publish(locate_concept(folder, reference))
+
+
 def prepare_five_pushed(folder: Path) -> None:
     """Five versions on a remote that another store knows."""
     prepare_five(folder)
@@ -128,6 +142,7 @@ MORE_COMMANDS: Final[dict[str, Command]] = {
         Command(name="import", prepare=prepare_import, run=import_foreign, store="home", adds=(NEW,)),
         Command(name="publish (files)", prepare=prepare_files, run=publish_files, store="home", adds=(NEW,)),
         Command(name="yank", prepare=prepare_new, run=yank, store="home"),
+        Command(name="publish (five)", prepare=prepare_five_made, run=publish_five, store="home", adds=FIVE),
         Command(name="push (five)", prepare=prepare_five, run=push_five, store="studio", adds=FIVE),
         Command(name="pull (five)", prepare=prepare_five_pushed, run=pull_five, store="second", adds=FIVE),
         Command(name="sync (five)", prepare=prepare_five_locked, run=sync, store="second", adds=FIVE),

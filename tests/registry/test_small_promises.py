@@ -15,6 +15,7 @@ from conceptry.registry.answers import read_strong_etag
 from conceptry.registry.attempts import Patience, Retry
 from conceptry.registry.catalogs import derive_version_list, parse_catalog
 from conceptry.registry.choosing import choose_version
+from conceptry.registry.events import Progress
 from conceptry.registry.files import remove_file
 from conceptry.registry.foreign import fetch_source
 from conceptry.registry.http import Transport
@@ -213,13 +214,10 @@ def test_licence_without_an_identifier_is_told_by_its_name(pushed: Registry, tmp
 
 
 def test_progress_of_every_step_begins_with_nothing(pushed: Registry, tmp_path: Path) -> None:
-    seen: dict[str, int] = {}
-    pushed.push(
-        "me/imp",
-        (tmp_path / "anew").as_uri(),
-        on_event=lambda event: seen.setdefault(event.step, event.done_bytes),
-    )
-    assert seen["check"] == seen["manifest"] == 0
+    seen: list[Progress] = []
+    pushed.push("me/imp", (tmp_path / "anew").as_uri(), on_event=seen.append)
+    first = {event.step: event.done_bytes for event in reversed(seen)}
+    assert first["check"] == first["manifest"] == 0
 
 
 def test_removing_what_is_not_there_says_no(tmp_path: Path) -> None:
