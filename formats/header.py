@@ -219,7 +219,7 @@ def _place(texts: list[str], sizes_bytes: list[int]) -> tuple[list[int], list[in
 
 def _measure(dtype: str, text: str) -> tuple[tuple[int, ...], int]:
     """Returns the sizes that stand between the brackets, and the bytes that they take."""
-    info = _make_info(dtype, json.loads(f"[{read_shape(text)}]"), [0, 0])
+    info = _make_info(dtype, read_shape(text), [0, 0])
     if not isinstance(info, TensorInfo):
         raise _Refusal("no entry")
     size_bytes = DTYPE_BYTES[dtype] * math.prod(info.shape)

@@ -9,6 +9,7 @@ which also has the words for what is wrong.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,10 +64,13 @@ def cut_listing(text: str, opening: str) -> Columns | None:
     return Columns(names, dtypes, shapes, places)
 
 
-def read_shape(text: str) -> str | None:
-    """Returns what stands between the brackets of a shape; None where it stands in another way."""
+def read_shape(text: str) -> list[int]:
+    """Returns the sizes of a shape as it is written between its key and the next. Raises ValueError if it is none."""
     found = _SHAPE.fullmatch(text)
-    return found[1] if found else None
+    if found is None:
+        raise ValueError(f"{text[:80]!r} is no shape")
+    sizes: list[int] = json.loads(f"[{found[1]}]")
+    return sizes
 
 
 def spell_places(ends: Sequence[int], example: str) -> str:
