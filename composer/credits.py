@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from conceptry.composer.plan import Plan, PlannedMember
-from conceptry.manifest import License, Rights, Token
+from conceptry.licenses import combine_licenses
+from conceptry.manifest import License, Rights, Token, Usage
+
+
+def combine_credits(plan: Plan) -> dict[str, Any]:
+    """Returns the fields of a manifest that follow from those of the concepts, whatever is made of them."""
+    manifests = [member.concept.manifest for member in plan.members]
+    prompts = dict.fromkeys(text for member in plan.members for text in rewrite_prompts(member))
+    return {
+        "tags": tuple(dict.fromkeys(tag for one in manifests for tag in one.tags)),
+        "authors": tuple(dict.fromkeys(author for one in manifests for author in one.authors)),
+        "license": combine_licenses(list_licenses(plan)),
+        "rights": combine_rights([one.rights for one in manifests]),
+        "tokens": list_tokens(plan),
+        "usage": Usage(prompts=tuple(prompts)),
+    }
 
 
 def list_licenses(plan: Plan) -> list[tuple[str, License]]:

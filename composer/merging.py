@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from conceptry.composer.credits import combine_rights, list_licenses, list_tokens, rewrite_prompts
+from conceptry.composer.credits import combine_credits, list_licenses, list_tokens
 from conceptry.composer.low_rank import one_thread
 from conceptry.composer.low_rank_modules import from_low_rank
 from conceptry.composer.merge_inputs import MergeInputs
@@ -31,12 +31,9 @@ from conceptry.licenses import combine_licenses, iter_objections
 from conceptry.manifest import (
     Build,
     EmbeddingMethod,
-    License,
     Manifest,
     Part,
     Provenance,
-    Token,
-    Usage,
 )
 from conceptry.names import ConceptName, Version
 
@@ -224,15 +221,12 @@ def _fill(
         components = tuple(sorted({component for component, _ in inputs.rows}))
         file = describe_file(folder / EMBEDDING_NAME, written=written)
         parts.insert(0, Part(kind="embedding", method=EmbeddingMethod(components=components), files=(file,)))
-    manifest = _make_manifest(plan, request, tuple(parts), license=license, tokens=tokens)
+    manifest = _make_manifest(plan, request, tuple(parts))
     (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
 
 
-def _make_manifest(
-    plan: Plan, request: MergeRequest, parts: tuple[Part, ...], *, license: License, tokens: tuple[Token, ...]
-) -> Manifest:
+def _make_manifest(plan: Plan, request: MergeRequest, parts: tuple[Part, ...]) -> Manifest:
     base = plan.members[0].build.base
-    manifests = [member.concept.manifest for member in plan.members]
     build = Build(
         id=f"{base.family}-{'-'.join(part.kind for part in parts)}".replace("_", "-"),
         base=base,
@@ -241,19 +235,13 @@ def _make_manifest(
             source="merged", derived_from=tuple(member.concept.digest for member in plan.members)
         ),
     )
-    prompts = dict.fromkeys(text for member in plan.members for text in rewrite_prompts(member))
     return Manifest(
         name=request.name,
         version=request.version,
         title=request.title,
         description=request.description,
-        tags=tuple(dict.fromkeys(tag for one in manifests for tag in one.tags)),
-        authors=tuple(dict.fromkeys(author for one in manifests for author in one.authors)),
-        license=license,
-        rights=combine_rights([one.rights for one in manifests]),
-        tokens=tokens,
-        usage=Usage(prompts=tuple(prompts)),
         builds=(build,),
+        **combine_credits(plan),
         extensions={EXTENSION: _describe_recipe(plan, request)},
     )
 

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conceptry.composer.credits import combine_rights, list_licenses, list_tokens, rewrite_prompts
+from conceptry.composer.credits import combine_credits
 from conceptry.composer.masks import MASKS_NAME, Mask
 from conceptry.composer.plan import Plan
 from conceptry.composition import PLAN_NAME, CompositionDocument, format_composition
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.errors import StoreError, UsageError
 from conceptry.formats.packages import describe_file
-from conceptry.licenses import combine_licenses
 from conceptry.manifest import (
     Build,
     CompositionMethod,
@@ -24,7 +23,6 @@ from conceptry.manifest import (
     NamedMember,
     Part,
     Provenance,
-    Usage,
 )
 from conceptry.names import ConceptName, Reference, Requirement, Version
 
@@ -104,7 +102,6 @@ def _lock(plan: Plan, document: CompositionDocument) -> CompositionDocument:
 
 
 def _make_manifest(plan: Plan, request: PackageRequest, files: Sequence[File]) -> Manifest:
-    manifests = [member.concept.manifest for member in plan.members]
     named = tuple(
         NamedMember(
             concept=one.concept.manifest.name, version=one.concept.manifest.version, digest=one.concept.digest
@@ -123,14 +120,7 @@ def _make_manifest(plan: Plan, request: PackageRequest, files: Sequence[File]) -
         version=request.version,
         title=request.title,
         description=request.description,
-        tags=tuple(dict.fromkeys(tag for one in manifests for tag in one.tags)),
-        authors=tuple(dict.fromkeys(author for one in manifests for author in one.authors)),
-        license=combine_licenses(list_licenses(plan)),
-        rights=combine_rights([one.rights for one in manifests]),
-        tokens=list_tokens(plan),
-        usage=Usage(
-            prompts=tuple(dict.fromkeys(text for one in plan.members for text in rewrite_prompts(one)))
-        ),
         requires=tuple(Requirement.parse(one.label) for one in named),
         builds=(build,),
+        **combine_credits(plan),
     )
