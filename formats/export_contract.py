@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from conceptry.bases import FamilyId
 from conceptry.formats.contract import Contents
 from conceptry.formats.tensors import RawTensor
 from conceptry.kinds import KindId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordFiles:
+    """How files are called that stand for words, and what a prompt calls them."""
+
+    qualified: bool = False
+    """Where a concept has several words, its own name stands first: many concepts call theirs ``s0`` and ``s1``."""
+
+    call: str = "{}"
+    """What a prompt says, with ``{}`` for the file's name."""
+
+
+BY_WORD: Final = WordFiles()
+"""Each file is called as its word, and so is the word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +44,8 @@ class WriteRequest:
 
     lossy: bool = False
     """The caller agreed to an approximation where there is no exact form."""
+
+    words: WordFiles = BY_WORD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,12 +55,15 @@ def write_named_by_file(request: WriteRequest) -> Written:
     """
     contents = _take(request)
     files, warnings = [], []
-    for word, rows in _group(contents).items():
-        stem = request.stem if request.named else name_file(word)
+    words = _group(contents)
+    front = f"{request.stem}-" if request.words.qualified and len(words) > 1 else ""
+    for word, rows in words.items():
+        stem = request.stem if request.named else front + name_file(word)
         metadata = {**request.metadata, "modelspec.trigger_phrase": word}
         file = OutputFile(name=f"{stem}.safetensors", tensors=_name_rows(rows, request), metadata=metadata)
         files.append(file)
-        warnings.append(f"the word is the name of the file there: {word} is called by {stem!r}")
+        call = request.words.call.format(stem)
+        warnings.append(f"the word is the name of the file there: {word} is called by {call!r}")
     return Written(files=tuple(files), warnings=tuple(warnings))
 
 

@@ -16,7 +16,7 @@ from conceptry.errors import ConflictError, StoreError
 from conceptry.formats.export_contract import OutputFile
 from conceptry.formats.exporting import ExportPlan
 from conceptry.formats.header import read_header
-from conceptry.formats.sidecars import PREVIEW_SUFFIX, SIDECAR_BY_ID, ModelFile
+from conceptry.formats.sidecars import ModelFile, name_notes, name_pictures
 from conceptry.formats.tensors import DATA_HASH_KEY, replace_file, write_tensors
 
 _PRIVATE_PREFIX: Final = ".exporting-"
@@ -75,8 +75,8 @@ def _list_names(plan: ExportPlan) -> list[str]:
     for file in plan.files:
         if file.data is None and plan.sidecars:
             stem = file.name.removesuffix(".safetensors")
-            names += [stem + SIDECAR_BY_ID[id].suffix for id in plan.sidecars]
-            names += [stem + PREVIEW_SUFFIX] if plan.preview else []
+            names += name_notes(plan.sidecars, stem)
+            names += name_pictures(plan.sidecars, stem) if plan.preview else []
     return names
 
 
@@ -133,14 +133,10 @@ def _write_beside(plan: ExportPlan, private: Path) -> None:
             data_sha256=read_header(path).metadata[DATA_HASH_KEY].removeprefix("0x"),
             has_preview=plan.preview is not None,
         )
-        for id in plan.sidecars:
-            row = SIDECAR_BY_ID[id]
-            _write_file(
-                path.with_name(stem + row.suffix),
-                OutputFile(name=row.suffix, data=row.to_bytes(plan.sidecar, known)),
-            )
-        if plan.preview is not None:
-            shutil.copyfile(plan.preview, path.with_name(stem + PREVIEW_SUFFIX))
+        for name, row in name_notes(plan.sidecars, stem).items():
+            _write_file(path.with_name(name), OutputFile(name=name, data=row.to_bytes(plan.sidecar, known)))
+        for name in name_pictures(plan.sidecars, stem) if plan.preview is not None else ():
+            shutil.copyfile(plan.preview, path.with_name(name))
 
 
 def _install(private: Path, plan: ExportPlan, names: list[str]) -> None:

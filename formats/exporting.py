@@ -13,7 +13,15 @@ from conceptry.concepts import Concept
 from conceptry.errors import ConceptryError, IncompatibleError, UsageError
 from conceptry.formats.contract import Contents
 from conceptry.formats.embedding import read_embedding
-from conceptry.formats.export_contract import Loss, OutputFile, Writer, WriteRequest, Written
+from conceptry.formats.export_contract import (
+    BY_WORD,
+    Loss,
+    OutputFile,
+    WordFiles,
+    Writer,
+    WriteRequest,
+    Written,
+)
 from conceptry.formats.export_metadata import describe_export
 from conceptry.formats.lora import read_lora
 from conceptry.formats.sidecars import Sidecar, describe_sidecar
@@ -48,7 +56,13 @@ class ExportSettings:
     build: str | None = None
     lossy: bool = False
     force: bool = False
-    sidecars: bool = True
+    sidecars: bool | tuple[str, ...] = True
+    """Whether the files get what the program reads beside them; or rows of SIDECARS in place of the program's own."""
+
+    kind: KindId | None = None
+    """Only the parts of this kind, where programs look for each in a folder of its own."""
+
+    words: WordFiles = BY_WORD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +98,8 @@ def plan_export(concept: Concept, settings: ExportSettings) -> ExportPlan:
     writer = find_writer(settings.target)
     build = _choose_build(concept, settings.build)
     root, stem = _choose_place(writer, settings.path)
-    written = [_write_part(concept, part, writer, build, stem, settings.lossy) for part in build.parts]
+    parts = [part for part in build.parts if settings.kind in (None, part.kind)]
+    written = [_write_part(concept, part, writer, settings, build=build, stem=stem) for part in parts]
     files = tuple(file for one in written for file in one.files)
     weights = [file for file in files if file.data is None]
     if stem is not None and len(weights) > 1:
@@ -102,9 +117,9 @@ def plan_export(concept: Concept, settings: ExportSettings) -> ExportPlan:
         family=FamilyId(build.base.family),
         root=root,
         files=files,
-        sidecars=writer.sidecars if settings.sidecars else (),
-        sidecar=describe_sidecar(concept.manifest, build),
-        preview=_find_preview(concept, build),
+        sidecars=writer.sidecars if settings.sidecars is True else settings.sidecars or (),
+        sidecar=describe_sidecar(concept.manifest, build, settings.kind),
+        preview=find_preview(concept, build),
         warnings=tuple(warnings),
         losses=tuple(losses),
         force=settings.force,
@@ -146,9 +161,10 @@ def _choose_place(writer: Writer, path: Path) -> tuple[Path, str | None]:
 
 
 def _write_part(
-    concept: Concept, part: Part, writer: Writer, build: Build, stem: str | None, lossy: bool
+    concept: Concept, part: Part, writer: Writer, settings: ExportSettings, *, build: Build, stem: str | None
 ) -> Written:
     kind = part.kind
+    several = settings.kind is None and len(build.parts) > 1
     read = _READERS.get(kind)
     if read is None:
         raise IncompatibleError(
@@ -162,10 +178,11 @@ def _write_part(
         request = WriteRequest(
             contents=read(path),
             family=FamilyId(build.base.family),
-            stem=stem or (f"{name}-{kind}" if len(build.parts) > 1 else name),
+            stem=stem or (f"{name}-{kind}" if several else name),
             named=stem is not None,
             metadata=describe_export(concept, build, kind),
-            lossy=lossy,
+            lossy=settings.lossy,
+            words=settings.words,
         )
         written.append(write_for(writer, kind, request))
     return _join(written)
@@ -229,7 +246,8 @@ def _join(written: list[Written]) -> Written:
     )
 
 
-def _find_preview(concept: Concept, build: Build) -> Path | None:
+def find_preview(concept: Concept, build: Build) -> Path | None:
+    """Returns the picture of a build that programs can show beside its file, None where it has none."""
     pictures = (file for part in build.parts for file in part.files if file.role == "preview")
     found = next((file for file in pictures if file.media_type == "image/png"), None)
     return None if found is None else concept.locate(found)

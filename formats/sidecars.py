@@ -1,13 +1,14 @@
 """Files beside a model file that other programs keep their notes in: one form for all of them, one row each.
 
 A1111 keeps ``NAME.json``, Civitai Helper ``NAME.civitai.info`` (an answer of Civitai's interface), ComfyUI's
-Lora Manager ``NAME.metadata.json``; all show ``NAME.preview.png``.
+Lora Manager ``NAME.metadata.json``; all show ``NAME.preview.png``. InvokeAI reads A1111's notes and ``NAME.png`` when
+it installs a LoRA, and nothing beside other files (invokeai/backend/model_manager/util/lora_metadata_extractor.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,14 +71,18 @@ class SidecarFormat:
     title: str
     suffix: str
     format: Callable[[Sidecar, ModelFile], dict[str, Any]]
+    picture_suffix: str = PREVIEW_SUFFIX
 
     def to_bytes(self, said: Sidecar, file: ModelFile) -> bytes:
         """Returns the file's bytes: JSON, with nothing of the clock or the machine in it."""
         return (json.dumps(self.format(said, file), ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def describe_sidecar(manifest: Manifest, build: Build) -> Sidecar:
-    """Returns what a concept's manifest says, as the programs beside whose files it will lie can show it."""
+def describe_sidecar(manifest: Manifest, build: Build, kind: KindId | None = None) -> Sidecar:
+    """Returns what a concept's manifest says, as the programs beside whose files it will lie can show it.
+
+    ``kind`` is that of the part they lie beside, else of the build's first.
+    """
     license = manifest.license.spdx or manifest.license.name
     return Sidecar(
         title=manifest.title or str(manifest.name),
@@ -88,7 +93,7 @@ def describe_sidecar(manifest: Manifest, build: Build) -> Sidecar:
         notes=f"{manifest.name}@{manifest.version}" + (f", {license}" if license else ""),
         tags=manifest.tags,
         family=FamilyId(build.base.family),
-        kind=build.parts[0].kind,
+        kind=kind or build.parts[0].kind,
         version=str(manifest.version),
     )
 
@@ -168,5 +173,22 @@ SIDECARS: Final[tuple[SidecarFormat, ...]] = (
         suffix=".metadata.json",
         format=_format_lora_manager,
     ),
+    SidecarFormat(
+        id="invokeai",
+        title="A1111's notes as InvokeAI reads them",
+        suffix=".json",
+        format=_format_a1111,
+        picture_suffix=".png",
+    ),
 )
 SIDECAR_BY_ID: Final[dict[str, SidecarFormat]] = {row.id: row for row in SIDECARS}
+
+
+def name_notes(ids: Iterable[str], stem: str) -> dict[str, SidecarFormat]:
+    """Returns the names of the notes beside the model file called ``stem``, and which form each has."""
+    return {stem + row.suffix: row for row in map(SIDECAR_BY_ID.__getitem__, ids)}
+
+
+def name_pictures(ids: Iterable[str], stem: str) -> list[str]:
+    """Returns what the picture beside the model file called ``stem`` is called there: for most programs the same."""
+    return list(dict.fromkeys(stem + SIDECAR_BY_ID[id].picture_suffix for id in ids))

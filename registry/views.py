@@ -7,23 +7,15 @@ belongs to somebody else and is never replaced or removed.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from conceptry.concepts import Concept
 from conceptry.digests import Digest
-from conceptry.errors import (
-    ConceptryError,
-    ConflictError,
-    IntegrityError,
-    NotFoundError,
-    UsageError,
-    suggest_nearest,
-)
-from conceptry.manifest import FullMethod
-from conceptry.registry.copies import copy_file, link_file
+from conceptry.errors import ConceptryError, ConflictError, NotFoundError
 from conceptry.registry.files import (
     digest_file,
     explain_os_errors,
@@ -34,67 +26,20 @@ from conceptry.registry.files import (
     remove_file,
     write_file,
 )
+from conceptry.registry.placements import (
+    LINKS,
+    Made,
+    Placement,
+    Program,
+    ViewSettings,
+    find_program,
+    place_concept,
+)
 from conceptry.registry.places import ViewLayout
 
-if TYPE_CHECKING:
-    from conceptry.manifest import Build, File
+__all__ = ["LINKS", "View", "ViewSettings", "make_view"]
 
-LINKS: Final = ("copy", "hard", "symbolic")
 _LIMIT_BYTES: Final = 64 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """A program that reads folders: where it looks for each kind, and which writer makes files for it."""
-
-    id: str
-    title: str
-    writer: Mapping[str, str]
-    """Kind to the writer of ``formats/writers.py``; a kind that is missing is placed as it is stored."""
-
-    folders: Mapping[str, str]
-    """Kind to the folder below the program's folder for models."""
-
-
-_COMFYUI: Final = {"lora": "loras", "embedding": "embeddings", "full": "diffusion_models"}
-_A1111: Final = {"lora": "Lora", "embedding": "embeddings"}
-_INVOKEAI: Final = {"lora": "lora", "embedding": "embedding"}
-
-PROGRAMS: Final[tuple[Program, ...]] = (
-    Program(
-        id="comfyui",
-        title="ComfyUI (its folder models)",
-        writer={"lora": "comfyui", "embedding": "comfyui"},
-        folders=_COMFYUI,
-    ),
-    Program(
-        id="a1111",
-        title="AUTOMATIC1111, Forge and their relatives (their folder models)",
-        writer={"lora": "a1111", "embedding": "a1111"},
-        folders=_A1111,
-    ),
-    Program(
-        id="invokeai",
-        title="InvokeAI (a folder that it scans)",
-        writer={"lora": "kohya", "embedding": "a1111"},
-        folders=_INVOKEAI,
-    ),
-)
-PROGRAM_BY_ID: Final[dict[str, Program]] = {row.id: row for row in PROGRAMS}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewSettings:
-    """What is to be made, and where."""
-
-    program: str
-    """A row of PROGRAMS."""
-
-    folder: Path
-    link: str | None = None
-    """None converts to what the program reads; a row of LINKS places stored files as they are."""
-
-    lossy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,32 +55,26 @@ class View:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """One file of a view: which concept it is of, how it was made, and its bytes."""
-
-    digest: Digest
-    how: str
-    sha256: Digest
-    size_bytes: int
-
-
 def make_view(concepts: Iterable[Concept], settings: ViewSettings) -> View:
     """Returns what changed in a folder that has exactly these concepts of ours now.
 
     Raises:
         UsageError: for an unknown program.
         IncompatibleError: if the program cannot read a concept; nothing was changed then.
-        ConflictError: if a file of somebody else has the name of one of ours.
+        ConflictError: if a file of somebody else has the name of one of ours, two of ours would have the same, or a
+            link lies in the way; nothing was changed then.
         StoreError: if the folder cannot be written.
     """
     program = find_program(settings.program)
     layout = ViewLayout(settings.folder.absolute())
     known = _read_state(layout)
-    now: dict[str, _Made] = {}
-    warnings: list[str] = []
-    jobs = [job for concept in concepts for job in _plan(concept, program, settings, layout)]
+    now: dict[str, Made] = {}
+    warnings: dict[str, None] = {}
+    once = {concept.digest: concept for concept in concepts}
+    jobs = [job for concept in once.values() for job in place_concept(concept, program, settings, layout)]
+    _refuse_equal_names(jobs)
     for job in jobs:
+        _refuse_links(layout, job.names)
         _refuse_strangers(layout, job.names, known)
     written: list[str] = []
     unchanged: list[str] = []
@@ -148,7 +87,8 @@ def make_view(concepts: Iterable[Concept], settings: ViewSettings) -> View:
             written += made
             _write_state(layout, {**known, **now, **made})
         now |= made
-        warnings += job.warnings
+        warnings |= dict.fromkeys(job.warnings)
+    warnings |= dict.fromkeys(_warn_of_equal_stems(jobs, program))
     removed, kept = _remove_others(layout, known, now)
     _write_state(layout, now)
     return View(
@@ -160,114 +100,67 @@ def make_view(concepts: Iterable[Concept], settings: ViewSettings) -> View:
     )
 
 
-def find_program(id: str) -> Program:
-    """Returns the row called ``id``. Raises UsageError with the nearest one."""
-    if id not in PROGRAM_BY_ID:
-        hint = suggest_nearest(id, PROGRAM_BY_ID) or f"known: {', '.join(PROGRAM_BY_ID)}"
-        raise UsageError(f"no view is made for {id[:80]!r}", hint=hint)
-    return PROGRAM_BY_ID[id]
+# --- what may not be written ---------------------------------------------------------------------------------------
 
 
-# --- what is to be written -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Converted:
-    """A concept that formats writes in the program's own form."""
-
-    concept: Concept
-    how: str
-    plan: Any
-    names: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def write(self, layout: ViewLayout) -> dict[str, _Made]:
-        from conceptry.formats.export_files import write_export
-
-        return {
-            layout.name(one.path): _Made(self.concept.digest, self.how, one.sha256, one.size_bytes)
-            for one in write_export(self.plan)
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A file of a concept as it is stored."""
-
-    concept: Concept
-    how: str
-    file: File
-    names: tuple[str, ...]
-    link: str
-    warnings: tuple[str, ...] = ()
-
-    def write(self, layout: ViewLayout) -> dict[str, _Made]:
-        (name,) = self.names
-        source, target = self.concept.locate(self.file), layout.file(name)
-        if self.link == "copy":
-            found = copy_file(source, target, temporary=layout.temporary(), mode=0o644)
-            if found != self.file.sha256:
-                raise IntegrityError(f"{self.concept.label}: the bytes of {self.file.path!r} changed")
-        else:
-            link_file(source, target, temporary=layout.temporary(), symbolic=self.link == "symbolic")
-        return {name: _Made(self.concept.digest, self.how, self.file.sha256, self.file.size)}
-
-
-_Job = _Converted | _Stored
-
-
-def _plan(concept: Concept, program: Program, settings: ViewSettings, layout: ViewLayout) -> list[_Job]:
-    build = concept.manifest.builds[0]
-    if settings.link is None and all(kind in program.writer for kind in build.kinds):
-        return [_plan_conversion(concept, build, program, settings, layout)]
-    link = settings.link or "copy"
-    jobs: list[_Job] = []
-    for part in build.parts:
-        if part.kind not in program.folders:
-            raise UsageError(
-                f"{program.id} reads no {part.kind} such as {concept.label}",
-                hint=f"it reads {', '.join(program.folders)}; concepts push shares {concept.label} as it is",
-            )
-        if isinstance(part.method, FullMethod) and part.method.packing:
-            raise UsageError(
-                f"{concept.label} is packed as its difference to a base, which {program.id} does not read",
-                hint=f"concepts unpack {concept.label}",
-            )
-        folder = layout.concept_folder(program.folders[part.kind], concept.manifest.name)
-        for file in part.files:
-            if file.role == "weights":
-                name = layout.name(
-                    layout.stored_file(folder, concept.manifest.name, file, alone=len(part.files) == 1)
+def _refuse_equal_names(placements: Iterable[Placement]) -> None:
+    # Two file systems of three do not tell capital letters from small ones.
+    taken: dict[str, Placement] = {}
+    for one in placements:
+        for name in one.names:
+            other = taken.setdefault(name.casefold(), one)
+            if other is not one:
+                raise ConflictError(
+                    f"{other.concept.label} and {one.concept.label} would both be {name!r}",
+                    hint="leave one of them out, or give it a view in another folder",
                 )
-                jobs.append(_Stored(concept, f"stored {link}", file, (name,), link))
-    return jobs
 
 
-def _plan_conversion(
-    concept: Concept, build: Build, program: Program, settings: ViewSettings, layout: ViewLayout
-) -> _Converted:
-    from conceptry.formats.export_files import list_paths
-    from conceptry.formats.exporting import ExportSettings, plan_export
+def _warn_of_equal_stems(placements: Iterable[Placement], program: Program) -> list[str]:
+    """Returns which weights the program takes for one another, as it knows a file by its name without the folder."""
+    stems: dict[tuple[str, str], Placement] = {}
+    found = []
+    for one in placements if program.by_stem else ():
+        for name in (name for name in one.names if name.endswith(".safetensors")):
+            key = (name.partition("/")[0], name.rpartition("/")[2].casefold())
+            other = stems.setdefault(key, one)
+            if other is not one:
+                found.append(
+                    f"{program.id} takes {other.concept.label} and {one.concept.label} for one: it knows both as "
+                    f"{key[1].removesuffix('.safetensors')!r}"
+                )
+    return found
 
-    kind = build.kinds[0]
-    plan = plan_export(
-        concept,
-        ExportSettings(
-            target=program.writer[kind],
-            path=layout.concept_folder(program.folders[kind], concept.manifest.name),
-            lossy=settings.lossy,
-            force=True,
-        ),
-    )
-    names = tuple(layout.name(path) for path in list_paths(plan))
-    how = f"{program.writer[kind]}{' lossy' if settings.lossy else ''}"
-    return _Converted(concept, how, plan, names, plan.warnings)
+
+def _refuse_links(layout: ViewLayout, names: Iterable[str]) -> None:
+    for folder in dict.fromkeys(folder for name in names for folder in _folders_of(layout, name)):
+        status = look_at(folder)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            raise ConflictError(
+                f"{str(folder)!r} is {_name_form(status.st_mode)}, which a view does not follow",
+                hint="move it away; the folder of a whole kind, as loras, may be a link",
+            )
+
+
+def _name_form(mode: int) -> str:
+    return "a link" if stat.S_ISLNK(mode) else "no folder"
+
+
+def _folders_of(layout: ViewLayout, name: str) -> list[Path]:
+    """Returns the folders that a file of a view lies in, without that of its kind, which people link to other disks."""
+    parts = name.split("/")
+    return [layout.file("/".join(parts[:count])) for count in range(2, len(parts))]
+
+
+def _leads_elsewhere(layout: ViewLayout, name: str) -> bool:
+    found = (look_at(folder) for folder in _folders_of(layout, name))
+    return any(status is not None and not stat.S_ISDIR(status.st_mode) for status in found)
 
 
 # --- what is there -------------------------------------------------------------------------------------------------
 
 
-def _refuse_strangers(layout: ViewLayout, names: Iterable[str], known: Mapping[str, _Made]) -> None:
+def _refuse_strangers(layout: ViewLayout, names: Iterable[str], known: Mapping[str, Made]) -> None:
     for name in names:
         path = layout.file(name)
         if look_at(path) is None:
@@ -279,13 +172,13 @@ def _refuse_strangers(layout: ViewLayout, names: Iterable[str], known: Mapping[s
             )
 
 
-def _is_made(layout: ViewLayout, name: str, known: Mapping[str, _Made], job: _Job) -> bool:
+def _is_made(layout: ViewLayout, name: str, known: Mapping[str, Made], job: Placement) -> bool:
     made = known.get(name)
     same = made is not None and (made.digest, made.how) == (job.concept.digest, job.how)
     return same and look_at(layout.file(name)) is not None
 
 
-def _was_changed(layout: ViewLayout, name: str, made: _Made) -> bool:
+def _was_changed(layout: ViewLayout, name: str, made: Made) -> bool:
     path = layout.file(name)
     if not is_file(path):  # a symbolic link of ours leads to a blob that verify reads
         return made.how != "stored symbolic"
@@ -294,7 +187,7 @@ def _was_changed(layout: ViewLayout, name: str, made: _Made) -> bool:
 
 
 def _remove_others(
-    layout: ViewLayout, known: Mapping[str, _Made], now: Mapping[str, _Made]
+    layout: ViewLayout, known: Mapping[str, Made], now: Mapping[str, Made]
 ) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     kept: list[str] = []
@@ -302,7 +195,7 @@ def _remove_others(
         path = layout.file(name)
         if look_at(path) is None:
             continue
-        if _was_changed(layout, name, known[name]):
+        if _leads_elsewhere(layout, name) or _was_changed(layout, name, known[name]):
             kept.append(name)
         elif remove_file(path):
             removed.append(name)
@@ -310,14 +203,14 @@ def _remove_others(
     return removed, kept
 
 
-def _read_state(layout: ViewLayout) -> dict[str, _Made]:
+def _read_state(layout: ViewLayout) -> dict[str, Made]:
     data = read_small_file(layout.state, _LIMIT_BYTES)
     if data is None:
         return {}
     try:
         rows = json.loads(data)["files"]
         found = {
-            name: _Made(
+            name: Made(
                 Digest.parse(row["concept"]),
                 str(row["how"]),
                 Digest.parse(row["sha256"]),
@@ -335,7 +228,7 @@ def _read_state(layout: ViewLayout) -> dict[str, _Made]:
     return found
 
 
-def _write_state(layout: ViewLayout, made: Mapping[str, _Made]) -> None:
+def _write_state(layout: ViewLayout, made: Mapping[str, Made]) -> None:
     rows = {
         name: {
             "concept": str(row.digest),
