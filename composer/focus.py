@@ -38,6 +38,20 @@ Encoded = tuple[Tensor, Tensor | None]
 Steer = Callable[[Pass], None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prompts:
+    """The prompts that were encoded last."""
+
+    whole: Tensor
+    """As they are written."""
+
+    read: tuple[Encoded, ...]
+    """As each pass reads them, the base's first."""
+
+    called: Tensor
+    """By concept and row, 1 where the row's prompt calls the concept and 0 where it does not."""
+
+
 class Focus:
     """What the way ``focus`` keeps of one drawing: the prompts as each concept reads them, and where concepts are.
 
@@ -49,9 +63,8 @@ class Focus:
     def __init__(self, pipeline: Pipeline, members: Sequence[PlannedMember]) -> None:
         self._pipeline = pipeline
         self._concepts = tuple(map(CallWords.of, members))
-        self._whole: Tensor | None = None
-        self._read: tuple[Encoded, ...] = ()
-        self._called: Tensor | None = None
+        self._prompts: _Prompts | None = None
+        self._is_running = False
         self._found: Tensor | None = None
 
     def begin(self) -> None:
@@ -65,16 +78,18 @@ class Focus:
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             answer = original(*args, **kwargs)
-            if not is_needed():
+            # What is encoded in the middle of a step is no prompt: locked keys read their superclass so.
+            if not is_needed() or self._is_running:
                 return answer
             given = dict(signature.bind(*args, **kwargs).arguments)
             given |= given.pop("kwargs", {})
-            self._whole, self._read = None, ()
+            self._prompts = None
             if given.get("prompt") is not None and given.get("prompt_2") is None:
-                self._whole = answer[0]
-                self._called = self._find_called(given["prompt"], len(answer[0]))
-                self._read = tuple(
-                    self._encode(original, given, place) for place in range(-1, len(self._concepts))
+                places = range(-1, len(self._concepts))
+                self._prompts = _Prompts(
+                    whole=answer[0],
+                    read=tuple(self._encode(original, given, place) for place in places),
+                    called=self._find_called(given["prompt"], len(answer[0])),
                 )
             return answer
 
@@ -110,8 +125,24 @@ class Focus:
         steer: Steer,
     ) -> tuple[Tensor, Any]:
         """Returns what the passes predict together, and the denoiser's answer to the first of them."""
+        self._is_running = True
+        try:
+            return self._run(original, args, kwargs, passes=passes, steer=steer)
+        finally:
+            self._is_running = False
+
+    def _run(
+        self,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        passes: Sequence[Pass],
+        steer: Steer,
+    ) -> tuple[Tensor, Any]:
         given = kwargs["encoder_hidden_states"]
-        start, read = self._find_prompts(given)
+        start, prompts = self._find_prompts(given)
+        read = prompts.read if prompts else ()
         steer(passes[0])
         answer = original(*args, **_exchange(kwargs, read[0] if read else None, start))
         base = answer[0]
@@ -124,21 +155,22 @@ class Focus:
             changes.append(original(*rows(args), **own)[0] - base[start:])
         found = locate(torch.stack(changes), self._found)
         self._found = found
-        if read and self._called is not None:
-            found = found * self._called.to(found)
+        if prompts:
+            found = found * prompts.called.to(found)
         total = base.clone()
         total[start:] += (share_places(found).to(base) * torch.stack(changes)).sum(dim=0)
         return total, answer
 
-    def _find_prompts(self, given: Tensor) -> tuple[int, tuple[Encoded, ...]]:
-        """Returns the first row that a prompt draws, and the prompts as passes read them: none of foreign encodings."""
-        whole = self._whole
-        if whole is not None:
+    def _find_prompts(self, given: Tensor) -> tuple[int, _Prompts | None]:
+        """Returns the first row that a prompt draws, and the prompts: None for foreign encodings."""
+        prompts = self._prompts
+        if prompts is not None:
+            whole = prompts.whole
             for start in {0, len(given) - len(whole)}:
                 if start >= 0 and given[start:].shape == whole.shape and torch.equal(given[start:], whole):
-                    return start, self._read
+                    return start, prompts
         guided = bool(getattr(self._pipeline, "do_classifier_free_guidance", False)) and len(given) % 2 == 0
-        return len(given) // 2 if guided else 0, ()
+        return len(given) // 2 if guided else 0, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
