@@ -21,18 +21,21 @@ from conceptry.cli.text import format_bytes
 )
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--base", "with_base", is_flag=True, help="Put the project's base in too.")
+@click.option("--force", is_flag=True, help="Replace a file that is no bundle.")
 @pass_session
-def bundle(session: Session, /, out: Path, *, with_base: bool) -> None:
+def bundle(session: Session, /, out: Path, *, with_base: bool, force: bool) -> None:
     """Write the project and all it requires into one file.
 
     For sites without a network: concepts sync --from OUT takes it in there. Equal projects give equal bytes, in the
-    layout of an OCI image.
+    layout of an OCI image. A bundle that is there is replaced, another file with --force alone.
     """
     from conceptry.registry.packing import pack_project
 
     workspace = find_workspace(session)
     with track(session.out, "writing the bundle") as meter:
-        bundled = pack_project(workspace, out, with_base=with_base, on_event=follow_transfer(meter))
+        bundled = pack_project(
+            workspace, out, with_base=with_base, force=force, on_event=follow_transfer(meter)
+        )
     document = {
         "path": str(bundled.path),
         "digest": str(bundled.digest),

@@ -22,6 +22,7 @@ from conceptry.registry.files import (
     NewFile,
     explain_os_errors,
     open_regular,
+    read_small_file,
     write_new_file,
 )
 from conceptry.registry.lockfile import Lock
@@ -44,6 +45,7 @@ CONFIG_TYPE: Final = "application/vnd.conceptry.manifest.v1+json"
 TITLE: Final = "org.opencontainers.image.title"
 NAME: Final = "org.opencontainers.image.ref.name"
 _EMPTY: Final = b"{}"
+_HEAD_BYTES: Final = 4096
 BLOCK_BYTES: Final = 512
 RECORD_BYTES: Final = 10240
 
@@ -150,6 +152,13 @@ def write_bundle(
             concepts=len(lock.concepts),
             base_files=len(rows),
         )
+
+
+def begins_as_bundle(path: Path) -> bool:
+    """Returns whether the file at ``path`` begins as the bundle of a project does, or is empty. Raises StoreError."""
+    data = read_small_file(path, _HEAD_BYTES) or b""
+    first = make_header(LAYOUT_NAME, len(LAYOUT)).tobuf(GNU_FORMAT) + LAYOUT.ljust(BLOCK_BYTES, b"\0")
+    return not data or (data.startswith(first) and PROJECT_TYPE.encode("ascii") in data)
 
 
 def describe_manifest(kind: str, name: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
@@ -13,6 +14,7 @@ from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError, NotFoundError
 from conceptry.registry import Registry
 from conceptry.registry.bundle_reading import open_bundle
+from conceptry.registry.bundles import LAYOUT, make_header
 from conceptry.registry.packing import pack_project, unpack_project
 from conceptry.registry.workspace import Workspace
 from tests.registry.folders import files_below
@@ -138,3 +140,68 @@ def test_damaged_blob_in_the_store_is_never_bundled(workspace: Workspace, tmp_pa
 def test_bundle_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         open_bundle(tmp_path / "nothing.tar")
+
+
+@pytest.mark.parametrize("data", [b"my notes", b"oci-layout", b"\0" * 4096], ids=["text", "name", "zeros"])
+def test_a_file_of_somebody_else_is_not_replaced_by_a_bundle(
+    workspace: Workspace, tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(data)
+    with pytest.raises(ConflictError, match=r"mine\.txt' is there and no bundle of a project") as caught:
+        pack_project(workspace, path)
+    assert caught.value.hint == "name another file, or add --force to replace it"
+    assert path.read_bytes() == data
+    pack_project(workspace, path, force=True)
+    assert open_bundle(path).lock == workspace.lock_path.read_bytes()
+
+
+def test_a_layout_that_another_program_wrote_is_not_replaced(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in (("oci-layout", LAYOUT), ("index.json", b'{"manifests":[]}')):
+            tar.addfile(make_header(name, len(data)), io.BytesIO(data))
+    before = path.read_bytes()
+    with pytest.raises(ConflictError):
+        pack_project(workspace, path)
+    assert path.read_bytes() == before
+
+
+def test_a_bundle_takes_the_place_of_an_older_one_even_if_that_is_damaged(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.tar"
+    digest = pack_project(workspace, path).digest
+    path.write_bytes(path.read_bytes()[:5000])
+    assert pack_project(workspace, path).digest == digest
+
+
+def test_a_bundle_makes_no_folder(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no folder"):
+        pack_project(workspace, tmp_path / "missing" / "b.tar")
+    assert not (tmp_path / "missing").exists()
+    with pytest.raises(ConflictError, match="is a folder"):
+        pack_project(workspace, tmp_path, force=True)
+
+
+def test_a_base_that_is_taken_out_replaces_no_file_and_follows_no_link(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    pack_project(workspace, tmp_path / "b.tar", with_base=True)
+    island, target = Registry(tmp_path / "island-store"), tmp_path / "island"
+    out = target / "base"
+    out.mkdir(parents=True)
+    (out / "model_index.json").write_bytes(b"mine")
+    with pytest.raises(ConflictError, match=r"model_index\.json' is there with other contents"):
+        unpack_project(island, tmp_path / "b.tar", target, base_out=out)
+    assert files_below(target) == ["base/model_index.json"]
+    (out / "model_index.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (out / "unet").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConflictError, match="unet' is a link"):
+        unpack_project(island, tmp_path / "b.tar", target, base_out=out)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (out / "unet").unlink()
+    for _ in range(2):
+        unpack_project(island, tmp_path / "b.tar", target, base_out=out)
+    assert (out / "unet" / "model.safetensors").read_bytes() == b"weights" * 100
