@@ -1,8 +1,9 @@
-"""Concepts that prompts name: ``<lora:imp:0.8>`` and ``embedding:imp``, found in the store and among adopted files."""
+"""Concepts that prompts name, as ``<lora:imp:0.8>`` or ``embedding:imp``: found in the store and adopted folders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from conceptry.cli.session import Session
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from conceptry.composer.report import Report
     from conceptry.composition import CompositionDocument
     from conceptry.formats.picture_records import Wording
-    from conceptry.registry.mentions import Shelf
+    from conceptry.registry.mentions import Match, Shelf
 
 
 class TagReader:
@@ -38,11 +39,11 @@ class TagReader:
         from conceptry.composition import CompositionDocument, Member
 
         tags = dict.fromkeys(find_tags(prompt))
-        outside = [tag for tag in find_tags(negative) if tag.kind == "lora"]
+        outside = [tag for tag in find_tags(negative) if tag.kind != "embedding"]
         if outside:
             raise UsageError(
-                f"<lora:{outside[0].name}> stands in the negative prompt, and a LoRA changes both",
-                hint=f"write it into --prompt, with a negative strength: <lora:{outside[0].name}:-0.5>",
+                f"{outside[0]} stands in the negative prompt, and a {outside[0].kind} changes both",
+                hint=f"write it into --prompt, with a negative strength: {replace(outside[0], strength=-0.5)}",
             )
         tags |= dict.fromkeys(find_tags(negative))
         if not tags:
@@ -51,7 +52,7 @@ class TagReader:
         known = {one.reference.concept for one in named}
         for tag in tags:
             reference = self._find(tag)
-            if tag.kind == "lora" or reference.concept not in known:
+            if tag.kind != "embedding" or reference.concept not in known:
                 named.append(Member(reference=reference, strength=tag.strength))
                 known.add(reference.concept)
         called = {tag.name: str(self._find(tag).concept) for tag in tags if tag.kind == "embedding"}
@@ -65,7 +66,7 @@ class TagReader:
         from conceptry.registry.mentions import Shelf
 
         self._shelf = self._shelf or Shelf(self._session.registry)
-        matches = self._shelf.find_name(tag.name, tag.kind)
+        matches = [match for match in self._shelf.find_name(tag.name, tag.kind) if self._is_kind(match, tag)]
         names = list(dict.fromkeys(Reference.parse(match.reference).concept for match in matches))
         if not names:
             raise NotFoundError(
@@ -75,14 +76,16 @@ class TagReader:
         if len(names) > 1:
             raise UsageError(
                 f"{tag.name!r} may be {', '.join(map(str, names[:5]))}",
-                hint=f"write the whole name, such as {_write(tag, str(names[0]))}",
+                hint=f"write the whole name, such as {replace(tag, name=str(names[0]))}",
             )
         self._found[tag] = Reference(names[0], LATEST)
         return self._found[tag]
 
-
-def _write(tag: Tag, name: str) -> str:
-    return f"embedding:{name}" if tag.kind == "embedding" else f"<lora:{name}:{tag.strength:g}>"
+    def _is_kind(self, match: Match, tag: Tag) -> bool:
+        """Returns whether a version is what the tag asks for; what a file is that was never used is seen later."""
+        if tag.kind != "hypernetwork" or match.path is not None:
+            return True
+        return tag.kind in self._session.registry.manifest(Reference.parse(match.reference)).kinds
 
 
 def settle_wording(prompt: str, negative: str, called: Mapping[str, str], report: Report | None) -> Wording:

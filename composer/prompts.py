@@ -1,7 +1,8 @@
 """Prompts as people write them for A1111 and ComfyUI: tags that name concepts, and brackets that weigh words.
 
-``<lora:name:0.8>`` and ``embedding:name`` name concepts; ``(word)``, ``(word:1.2)`` and ``[word]`` weigh words, and a
-backslash takes the meaning of a bracket away. What changes with the step, or joins prompts, is refused with a hint.
+``<lora:name:0.8>``, ``<hypernet:name:0.5>`` and ``embedding:name`` name concepts; ``(word)``, ``(word:1.2)`` and
+``[word]`` weigh words, and a backslash takes the meaning of a bracket away. What changes with the step, or joins
+prompts, is refused with a hint.
 """
 
 from __future__ import annotations
@@ -23,13 +24,24 @@ _WEIGHT: Final = re.compile(r"(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*", re.DOTALL 
 _TOKEN: Final = re.compile(r"\\[\\()\[\]]|[()\[\]]|[^\\()\[\]]+|\\")
 
 
+TagKind = Literal["lora", "hypernetwork", "embedding"]
+_KINDS: Final[dict[str, TagKind]] = {"lora": "lora", "lyco": "lora", "hypernet": "hypernetwork"}
+_SPELLED: Final = {"lora": "lora", "hypernetwork": "hypernet"}
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """A concept that a prompt names, and how strongly it is asked for."""
 
-    kind: Literal["lora", "embedding"]
+    kind: TagKind
     name: str
     strength: float = 1.0
+
+    def __str__(self) -> str:
+        """Returns it as it is written in a prompt."""
+        if self.kind == "embedding":
+            return f"embedding:{self.name}"
+        return f"<{_SPELLED[self.kind]}:{self.name}:{self.strength:g}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ def find_tags(text: str) -> tuple[Tag, ...]:
 
 
 def replace_tags(text: str, call: Callable[[str], str]) -> str:
-    """Returns the prompt without tags of LoRAs, and with the words that ``call`` gives in place of embeddings."""
+    """Returns the prompt without tags in angles, and with the words that ``call`` gives in place of embeddings."""
     if not find_tags(text):
         return text
     bare = re.sub(r"\s+", " ", _TAG.sub(" ", text)).strip()
@@ -92,11 +104,7 @@ def parse_weights(text: str) -> tuple[Piece, ...]:
 
 def _parse_tag(match: re.Match[str]) -> Tag:
     name, *rest = (part.strip() for part in match[2].split(":"))
-    if match[1].lower() == "hypernet":
-        raise UsageError(
-            f"{match[0][:80]} names a hypernetwork, which is not attached here",
-            hint="take it out of the prompt, or name a LoRA or an embedding",
-        )
+    kind = _KINDS[match[1].lower()]
     try:
         numbers = [float(part) for part in rest]
         if not name or len(set(numbers)) > 1 or not all(abs(number) <= MAX_WEIGHT for number in numbers):
@@ -104,9 +112,9 @@ def _parse_tag(match: re.Match[str]) -> Tag:
     except ValueError as error:
         raise UsageError(
             f"{match[0][:80]} asks for more than a name and one strength",
-            hint=f"write <lora:{name or 'name'}:0.8>, with a strength between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+            hint=f"write {Tag(kind, name or 'name', 0.8)}, with a strength between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
         ) from error
-    return Tag("lora", name, numbers[0] if numbers else 1.0)
+    return Tag(kind, name, numbers[0] if numbers else 1.0)
 
 
 # --- weights -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.cli.conftest import Run
 from tests.cli.packages import write_package
-from tests.fakes.concepts import make_embedding
+from tests.fakes.concepts import make_embedding, make_hypernetwork
 from tests.fakes.pipelines import make_pipeline
 
 pytestmark = pytest.mark.filterwarnings(
@@ -162,6 +162,8 @@ def test_prompts_name_concepts_and_the_picture_keeps_which_ones(
     [
         (("--prompt", "a cat <lora:none:1>"), 3, "nothing in the store is called so"),
         (("--prompt", "a cat", "--negative", "<lora:imp:1>"), 2, "stands in the negative prompt"),
+        (("--prompt", "a cat", "--negative", "<hypernet:ink>"), 2, "and a hypernetwork changes both"),
+        (("--prompt", "a cat <hypernet:imp:1>"), 3, "names the hypernetwork 'imp', and nothing in the store"),
         (("--prompt", "[cat:dog:0.5]"), 2, "changes the prompt with the step"),
         (("--prompt", "a cat", "--strength", "0.5"), 2, "say how --image is drawn over"),
         (("--prompt", "a cat", "--size", "wide"), 2, "not a size"),
@@ -175,6 +177,18 @@ def test_what_cannot_be_drawn_is_refused_before_a_base_is_opened(
     finished = run("generate", *words, "--base", "sd1", "--out", "pictures", code=code)
     assert said in finished.err
     assert not Path("pictures").exists()
+
+
+def test_a_tag_names_a_hypernetwork(run: Run, base: Path, tmp_path: Path) -> None:
+    make_hypernetwork(tmp_path / "ink", make_pipeline("sd1"), name="me/ink")
+    run("publish", str(tmp_path / "ink"))
+    drawing = ("--steps", "1", "--base", str(base), "-q")
+    run("generate", "--prompt", "a cat <hypernet:ink:0.5>", *drawing, "--out", "tagged")
+    run("generate", "--with", "me/ink*0.5", "--prompt", "a cat", *drawing, "--out", "named")
+    run("generate", "--prompt", "a cat", *drawing, "--out", "plain")
+    tagged, named, plain = (read_pixels(Path(out, "000.png")) for out in ("tagged", "named", "plain"))
+    assert np.array_equal(tagged, named)
+    assert not np.array_equal(tagged, plain)
 
 
 def test_another_base_another_picture_and_a_lost_concept_are_said(

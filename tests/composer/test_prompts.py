@@ -78,11 +78,18 @@ def test_tags_name_concepts_and_leave_the_words() -> None:
     )
     assert replace_tags(text, {"easy-bad": "<bad>"}.__getitem__) == "a cat , <bad>,"
     assert find_tags("<lora:a:0.5:0.5>") == (Tag("lora", "a", 0.5),)
+    assert find_tags("a cat <hypernet:ink:0.4>") == (Tag("hypernetwork", "ink", 0.4),)
+    assert replace_tags("a cat <hypernet:ink:0.4>", str) == "a cat"
+    assert [str(tag) for tag in find_tags("<hypernet:ink:0.4> <lyco:a> embedding:b")] == [
+        "<hypernet:ink:0.4>",
+        "<lora:a:1>",
+        "embedding:b",
+    ]
     assert replace_tags("a  cat <imp>", str) == "a  cat <imp>"
 
 
 @pytest.mark.parametrize(
-    "tag", ["<lora:a:0.8:0.5>", "<lora:a:lbw=NONE>", "<lora::1>", "<hypernet:a:1>", "<lora:a:99>"]
+    "tag", ["<lora:a:0.8:0.5>", "<lora:a:lbw=NONE>", "<lora::1>", "<hypernet:a:1:2>", "<lora:a:99>"]
 )
 def test_a_tag_that_asks_for_more_is_refused_with_a_hint(tag: str) -> None:
     with pytest.raises(UsageError) as caught:
