@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -80,14 +80,31 @@ def name_base(session: Session, location: BaseLocation, named: str | None) -> st
     return named if named in session.registry.bases() else None
 
 
-def make_folder(out: Path) -> None:
-    """Has a folder at ``out``. Raises UsageError if something else is there."""
+@contextmanager
+def made_folder(out: Path | None) -> Iterator[None]:
+    """Has a folder at ``out`` while the block runs and after; what was made for it is gone again if it stays empty.
+
+    Raises:
+        UsageError: if something else is there.
+        StoreError: if it cannot be made.
+    """
+    if out is None:
+        yield
+        return
     if out.exists() and not out.is_dir():
         raise UsageError(f"{str(out)!r} is a file", hint="name a folder")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {str(out)!r}: {error.strerror}") from error
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {str(out)!r}: {error.strerror}") from error
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that something was put into stays
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def iter_free_names(folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from conceptry.cli.drawing import (
     attached,
     iter_free_names,
     lock_composition,
-    make_folder,
+    made_folder,
     name_base,
     write_picture,
 )
@@ -33,6 +33,8 @@ from conceptry.cli.text import count_things
 from conceptry.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from conceptry.base_locations import BaseLocation
     from conceptry.bases import Fit
     from conceptry.composer.compositions import Composition
@@ -164,18 +166,18 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     if asked.way_is_free:
         groups = [_choose_way(group, pipeline, given["fit"]) for group in groups]
     from conceptry.composer.masks import keep_masks
-    from conceptry.composer.pictures import same_rounding
+    from conceptry.composer.pictures import draw_batch, same_rounding
 
-    make_folder(out)
     names, total = iter_free_names(out), settings.count * len(given["prompts"])
     rows: list[dict[str, Any]] = []
-    with track(session.out, "drawing") as meter, same_rounding():
+    with made_folder(out), track(session.out, "drawing") as meter, same_rounding():
         for group in groups:
             with attached(pipeline, group.composition, given["fit"]) as report:
                 _warn(session, report, group)
-                keep_masks(masks, out)
                 for record in _iter_batches(group, settings, facts, report):
-                    rows += _draw(pipeline, record, canvas, names=names)
+                    pictures = draw_batch(pipeline, record, canvas)
+                    keep_masks(masks, out)
+                    rows += _write(pictures, record, names=names)
                     meter.update(len(rows), total, Path(rows[-1]["path"]).name)
     _say(session, rows, out)
 
@@ -377,12 +379,12 @@ def _iter_batches(
             )
 
 
-def _draw(
-    pipeline: Any, first: PictureRecord, canvas: Canvas, *, names: Iterator[Path]
+def _write(
+    pictures: Sequence[Image], first: PictureRecord, *, names: Iterator[Path]
 ) -> Iterator[dict[str, Any]]:
-    from conceptry.composer.pictures import draw_batch, encode_picture
+    from conceptry.composer.pictures import encode_picture
 
-    for index, picture in enumerate(draw_batch(pipeline, first, canvas)):
+    for index, picture in enumerate(pictures):
         record = first.at(index)
         path = next(names)
         write_picture(path, encode_picture(picture, record))

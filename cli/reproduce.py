@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 
 from conceptry.cli.bases import open_base
-from conceptry.cli.drawing import attached, make_folder, write_picture
+from conceptry.cli.drawing import attached, made_folder, write_picture
 from conceptry.cli.explain import explain
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, base_option
@@ -116,7 +116,7 @@ def reproduce(
     carried = [_read(path) for path in pictures]
     _check_names(carried, out)
     rows: list[Rebuilt] = []
-    with track(session.out, "drawing") as meter:
+    with made_folder(out), track(session.out, "drawing") as meter:
         for rebuilt in _rebuild_all(session, carried, given):
             meter.update(len(rows) + 1, len(carried), rebuilt.carried.path.name)
             rows.append(rebuilt)
@@ -145,7 +145,6 @@ def _read(path: Path) -> Carried:
 def _check_names(carried: Sequence[Carried], out: Path | None) -> None:
     if out is None:
         return
-    make_folder(out)
     names = [one.path.name for one in carried]
     for name in names:
         if names.count(name) > 1:

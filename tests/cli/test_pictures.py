@@ -191,6 +191,15 @@ def test_a_tag_names_a_hypernetwork(run: Run, base: Path, tmp_path: Path) -> Non
     assert not np.array_equal(tagged, plain)
 
 
+def test_a_folder_that_stays_empty_is_taken_away_unless_it_was_there(run: Run, base: Path) -> None:
+    refused = ("--prompt", "a (cat:1.2)", "--negative", "a (cat:0.5)", "--steps", "1", "--base", str(base))
+    assert "give them different words" in run("generate", *refused, "--out", "deep/new", code=2).err
+    assert not Path("deep").exists()
+    Path("old").mkdir()
+    run("generate", *refused, "--out", "old", code=2)
+    assert Path("old").is_dir()
+
+
 def test_another_base_another_picture_and_a_lost_concept_are_said(
     run: Run, imp: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
