@@ -345,13 +345,22 @@ def _warn(session: Session, report: Report | None, group: Group) -> None:
 
     for warning in (*report.warnings, *find_idle_parts(report.plan)):
         session.out.warn(warning)
-    said = " ".join(f"{task.prompt} {task.negative}" for task in group.tasks).casefold()
+    said = " ".join(_iter_texts(group)).casefold()
     tagged = {name for task in group.tasks for name in task.called.values()}
     for applied in report.concepts:
         words = list(applied.words.values())
         is_tagged = applied.label.partition("@")[0] in tagged
         if words and not is_tagged and not any(word.casefold() in said for word in words):
             session.out.warn(f"no prompt says {' or '.join(words)}, the word that calls {applied.label}")
+
+
+def _iter_texts(group: Group) -> Iterator[str]:
+    """Returns all that is read while a group is drawn."""
+    for task in group.tasks:
+        yield from (task.prompt, task.negative)
+    for member in group.composition.members if group.composition else ():
+        if member.use.region is not None:
+            yield member.use.region.prompt or ""
 
 
 def _iter_batches(

@@ -192,6 +192,15 @@ def test_a_masked_picture_is_that_of_its_file_and_comes_back_byte_for_byte(
     assert run(*again, "--image", str(mask)).out == "same_bytes\n"
 
 
+def test_a_word_in_the_prompt_of_a_region_is_said(run: Run, base: Path, tmp_path: Path) -> None:
+    make_embedding(tmp_path / "words", make_pipeline("sd1"), "<e>", name="me/words")
+    run("publish", str(tmp_path / "words"))
+    drawing = ("generate", "--with", "me/words", "--prompt", "a cat", "--steps", "1", "--base", str(base))
+    boxed = ("--region", "me/words:0,0,0.5,1", "--region-prompt", "me/words:a <e>")
+    assert "no prompt says" not in run(*drawing, *boxed, "--out", "said").err
+    assert "no prompt says <e>" in run(*drawing, *boxed[:2], "--out", "unsaid").err
+
+
 def test_several_concepts_that_the_prompt_calls_are_drawn_each_by_itself(
     run: Run, base: Path, tmp_path: Path
 ) -> None:
