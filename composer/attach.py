@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Final
 
 from torch import Tensor
 
-from conceptry.bases import ComponentName, Fit
+from conceptry.bases import BaseIdentity, ComponentName, Fit
 from conceptry.composer.compositions import Composition, Member
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.hooks import Generation
 from conceptry.composer.pipelines import Pipeline
-from conceptry.composer.plan import Plan, make_plan
+from conceptry.composer.placeholders import release_readers
+from conceptry.composer.plan import Plan, PlannedMember, make_plan
 from conceptry.composer.protection import find_compiled
 from conceptry.composer.report import Report
-from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, put_all_in, take_all_out
+from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, return_slots, take_all_out
+from conceptry.composer.standins import settle, together
 from conceptry.composer.steering import Steering
+from conceptry.composer.undoing import run_all
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
 from conceptry.names import Placeholder
@@ -29,28 +33,54 @@ _SPARE_SLOTS: Final = 16
 """Concepts that left most recently stay in memory, so that they come back without a look at their files."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    """All that is in a pipeline of one composition."""
+
+    composition: Composition
+    slots: tuple[Slot, ...]
+    steering: Steering
+    report: Report
+
+    @property
+    def members(self) -> tuple[PlannedMember, ...]:
+        """The concepts as they were planned, in order."""
+        return self.report.plan.members
+
+
 class Attachment:
     """A composition that is in a pipeline; as a context manager it gives its report and detaches at the end."""
 
     def __init__(
         self, composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None, fused: bool = False
     ) -> None:
-        plan = make_plan(composition, identify_pipeline(pipeline), fit)
-        self.composition = composition
         self._pipeline = pipeline
         self._fit = fit
         self._fused = fused
         self._compiled = find_compiled(pipeline)
         self._spare: tuple[Slot, ...] = ()
-        self._slots = prepare_slots(plan.members, pipeline, fused=fused, compiled=self._compiled)
-        self.report = _make_report(plan, self._slots)
-        put_all_in(self._slots)
+        self._next: _State | None = None
+        """What an exchange was on its way to when an error came that could not be undone either."""
+
+        self._state = self._prepare(composition, identify_pipeline(pipeline))
         try:
-            self._steering = Steering(pipeline, composition, self._slots).attach()
+            # Before anything changes: whatever happens meanwhile, `detach(pipeline)` finds what is in.
+            pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), self]
+            exchange_slots((), self._state.slots, self._state.members)
+            self._state.steering.attach()
         except BaseException:  # nothing of the composition stays
-            take_all_out(self._slots)
+            self.detach()
             raise
-        pipeline.__dict__[_ATTACHMENTS] = [*pipeline.__dict__.get(_ATTACHMENTS, ()), self]
+
+    @property
+    def composition(self) -> Composition:
+        """What is in the pipeline."""
+        return self._state.composition
+
+    @property
+    def report(self) -> Report:
+        """What was done, what was left out and what deserves a warning."""
+        return self._state.report
 
     def set_strengths(self, strengths: Mapping[str, float]) -> Report:
         """Returns the report with other strengths in effect: ``attachment.set_strengths({"alice/blue-imp": 0.5})``.
@@ -95,25 +125,28 @@ class Attachment:
         """
         if self not in self._pipeline.__dict__.get(_ATTACHMENTS, ()):
             raise UsageError("this composition was taken out of the pipeline", hint="attach it again")
-        plan = make_plan(composition, self.report.plan.identity, self._fit)
-        slots = prepare_slots(
-            plan.members,
-            self._pipeline,
-            fused=self._fused,
-            compiled=self._compiled,
-            kept=(*self._slots, *self._spare),
-        )
-        self._steering = self._exchange(composition, slots, plan)
-        left = [slot for slot in (*self._slots, *self._spare) if slot not in slots]
-        self.composition, self._slots, self._spare = composition, slots, tuple(left[:_SPARE_SLOTS])
-        self.report = _make_report(plan, slots)
+        self._undo()
+        before, kept = self._state, (*self._state.slots, *self._spare)
+        state = self._prepare(composition, before.report.plan.identity, kept)
+        left = [slot for slot in kept if slot not in state.slots]
+        try:
+            self._next = state
+            with together():
+                before.steering.detach()
+                exchange_slots(before.slots, state.slots, state.members)
+            state.steering.attach()
+            self._state, self._spare, self._next = state, tuple(left[:_SPARE_SLOTS]), None
+        except BaseException:
+            self._state, self._next = before, state
+            self._undo()
+            raise
         Generation.value += 1
-        return self.report
+        return state.report
 
     def list_words(self) -> dict[ComponentName, dict[Placeholder, Tensor]]:
         """Returns the rows that words have at their strengths, by text encoder and word."""
         found: dict[ComponentName, dict[Placeholder, Tensor]] = {}
-        for slot in self._slots:
+        for slot in self._state.slots:
             for token in slot.gathered.tokens:
                 for component in token.rows:
                     rows = token.blend(component, slot.member.strength)
@@ -121,29 +154,49 @@ class Attachment:
         return found
 
     def detach(self) -> None:
-        """Takes the composition out; every parameter, buffer and tokenizer is then as before. Twice does nothing."""
-        self._steering.detach()
-        take_all_out(self._slots)
-        state = self._pipeline.__dict__
-        remaining = [other for other in state.get(_ATTACHMENTS, ()) if other is not self]
-        if remaining:
-            state[_ATTACHMENTS] = remaining
-        else:
-            state.pop(_ATTACHMENTS, None)
+        """Takes the composition out; every parameter, buffer and tokenizer is then as before. Twice does nothing.
 
-    def _exchange(self, composition: Composition, slots: tuple[Slot, ...], plan: Plan) -> Steering:
-        """Returns what follows the steps with the new slots in; after an error the old ones are, and are followed."""
-        self._steering.detach()
-        try:
-            exchange_slots(self._slots, slots, plan.members)
-            try:
-                return Steering(self._pipeline, composition, slots).attach()
-            except BaseException:
-                exchange_slots(slots, self._slots, self.report.plan.members)
-                raise
-        except BaseException:
-            self._steering.attach()
-            raise
+        After an exception, in here or elsewhere, the next call finishes what is left to do.
+        """
+        states = [self._state] if self._next is None else [self._next, self._state]
+        slots = [*self._spare, *(slot for state in reversed(states) for slot in state.slots)]
+        with together():
+            steps = [state.steering.detach for state in states]
+            run_all([*steps, partial(take_all_out, slots), partial(release_readers, self._pipeline)])
+        self._next = None
+        found = self._pipeline.__dict__
+        remaining = [other for other in found.get(_ATTACHMENTS, ()) if other is not self]
+        if remaining:
+            found[_ATTACHMENTS] = remaining
+        else:
+            found.pop(_ATTACHMENTS, None)
+
+    def _prepare(self, composition: Composition, identity: BaseIdentity, kept: Sequence[Slot] = ()) -> _State:
+        """Returns what is to be in, read and checked; nothing changes."""
+        plan = make_plan(composition, identity, self._fit)
+        slots = prepare_slots(
+            plan.members,
+            self._pipeline,
+            fused=self._fused,
+            compiled=self._compiled,
+            kept=kept,
+        )
+        return _State(
+            composition=composition,
+            slots=slots,
+            steering=Steering(self._pipeline, composition, slots),
+            report=_make_report(plan, slots),
+        )
+
+    def _undo(self) -> None:
+        """Goes back to what was in before an exchange that met an error; does nothing after one that met none."""
+        if self._next is None:
+            return
+        with together():
+            self._next.steering.detach()
+            return_slots(self._state.slots, self._next.slots, self._state.members)
+        self._state.steering.attach()
+        self._next = None
 
     def _check_names(self, names: Iterable[str]) -> None:
         known = [str(member.concept.manifest.name) for member in self.composition.members]
@@ -198,9 +251,9 @@ def fuse(composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None
 
 
 def detach(pipeline: Pipeline) -> None:
-    """Takes everything out that ``attach`` or ``fuse`` put into ``pipeline``."""
-    for attachment in reversed(pipeline.__dict__.get(_ATTACHMENTS, [])):
-        attachment.detach()
+    """Takes everything out that ``attach`` or ``fuse`` put into ``pipeline``, also what an exception left in it."""
+    attachments = list(reversed(pipeline.__dict__.get(_ATTACHMENTS, ())))
+    run_all([*(one.detach for one in attachments), settle, partial(release_readers, pipeline)])
 
 
 def _make_report(plan: Plan, slots: Sequence[Slot]) -> Report:

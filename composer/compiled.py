@@ -51,23 +51,23 @@ def list_modules(root: nn.Module) -> list[nn.Module]:
 
 
 class _Bypassed:
-    """A module whose compiled call stands aside, and how many patches want that."""
+    """A module whose compiled call stands aside, and which patches want that."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.holders = 0
+        self.holders: set[object] = set()
         self._is_wrapper = _WRAPPED in module._modules
         self._kept: Any = vars(module)["forward" if self._is_wrapper else _CALL]
 
-    def hold(self, module: nn.Module) -> None:
+    def hold(self, module: nn.Module, holder: object) -> None:
         """Lets ``module`` run as it was written."""
-        self.holders += 1
+        self.holders.add(holder)
         vars(module)["forward" if self._is_wrapper else _CALL] = (
             module._modules[_WRAPPED] if self._is_wrapper else None
         )
 
-    def release(self, module: nn.Module) -> None:
-        """Gives ``module`` its compiled call back when nobody holds it any longer."""
-        self.holders -= 1
+    def release(self, module: nn.Module, holder: object) -> None:
+        """Gives ``module`` its compiled call back when nobody holds it any longer. Twice does nothing."""
+        self.holders.discard(holder)
         if not self.holders:
             vars(module)["forward" if self._is_wrapper else _CALL] = self._kept
 
@@ -91,13 +91,15 @@ class BypassPatch(Patch):
     def _put_in(self) -> None:
         for root in self._roots:
             for module in list(_iter_compiled(root)):
-                _BYPASSED.setdefault(module, _Bypassed(module)).hold(module)
                 self._held.append(module)
+                _BYPASSED.setdefault(module, _Bypassed(module)).hold(module, self)
 
     def _take_out(self) -> None:
         for module in self._held:
-            found = _BYPASSED[module]
-            found.release(module)
+            found = _BYPASSED.get(module)
+            if found is None:
+                continue
+            found.release(module, self)
             if not found.holders:
                 del _BYPASSED[module]
         self._held.clear()

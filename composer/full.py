@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import find_place, find_tensor, read_place
 from conceptry.composer.standins import Contribution, Replacement, forget, is_wanted, read_original, want
+from conceptry.composer.undoing import run_all
 from conceptry.errors import IncompatibleError
 
 __all__ = ["FullPatch", "WeightPatch", "read_original", "require_tensor"]
@@ -63,14 +66,20 @@ class WeightPatch(Patch):
     @strength.setter
     def strength(self, value: float) -> None:
         if value != self._strength:
+            # Like no other until every weight knows the new one: an exception may come in between.
+            self._strength = math.nan
+            self._want(value)
             self._strength = value
-            self._want()
 
     def _put_in(self) -> None:
         found = {name: self._find(name) for name in self._contributions}
         for name, (module, leaf, target) in found.items():
-            self._places[name] = _Place(module, leaf, _make_bias(module) if target is None else target)
-        self._want()
+            place = self._places[name] = _Place(
+                module, leaf, _make_bias(module) if target is None else target
+            )
+            if target is None:
+                module._parameters[leaf] = place.target  # type: ignore[assignment]
+        self._want(self._strength)
 
     def _find(self, name: str) -> tuple[nn.Module, str, Tensor | None]:
         place = find_place(self._root, name)
@@ -84,20 +93,24 @@ class WeightPatch(Patch):
             )
         return *place, target
 
-    def _want(self) -> None:
+    def _want(self, strength: float) -> None:
         for name, place in self._places.items():
-            want(place.target, self._mark, self._strength, self._contributions[name])
+            want(place.target, self._mark, strength, self._contributions[name])
 
     def _take_out(self) -> None:
-        for place in self._places.values():
-            original = read_original(place.target)
-            forget(place.target, self._mark)
+        run_all([partial(self._give_back, name) for name in self._places])
+
+    def _give_back(self, name: str) -> None:
+        place = self._places[name]
+        original = read_original(place.target)
+        forget(place.target, self._mark)
+        if not is_wanted(place.target):
             current = read_place(place.module, place.leaf)
-            if current is not None and current is not place.target and not is_wanted(place.target):
+            if current is not None and current is not place.target:
                 _restore_elsewhere(place.module, place.leaf, current, original)
-            if hasattr(place.target, _MADE) and not is_wanted(place.target):
+            if hasattr(place.target, _MADE):
                 place.module._parameters[place.leaf] = None
-        self._places.clear()
+        del self._places[name]
 
 
 class FullPatch(WeightPatch):
@@ -140,7 +153,6 @@ def _make_bias(module: nn.Module) -> Tensor:
     weight = module.weight
     bias = nn.Parameter(torch.zeros(weight.shape[0]).to(weight), requires_grad=False)  # type: ignore[arg-type, index]
     setattr(bias, _MADE, True)
-    module._parameters["bias"] = bias
     return bias
 
 

@@ -27,7 +27,9 @@ CHANGES_WEIGHTS: Final = {
     "enable_group_offload": "keeps copies of weights that concepts stand in for",
 }
 
-_COUNTS: Final[weakref.WeakKeyDictionary[Any, dict[str, int]]] = weakref.WeakKeyDictionary()
+_GUARDED: Final[weakref.WeakKeyDictionary[Any, dict[str, set[object]]]] = weakref.WeakKeyDictionary()
+"""What refuses each method of an owner: the call is its own again when nothing does."""
+
 _CHECKS: Final[weakref.WeakKeyDictionary[Any, list[CallPatch]]] = weakref.WeakKeyDictionary()
 
 
@@ -43,24 +45,21 @@ class GuardPatch(Patch):
         super().__init__()
         self._owners = tuple(owners)
         self._methods = dict(methods)
-        self._guarded: list[tuple[Any, str]] = []
+        self._mark = object()
 
     def _put_in(self) -> None:
         for owner in self._owners:
             for name in self._methods:
-                if not callable(getattr(type(owner), name, None)):
-                    continue
-                counts = _COUNTS.setdefault(owner, {})
-                counts[name] = counts.get(name, 0) + 1
-                vars(owner)[name] = _refuse(name, self._methods[name])
-                self._guarded.append((owner, name))
+                if callable(getattr(type(owner), name, None)):
+                    _GUARDED.setdefault(owner, {}).setdefault(name, set()).add(self._mark)
+                    vars(owner)[name] = _refuse(name, self._methods[name])
 
     def _take_out(self) -> None:
-        for owner, name in self._guarded:
-            _COUNTS[owner][name] -= 1
-            if not _COUNTS[owner][name]:
-                vars(owner).pop(name, None)
-        self._guarded.clear()
+        for owner in self._owners:
+            for name, marks in _GUARDED.get(owner, {}).items():
+                if self._mark in marks and len(marks) == 1:
+                    vars(owner).pop(name, None)
+                marks.discard(self._mark)
 
 
 def _refuse(name: str, why: str) -> Callable[..., Any]:
@@ -97,10 +96,11 @@ class CallPatch(Patch):
         wrapper = vars(self._pipeline).get("encode_prompt")
         if not checks and getattr(wrapper, "checks", None) is checks:
             # What somebody else put over it stays; without checks it lets everything pass.
-            del vars(self._pipeline)["encode_prompt"]
             below = getattr(wrapper, "below", None)
             if below is not None and getattr(below, "is_needed", _always)():
                 vars(self._pipeline)["encode_prompt"] = below
+            else:
+                del vars(self._pipeline)["encode_prompt"]
 
 
 class PromptPatch(CallPatch):
@@ -167,7 +167,7 @@ def _always() -> bool:
 
 def is_guarded(owner: Any, name: str) -> bool:
     """Returns whether calls of ``name`` on ``owner`` are refused now, so that what it does was not done since."""
-    return bool(_COUNTS.get(owner, {}).get(name))
+    return bool(_GUARDED.get(owner, {}).get(name))
 
 
 def is_joined(module: nn.Module) -> bool:

@@ -25,7 +25,11 @@ class Probing:
 
 
 class Patch(ABC):
-    """One change to a pipeline. ``attach`` and ``detach`` may be called twice; the second call does nothing."""
+    """One change to a pipeline. ``attach`` and ``detach`` may be called twice; the second call does nothing.
+
+    A ``detach`` that an exception cut short is finished by the next one: ``_take_out`` may run again, and after a
+    ``_put_in`` that did not come to its end. Whatever is changed is therefore noted before it is changed.
+    """
 
     strength: float = 1.0
     """How much of the change is made; linear, 1 is as trained. It may be set while attached."""
@@ -49,9 +53,9 @@ class Patch(ABC):
         """Puts the change in and returns this patch; after an error nothing of it is left."""
         if self._attached:
             return self
-        self._attached = True
-        Generation.value += 1
         try:
+            self._attached = True
+            Generation.value += 1
             self._put_in()
         except BaseException:
             self.detach()

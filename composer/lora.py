@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import find_module, unwrap_layer
@@ -71,11 +72,18 @@ class LoraPatch(Patch):
                 hooks[number] = hook
             return
         layers = {path: require_layer(self._root, path, one) for path, one in self._factors.items()}
-        self._known.clear()
-        for path, layer in layers.items():
-            hook = DeltaHook(self._factors[path], self)
-            self._known.append((layer._forward_hooks, layer.register_forward_hook(hook).id, hook))
+        self._walk = None
+        self._known = [
+            (
+                layer._forward_hooks,
+                RemovableHandle(layer._forward_hooks).id,
+                DeltaHook(self._factors[path], self),
+            )
+            for path, layer in layers.items()
+        ]
         self._walk = walk_to(self._root, self._factors)
+        for hooks, number, hook in self._known:
+            hooks[number] = hook
 
     def _take_out(self) -> None:
         for hooks, number, _ in self._known:

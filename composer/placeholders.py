@@ -8,7 +8,7 @@ import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conceptry.names import Placeholder
@@ -62,50 +62,64 @@ class PlaceholderMixin:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """The user's own tokenizer, its private copy, and how many patches hold the copy."""
+    """The user's own tokenizer, its private copy, and what holds the copy."""
 
     own: Tokenizer
     private: Tokenizer
-    holders: int = 0
+    holders: set[object] = field(default_factory=set)
 
 
 _NAMES: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKeyDictionary()
 
 
-def hold_tokenizer(pipeline: Any, name: str) -> Tokenizer:
+class _Reader:
+    """A block of ``private_tokenizers`` that runs."""
+
+
+def hold_tokenizer(pipeline: Any, name: str, holder: object) -> Tokenizer:
     """Returns the private copy of ``pipeline.NAME``, made once, which stands in its place until all released it."""
     tokenizers = _HELD.setdefault(pipeline, {})
     current = getattr(pipeline, name)
     held = tokenizers.get(name)
-    if held is None or (not held.holders and held.own is not current):
+    if held is None or (not held.holders and current is not held.own and current is not held.private):
         held = tokenizers[name] = _Held(current, make_private_copy(current))
-    if not held.holders:
+    held.holders.add(holder)
+    if current is held.own:
         # Past diffusers' __setattr__, which would write the class of the copy into the pipeline's configuration.
         pipeline.__dict__[name] = held.private
-    held.holders += 1
     return held.private
 
 
-def release_tokenizer(pipeline: Any, name: str) -> None:
-    """Puts the user's own tokenizer back when no patch holds the copy any longer."""
-    held = _HELD[pipeline][name]
-    held.holders -= 1
+def release_tokenizer(pipeline: Any, name: str, holder: object) -> None:
+    """Puts the user's own tokenizer back when nothing holds the copy any longer. Twice does nothing."""
+    held = _HELD.get(pipeline, {}).get(name)
+    if held is None:
+        return
+    held.holders.discard(holder)
     if not held.holders and getattr(pipeline, name) is held.private:
         pipeline.__dict__[name] = held.own
+
+
+def release_readers(pipeline: Any) -> None:
+    """Releases what blocks of ``private_tokenizers`` held that an exception cut short at their very end."""
+    for name, held in _HELD.get(pipeline, {}).items():
+        for holder in [one for one in held.holders if isinstance(one, _Reader)]:
+            release_tokenizer(pipeline, name, holder)
 
 
 @contextmanager
 def private_tokenizers(pipeline: Any) -> Iterator[None]:
     """Has the private copies in place while the block runs: reading ids changes settings of a tokenizer."""
-    names = [name for name in _NAMES if getattr(pipeline, name, None) is not None]
-    for name in names:
-        hold_tokenizer(pipeline, name)
+    reader = _Reader()
     try:
+        for name in _NAMES:
+            if getattr(pipeline, name, None) is not None:
+                hold_tokenizer(pipeline, name, reader)
         yield
     finally:
-        for name in names:
-            release_tokenizer(pipeline, name)
+        for name in _NAMES:
+            release_tokenizer(pipeline, name, reader)
 
 
 def make_private_copy(tokenizer: Tokenizer) -> Tokenizer:

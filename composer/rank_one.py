@@ -80,8 +80,8 @@ class RankOnePatch(Patch):
 
     def _put_in(self) -> None:
         for encoder in list_text_encoders(self.pipeline):
-            hold_tokenizer(self.pipeline, encoder.tokenizer_name)
             self._held.append(encoder.tokenizer_name)
+            hold_tokenizer(self.pipeline, encoder.tokenizer_name, self)
         layers = dict(iter_cross_attention(self._denoiser))
         for edit in self.edits:
             _check_edit(edit, layers)
@@ -95,7 +95,7 @@ class RankOnePatch(Patch):
         if stack is not None and stack.remove(self):
             del vars(self._denoiser)[_STACK]
         for name in self._held:
-            release_tokenizer(self.pipeline, name)
+            release_tokenizer(self.pipeline, name, self)
         self._held.clear()
 
 

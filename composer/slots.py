@@ -13,6 +13,7 @@ from conceptry.composer.placeholders import private_tokenizers
 from conceptry.composer.plan import PlannedMember
 from conceptry.composer.protection import protect
 from conceptry.composer.standins import together
+from conceptry.composer.undoing import run_all
 
 DENOISERS: Final = frozenset({"unet", "transformer"})
 
@@ -48,9 +49,8 @@ class Slot:
 
     def steer(self, factor: float) -> None:
         """Lets what the concept changes of the network that removes noise have ``factor`` times its strength."""
-        if factor != self._factor:
-            self._factor = factor
-            self._show()
+        self._factor = factor
+        self._show()
 
     def _show(self) -> None:
         for patch in self._patches:
@@ -70,14 +70,7 @@ class Slot:
 
     def take_out(self) -> None:
         """Detaches the patches, the last first; one that fails does not keep the others in."""
-        failure: BaseException | None = None
-        for patch in reversed(self._patches):
-            try:
-                patch.detach()
-            except BaseException as error:  # noqa: BLE001  # raised below, when the rest is out
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        run_all(patch.detach for patch in reversed(self._patches))
 
 
 def prepare_slots(
@@ -114,42 +107,29 @@ def _prepare(
 def exchange_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:
     """Takes out what is in ``old`` only, puts in what is in ``new`` only, and gives all of ``new`` their strengths.
 
-    After an error the pipeline is as it was.
+    An error may leave some of both in; ``return_slots`` undoes it.
     """
-    leaving = [slot for slot in old if slot not in new]
-    entering = [slot for slot in new if slot not in old]
     with together():
-        take_all_out(leaving)
-        try:
-            put_all_in(entering)
-        except BaseException:
-            put_all_in(leaving)
-            raise
+        take_all_out([slot for slot in old if slot not in new])
+        for slot in new:
+            slot.put_in()
         for slot, member in zip(new, members, strict=True):
             slot.plan(member)
 
 
-def put_all_in(slots: Sequence[Slot]) -> None:
-    """Puts the slots in; after an error none of them is."""
-    done: list[Slot] = []
+def return_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:
+    """Undoes what an ``exchange_slots`` did before an error; ``members`` are of ``old``.
+
+    All go out, so that those of ``old`` come in again in their order.
+    """
     with together():
-        try:
-            for slot in slots:
-                slot.put_in()
-                done.append(slot)
-        except BaseException:
-            take_all_out(done)
-            raise
+        take_all_out([*old, *(slot for slot in new if slot not in old)])
+        for slot, member in zip(old, members, strict=True):
+            slot.put_in()
+            slot.plan(member)
 
 
 def take_all_out(slots: Sequence[Slot]) -> None:
-    """Takes the slots out, the last first; one that fails does not keep the others in."""
-    failure: BaseException | None = None
+    """Takes the slots out, the last first; one that fails does not keep the others in. Twice does nothing."""
     with together():
-        for slot in reversed(slots):
-            try:
-                slot.take_out()
-            except BaseException as error:  # noqa: BLE001  # raised below, when the rest is out
-                failure = failure or error
-    if failure is not None:
-        raise failure
+        run_all(slot.take_out for slot in reversed(slots))

@@ -3,6 +3,9 @@
 The sum is always made anew from the base's own bytes, so that a strength may change at any time and nothing is ever
 subtracted. In the processor's memory the two exchange places, and going back moves no byte. On an accelerator the sum
 is written over the weight and the base's bytes wait in the host's memory: there is never a second copy on the device.
+
+A weight whose sum could not be made (no memory left, or somebody pressed Ctrl-C) is remembered: what is wanted of it is
+shown when anything is shown the next time, so that taking a concept out gives the base's own bytes back all the same.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from conceptry.composer.undoing import run_all
 
 
 class Contribution(ABC):
@@ -149,28 +155,31 @@ _STAND_INS: Final[MutableMapping[Tensor, StandIn]] = WeakTensorKeyDictionary()
 
 
 class _Waiting:
-    """Weights whose sums are made at the end of a block of ``together``; None outside of one."""
+    """Weights that do not show yet what is wanted of them, by identity, and how many blocks of ``together`` run."""
 
-    targets: dict[int, Tensor] | None = None
+    targets: Final[dict[int, Tensor]] = {}
+    depth: int = 0
 
 
 def want(target: Tensor, mark: object, strength: float, contribution: Contribution) -> None:
     """Adds or changes what the patch of ``mark`` wants of ``target``, and shows it."""
+    _Waiting.targets[id(target)] = target  # before anything is changed, which an exception may cut short
     found = _STAND_INS.get(target)
     if found is None:
         data = target.data
         aside = data if _is_on_host(data) else _copy_to_host(data)
         found = _STAND_INS[target] = StandIn(aside)
     found.wanted[mark] = (strength, contribution)
-    _show(target)
+    settle()
 
 
 def forget(target: Tensor, mark: object) -> None:
     """Takes back what the patch of ``mark`` wanted; the last one gives the base's own bytes back."""
     found = _STAND_INS.get(target)
     if found is not None:
+        _Waiting.targets[id(target)] = target
         found.wanted.pop(mark, None)
-        _show(target)
+        settle()
 
 
 def read_original(tensor: Tensor) -> Tensor:
@@ -187,30 +196,34 @@ def is_wanted(tensor: Tensor) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Shows what changes while the block runs once, at its end, however often it changes."""
-    if _Waiting.targets is not None:
-        yield
-        return
-    targets = _Waiting.targets = {}
+    """Shows what changes while the block runs once, at its end, however often it changes.
+
+    One weight that cannot be shown does not keep the others from it; the first error is raised after all of them.
+    """
+    before = _Waiting.depth
     try:
+        _Waiting.depth = before + 1
         yield
     finally:
-        _Waiting.targets = None
-        for target in targets.values():
-            _show(target)
+        _Waiting.depth = before
+        settle()
+
+
+def settle() -> None:
+    """Shows what is wanted of every weight that does not show it yet; inside of ``together`` that is its end's work."""
+    if _Waiting.depth:
+        return
+    run_all([partial(_show, target) for target in _Waiting.targets.values()])
 
 
 def _show(target: Tensor) -> None:
-    if _Waiting.targets is not None:
-        _Waiting.targets[id(target)] = target
-        return
     found = _STAND_INS.get(target)
-    if found is None:
-        return
-    with torch.no_grad():
-        found.show(target)
-    if not found.wanted:
-        del _STAND_INS[target]
+    if found is not None:
+        with torch.no_grad():
+            found.show(target)
+        if not found.wanted:
+            del _STAND_INS[target]
+    del _Waiting.targets[id(target)]
 
 
 def _copy_to_host(data: Tensor) -> Tensor:

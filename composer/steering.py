@@ -123,29 +123,30 @@ class Steering(Patch):
         self.follow(0)
 
     def _take_out(self) -> None:
-        if not self._wrapped:
+        if not self.needed:
             return
         for owner, name, wrapper, below in reversed(self._wrapped):
             # What somebody else put over it stays; ours lets everything pass from now on.
-            if owner.__dict__.get(name) is wrapper:
+            if owner.__dict__.get(name) is wrapper and below is not None:
+                owner.__dict__[name] = below
+            elif owner.__dict__.get(name) is wrapper:
                 del owner.__dict__[name]
-                if below is not None:
-                    owner.__dict__[name] = below
+        for owner in (self._pipeline.scheduler, *(row[0] for row in self._wrapped)):
             if owner.__dict__.get(_MARK) is self:
                 del owner.__dict__[_MARK]
-        self._wrapped.clear()
         self._prompts.clear()
         with together():
             for slot in self._slots:
                 slot.steer(1.0)
+        self._wrapped.clear()
 
     def _is_attached(self) -> bool:
         return self.attached
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         below = owner.__dict__.get(name)
-        owner.__dict__[name] = wrapper
         self._wrapped.append((owner, name, wrapper, below))
+        owner.__dict__[name] = wrapper
 
     # --- while a picture is drawn --------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class TokenPatch(Patch):
 
     def _put_in(self) -> None:
         for encoder in self._encoders:
-            tokenizer = hold_tokenizer(self._pipeline, encoder.tokenizer_name)
+            tokenizer = hold_tokenizer(self._pipeline, encoder.tokenizer_name, self)
             self._held[encoder.tokenizer_name] = tokenizer
             mine = [token for token in self._tokens if encoder.component in token.rows]
             for token in mine:
@@ -147,8 +147,9 @@ class TokenPatch(Patch):
     def _take_out(self) -> None:
         for name, tokenizer in self._held.items():
             for placeholder in self._ids.get(name, {}):
-                del tokenizer.placeholder_ids[placeholder]
-            release_tokenizer(self._pipeline, name)
+                tokenizer.placeholder_ids.pop(placeholder, None)
+        for encoder in self._encoders:
+            release_tokenizer(self._pipeline, encoder.tokenizer_name, self)
         self._held.clear()
         self._ids.clear()
 

@@ -190,7 +190,7 @@ def _as_module(factors: LoraFactors) -> LoraModule:
 
 def make_full(folder: Path, pipeline: Any, *, seed: int = 14, **fields: Any) -> Concept:
     generator = torch.Generator().manual_seed(seed)
-    names = [f"{path}.weight" for path in list_paths(pipeline)]
+    names = fields.pop("names", None) or [f"{path}.weight" for path in list_paths(pipeline)]
     tensors = {}
     for name in names:
         value = find_tensor(pipeline.unet, name)

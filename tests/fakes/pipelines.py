@@ -209,7 +209,7 @@ def _count_hooks(part: torch.nn.Module) -> int:
 
 
 def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before.keys() == after.keys()
+    assert before.keys() == after.keys(), before.keys() ^ after.keys()
     for key, old in before.items():
         new = after[key]
         if isinstance(old, tuple) and isinstance(old[-1], torch.Tensor):
