@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from conceptry.cli.groups import ConceptsCommand
@@ -9,14 +11,17 @@ from conceptry.cli.progress import track
 from conceptry.cli.projects import find_workspace
 from conceptry.cli.session import Session, pass_session
 
+if TYPE_CHECKING:
+    from conceptry.registry.inspection import OutdatedRow
+
 
 @click.command(
     "outdated", cls=ConceptsCommand, examples=("concepts outdated", "concepts outdated --exit-code")
 )
-@click.option("--exit-code", is_flag=True, help="Exit with 1 if something is newer.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if something is newer, or not as it was locked.")
 @pass_session
 def outdated(session: Session, /, *, exit_code: bool) -> int:
-    """Show which locked concepts have newer versions."""
+    """Show which locked concepts have newer versions, were yanked, or are not on their remote as they were locked."""
     from conceptry.registry.reports import find_outdated
 
     workspace = find_workspace(session)
@@ -31,6 +36,8 @@ def outdated(session: Session, /, *, exit_code: bool) -> int:
                     "compatible": None if row.compatible is None else str(row.compatible),
                     "newest": str(row.newest),
                     "only_metrics": row.only_metrics,
+                    "fault": row.standing and row.standing.fault,
+                    "message": row.standing and row.standing.message,
                 }
                 for row in rows
             ]
@@ -42,7 +49,7 @@ def outdated(session: Session, /, *, exit_code: bool) -> int:
                 str(row.locked),
                 str(row.compatible or row.locked),
                 str(row.newest),
-                "only its measurements changed" if row.only_metrics else "",
+                _describe_row(row),
             )
             for row in rows
         ],
@@ -53,6 +60,12 @@ def outdated(session: Session, /, *, exit_code: bool) -> int:
     return int(bool(rows) and exit_code)
 
 
+def _describe_row(row: OutdatedRow) -> str:
+    if row.standing is not None:
+        return row.standing.message
+    return "only its measurements changed" if row.only_metrics else ""
+
+
 @click.command(
     "audit", cls=ConceptsCommand, examples=("concepts audit", "concepts audit --exit-code --offline")
 )
@@ -61,7 +74,8 @@ def outdated(session: Session, /, *, exit_code: bool) -> int:
 def audit(session: Session, /, *, exit_code: bool) -> int:
     """List what should be looked at before the concepts are used.
 
-    Licences that are missing, unknown or in conflict, rights that nobody answered for, and versions yanked since.
+    Licences that are missing, unknown or in conflict, rights that nobody answered for, and versions that were yanked
+    since, are gone from their remote, or have other contents there than were locked.
     """
     from conceptry.registry import reports
     from conceptry.registry.http import is_offline

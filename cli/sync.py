@@ -61,7 +61,7 @@ def sync(session: Session, /, *, frozen: bool, bundle: Path | None, base_out: Pa
 def _sync(session: Session, workspace: Workspace, *, frozen: bool) -> Synced:
     from conceptry.cli.progress import follow_transfer, track
     from conceptry.cli.projects import report_moves
-    from conceptry.errors import LockStaleError
+    from conceptry.errors import IntegrityError, LockStaleError, NotFoundError
 
     try:
         lock = workspace.check()
@@ -73,8 +73,28 @@ def _sync(session: Session, workspace: Workspace, *, frozen: bool) -> Synced:
             change = workspace.lock()
         report_moves(session, change)
         lock = change.lock
-    with track(session.out, "syncing") as meter:
-        return workspace.sync(lock, on_event=follow_transfer(meter))
+    try:
+        with track(session.out, "syncing") as meter:
+            synced = workspace.sync(lock, on_event=follow_transfer(meter))
+    except (NotFoundError, IntegrityError) as error:
+        from conceptry.registry.reports import explain_failed_sync
+
+        explained = explain_failed_sync(workspace, lock)
+        if explained is None:
+            raise
+        raise explained from error
+    _warn_of_yanks(session, workspace, synced)
+    return synced
+
+
+def _warn_of_yanks(session: Session, workspace: Workspace, synced: Synced) -> None:
+    """Says which of what came just now was yanked; what is here already is never asked about."""
+    if not synced.installed:
+        return
+    from conceptry.registry.reports import find_yanked
+
+    for row in find_yanked(workspace, synced.installed):
+        session.out.warn(f"{row.reference} {row.message}")
 
 
 def report_sync(session: Session, workspace: Workspace, synced: Synced) -> None:

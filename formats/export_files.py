@@ -135,8 +135,9 @@ def _write_beside(plan: ExportPlan, private: Path) -> None:
         )
         for name, row in name_notes(plan.sidecars, stem).items():
             _write_file(path.with_name(name), OutputFile(name=name, data=row.to_bytes(plan.sidecar, known)))
-        for name in name_pictures(plan.sidecars, stem) if plan.preview is not None else ():
-            shutil.copyfile(plan.preview, path.with_name(name))
+        if plan.preview is not None:
+            for name in name_pictures(plan.sidecars, stem):
+                shutil.copyfile(plan.preview, path.with_name(name))
 
 
 def _install(private: Path, plan: ExportPlan, names: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from conceptry.digests import Digest
 from conceptry.errors import NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, Version, VersionRange
 from conceptry.registry.lockfile import Lock, LockedConcept
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from conceptry.manifest import Manifest
 
 Fault = Literal[
-    "license_missing", "license_unknown", "license_conflict", "rights_unknown", "yanked", "local_only"
+    "license_missing",
+    "license_unknown",
+    "license_conflict",
+    "rights_unknown",
+    "yanked",
+    "moved",
+    "gone",
+    "unread",
+    "local_only",
 ]
 
 _UNANSWERED: Final = ("unknown", "none")
@@ -39,7 +48,7 @@ class TreeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutdatedRow:
-    """One concept that has a newer version than the locked one."""
+    """One concept that has a newer version than the locked one, or is not on its remote as it was locked."""
 
     name: ConceptName
     locked: Version
@@ -47,8 +56,11 @@ class OutdatedRow:
     """The newest that the project's range takes, None if that is the locked one."""
 
     newest: Version
-    only_metrics: bool
+    only_metrics: bool = False
     """Whether the newest compatible version differs in nothing but its measurements."""
+
+    standing: Finding | None = None
+    """What became of the locked version since: yanked, moved or gone; None if it is as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +142,6 @@ def compare_versions(
         locked=locked.version,
         compatible=max(compatible, default=None),
         newest=max(newer),
-        only_metrics=False,
     )
 
 
@@ -150,10 +161,15 @@ def _without_metrics(manifest: Manifest) -> dict[str, Any]:
 
 
 def audit_manifests(lock: Lock, manifests: Mapping[ConceptName, Manifest]) -> tuple[Finding, ...]:
-    """Returns what manifests alone tell: licences missing, unknown or in conflict, rights that nobody answered for."""
+    """Returns what manifests alone tell: licences missing, unknown or in conflict, rights that nobody answered for.
+
+    A concept without a manifest, as it could not be read, is passed over.
+    """
     findings: list[Finding] = []
     for one in lock.concepts:
-        manifest = manifests[one.name]
+        manifest = manifests.get(one.name)
+        if manifest is None:
+            continue
         findings += _audit_license(str(one.reference), manifest)
         findings += _audit_rights(str(one.reference), manifest)
         if one.remote is None and one.source is None:
@@ -189,7 +205,9 @@ def _find_conflicts(lock: Lock, manifests: Mapping[ConceptName, Manifest]) -> It
     """Used together, all licences hold at once; some cannot."""
     from conceptry.licenses import iter_objections
 
-    licensed = [(str(one.reference), manifests[one.name].license) for one in lock.concepts]
+    licensed = [
+        (str(one.reference), manifests[one.name].license) for one in lock.concepts if one.name in manifests
+    ]
     for objection in iter_objections(licensed):
         yield Finding(fault="license_conflict", reference=objection.label, message=objection.message)
 
@@ -205,11 +223,23 @@ def is_spdx(text: str) -> bool:
     return True
 
 
-def describe_yanks(lock: Lock, options: Mapping[ConceptName, Iterable[Option]]) -> tuple[Finding, ...]:
-    """Returns the locked versions that were yanked since."""
-    return tuple(
-        Finding(fault="yanked", reference=str(one.reference), message=f"was yanked: {option.yanked}")
-        for one in lock.concepts
-        for option in options.get(one.name, ())
-        if option.version == one.version and option.yanked is not None
-    )
+def describe_standing(
+    locked: LockedConcept, options: Iterable[Option], found: Digest | None
+) -> Finding | None:
+    """Returns what became of a locked version on its remote, None if it is there as it was locked.
+
+    Args:
+        locked: the version, which a remote had.
+        options: the versions that it has now.
+        found: the digest of that version there now, None if it is not there.
+    """
+    reference = str(locked.reference)
+    if found is None:
+        return Finding(fault="gone", reference=reference, message=f"is not on {locked.remote} any more")
+    if found != locked.manifest:
+        said = f"has other contents there than were locked: {found.short}, not {locked.manifest.short}"
+        return Finding(fault="moved", reference=reference, message=said)
+    why = next((one.yanked for one in options if one.version == locked.version), None)
+    if why is not None:
+        return Finding(fault="yanked", reference=reference, message=f"was yanked: {why}")
+    return None

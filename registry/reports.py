@@ -1,25 +1,37 @@
-"""What ``outdated`` and ``audit`` report: a lock compared with what its remotes have now."""
+"""What ``outdated``, ``audit`` and ``sync`` report: a lock compared with what its remotes have now."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from threading import Lock as Mutex
 
+from conceptry.errors import (
+    ConceptryError,
+    IdentityChangedError,
+    IntegrityError,
+    NotFoundError,
+)
 from conceptry.manifest import Manifest
-from conceptry.names import ConceptName, RemoteName, VersionRange
+from conceptry.names import ConceptName, Reference, RemoteName, VersionRange
 from conceptry.registry.inspection import (
     Finding,
     OutdatedRow,
     audit_manifests,
     compare_versions,
-    describe_yanks,
+    describe_standing,
     differ_in_metrics_only,
 )
 from conceptry.registry.lockfile import Lock, LockedConcept
+from conceptry.registry.parallel import Stop, run_parallel
+from conceptry.registry.places import LOCK_FILE
 from conceptry.registry.project import Project
+from conceptry.registry.protocol import Remote
 from conceptry.registry.resolver import Option
 from conceptry.registry.universe import ProjectUniverse
 from conceptry.registry.workspace import Workspace
+
+OpenRemote = Callable[[RemoteName], Remote]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,35 +44,56 @@ class Audit:
 
 
 def find_outdated(workspace: Workspace) -> tuple[OutdatedRow, ...]:
-    """Returns the locked concepts that have newer versions. Raises RemoteError, LockStaleError where there is none."""
+    """Returns the locked concepts that have newer versions, or are not on their remote as they were locked.
+
+    Raises:
+        RemoteError: if a remote does not answer.
+        LockStaleError: if there is no lock.
+    """
     lock, project = workspace.read_lock(), workspace.read_project()
-    universe = _open_universe(workspace, lock, project)
+    open_remote = _keep_open(workspace, lock, project)
+    universe = _open_universe(workspace, project, open_remote)
     rows = []
     for one in lock.concepts:
         if one.source is not None:
             continue
-        row = compare_versions(one, _find_range(one, lock, project), universe.list_options(one.name))
-        if row is not None:
+        options = universe.list_options(one.name)
+        standing = _find_standing(one, options, open_remote)
+        row = compare_versions(one, _find_range(one, lock, project), options)
+        if standing is not None:
+            row = row or OutdatedRow(name=one.name, locked=one.version, compatible=None, newest=one.version)
+            rows.append(replace(row, standing=standing))
+        elif row is not None:
             rows.append(replace(row, only_metrics=_is_patch_of_metrics(universe, one, row)))
     return tuple(rows)
 
 
 def audit(workspace: Workspace, *, ask_remotes: bool) -> Audit:
-    """Returns what speaks against using what is locked; remotes are asked about yanks unless that is forbidden.
+    """Returns what speaks against using what is locked; remotes are asked what became of it unless that is forbidden.
+
+    What cannot be read, as it is neither in the store nor where it was locked, is among the findings.
 
     Raises:
-        RemoteError, NotFoundError: if a manifest that is not in the store cannot be had.
+        RemoteError: if a manifest that is not in the store cannot be asked for.
     """
     lock, project = workspace.read_lock(), workspace.read_project()
-    universe = _open_universe(workspace, lock, project)
+    open_remote = _keep_open(workspace, lock, project)
+    universe = _open_universe(workspace, project, open_remote)
     manifests: dict[ConceptName, Manifest] = {}
-    options: dict[ConceptName, tuple[Option, ...]] = {}
+    found: list[Finding] = []
     for one in lock.concepts:
-        universe.load_locked(one)
-        manifests[one.name] = universe.packages[one.name, one.version].manifest
+        standing = None
         if ask_remotes and one.source is None:
-            options[one.name] = tuple(universe.list_options(one.name))
-    findings = (*describe_yanks(lock, options), *audit_manifests(lock, manifests))
+            standing = _find_standing(one, universe.list_options(one.name), open_remote)
+        found += [standing] if standing else []
+        try:
+            universe.load_locked(one)
+        except (NotFoundError, IntegrityError, IdentityChangedError) as error:
+            said = f"could not be read: {error.message}"
+            found += [] if standing else [Finding(fault="unread", reference=str(one.reference), message=said)]
+        else:
+            manifests[one.name] = universe.packages[one.name, one.version].manifest
+    findings = (*found, *audit_manifests(lock, manifests))
     return Audit(
         findings=tuple(sorted(findings, key=lambda row: (row.reference, row.fault))),
         concepts=len(lock.concepts),
@@ -68,14 +101,75 @@ def audit(workspace: Workspace, *, ask_remotes: bool) -> Audit:
     )
 
 
-def _open_universe(workspace: Workspace, lock: Lock, project: Project) -> ProjectUniverse:
+def find_yanked(workspace: Workspace, references: Iterable[Reference]) -> tuple[Finding, ...]:
+    """Returns which of these locked versions were yanked, all asked at once; a remote that fails is passed over."""
+    lock, project = workspace.read_lock(), workspace.read_project()
+    open_remote = _keep_open(workspace, lock, project)
+    wanted = set(references)
+    asked = [(one, one.remote) for one in lock.concepts if one.remote is not None and one.reference in wanted]
+
+    def ask(row: tuple[LockedConcept, RemoteName]) -> Finding | None:
+        one, remote = row
+        try:
+            entries = open_remote(remote).list_versions(one.name)
+        except ConceptryError:
+            return None
+        options = [Option(entry.version, entry.yanked) for entry in entries]
+        return describe_standing(one, options, one.manifest)
+
+    return tuple(row for row in run_parallel(ask, asked, stop=Stop()) if row is not None)
+
+
+def explain_failed_sync(workspace: Workspace, lock: Lock) -> ConceptryError | None:
+    """Returns why something locked could not be had: a remote has other contents under its name, or it is gone.
+
+    None if no remote says so.
+    """
+    open_remote = _keep_open(workspace, lock, workspace.read_project())
+    gone: ConceptryError | None = None
+    for one in lock.concepts:
+        if one.remote is None:
+            continue
+        try:
+            found = open_remote(one.remote).read_version(one.name, one.version)
+        except ConceptryError:
+            continue
+        if found is None:
+            gone = gone or NotFoundError(
+                f"{one.reference} is not on {one.remote} any more",
+                hint=f"ask who keeps that remote; concepts lock --upgrade-package {one.name} takes another version",
+            )
+        elif found != one.manifest:
+            return IdentityChangedError(
+                f"{one.reference} on {one.remote} is {found}, but {one.manifest} was locked",
+                hint=f"ask who keeps that remote; to take what is there now: remove {LOCK_FILE}, then concepts lock",
+            )
+    return gone
+
+
+def _keep_open(workspace: Workspace, lock: Lock, project: Project) -> OpenRemote:
+    """Returns what opens a remote of the lock or the project once."""
     addresses: Mapping[RemoteName, str] = {**workspace.find_remotes(project), **lock.remotes}
-    return ProjectUniverse(
-        workspace.registry.store.layout,
-        project,
-        base=None,
-        open_remote=lambda name: workspace.registry.open_remote(addresses[name]),
-    )
+    opened: dict[RemoteName, Remote] = {}
+    mutex = Mutex()
+
+    def open_remote(name: RemoteName) -> Remote:
+        with mutex:
+            if name not in opened:
+                opened[name] = workspace.registry.open_remote(addresses[name])
+            return opened[name]
+
+    return open_remote
+
+
+def _open_universe(workspace: Workspace, project: Project, open_remote: OpenRemote) -> ProjectUniverse:
+    return ProjectUniverse(workspace.registry.store.layout, project, base=None, open_remote=open_remote)
+
+
+def _find_standing(one: LockedConcept, options: Iterable[Option], open_remote: OpenRemote) -> Finding | None:
+    if one.remote is None:
+        return describe_standing(one, options, one.manifest)
+    return describe_standing(one, options, open_remote(one.remote).read_version(one.name, one.version))
 
 
 def _find_range(one: LockedConcept, lock: Lock, project: Project) -> VersionRange:

@@ -19,6 +19,10 @@ from tests.cli.test_json_page import documented, flatten
 @pytest.fixture
 def studio(run: Run, tmp_path: Path) -> str:
     """Give a remote that has an imp and the hat that it requires, and whose name is known."""
+    return make_studio(run, tmp_path)
+
+
+def make_studio(run: Run, tmp_path: Path) -> str:
     uri = (tmp_path / "studio").as_uri()
     for name, requires in {"hat": (), "imp": ("me/hat@^1",)}.items():
         run("publish", str(write_package(tmp_path / name, f"me/{name}", requires=requires)))
@@ -112,7 +116,15 @@ def test_outdated_exits_with_1_only_when_asked(run: Run, studio: str, tmp_path: 
     run("push", "me/hat@2.0.0", "studio")
     found = run("outdated", "--exit-code", "--json", code=1).document
     assert found["concepts"] == [
-        {"name": "me/hat", "locked": "1.0.0", "compatible": None, "newest": "2.0.0", "only_metrics": False}
+        {
+            "name": "me/hat",
+            "locked": "1.0.0",
+            "compatible": None,
+            "newest": "2.0.0",
+            "only_metrics": False,
+            "fault": None,
+            "message": None,
+        }
     ]
     assert flatten(found) == documented("outdated")
 
