@@ -13,6 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from conceptry.bases import ComponentName
+from conceptry.composer.compiled import BypassPatch
 from conceptry.composer.compositions import Composition
 from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.focus import Focus
@@ -51,8 +53,7 @@ class Steering(Patch):
 
     Raises:
         UsageError: if regions are asked for in a way that takes passes of its own, or a region's prompt names concepts.
-        IncompatibleError: at ``attach``, if something else steers this pipeline, or its denoiser is compiled and
-            passes are needed; nothing is then changed.
+        IncompatibleError: at ``attach``, if something else steers this pipeline; nothing is then changed.
     """
 
     def __init__(self, pipeline: Pipeline, composition: Composition, slots: Sequence[Slot]) -> None:
@@ -81,6 +82,7 @@ class Steering(Patch):
         self._focus = Focus(pipeline, [slot.member for slot in slots]) if focused else None
         self._prompts: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._wrapped: list[tuple[Any, str, Callable[..., Any], Callable[..., Any] | None]] = []
+        self._bypass: BypassPatch | None = None
 
     @property
     def needed(self) -> bool:
@@ -101,16 +103,14 @@ class Steering(Patch):
                 "another composition follows the steps of this pipeline already",
                 hint="put the concepts into one composition",
             )
-        denoiser = _find_denoiser(self._pipeline)
-        if self._in_passes and getattr(denoiser, "_compiled_call_impl", None) is not None:
-            raise IncompatibleError(
-                "the denoiser is compiled, so it cannot be run in passes", hint="attach before you compile"
-            )
+        component, denoiser = _find_denoiser(self._pipeline)
         scheduler.__dict__[_MARK] = self
         for name, make in _CLOCKWORK.items():
             if hasattr(scheduler, name):
                 self._wrap(scheduler, name, make(self, getattr(scheduler, name)))
         if self._in_passes:
+            # What is compiled would be traced through us, and anew whenever a pass has other strengths.
+            self._bypass = BypassPatch(self._pipeline, [component]).attach()
             self._prompts = {
                 place: _encode(self._pipeline, region.prompt)
                 for place, region in self._regions.items()
@@ -135,6 +135,9 @@ class Steering(Patch):
             if owner.__dict__.get(_MARK) is self:
                 del owner.__dict__[_MARK]
         self._prompts.clear()
+        if self._bypass is not None:
+            self._bypass.detach()
+            self._bypass = None
         with together():
             for slot in self._slots:
                 slot.steer(1.0)
@@ -232,12 +235,11 @@ def _encode(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
     return encoded[0], encoded[2] if len(encoded) > 2 else None
 
 
-def _find_denoiser(pipeline: Pipeline) -> nn.Module:
-    parts = list_components(pipeline)
-    found = next((module for name, module in parts.items() if name in DENOISERS), None)
-    if found is None:
-        raise IncompatibleError("this pipeline has no denoiser whose steps could be followed")
-    return found
+def _find_denoiser(pipeline: Pipeline) -> tuple[ComponentName, nn.Module]:
+    for name, module in list_components(pipeline).items():
+        if name in DENOISERS:
+            return name, module
+    raise IncompatibleError("this pipeline has no denoiser whose steps could be followed")
 
 
 # --- what stands around the pipeline's own -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError, UsageError
 from conceptry.names import Reference
 from tests.fakes.concepts import make_lora
+from tests.fakes.pipelines import make_pipeline
 
 STEPS = 6
 
@@ -349,3 +350,35 @@ def refuse_once(put_in: Callable[[Slot], None]) -> Callable[[Slot], None]:
         put_in(slot)
 
     return refuse
+
+
+@pytest.mark.parametrize("compiled", ["in place", "wrapped"])
+def test_passes_run_uncompiled_code_however_the_denoiser_was_compiled(
+    pair: tuple[Concept, Concept], compiled: str, tmp_path: Path
+) -> None:
+    pipeline, traced = make_pipeline("sd1"), []
+    use = {"test/a": Use(region=Region(box=(0.0, 0.0, 0.5, 1.0)))}
+    asked = (
+        Composition(*pair, way="focus"),
+        Composition(*pair, way="composite"),
+        Composition(*pair, use=use),
+    )
+    expected = []
+    for composition in asked:
+        with attach(composition, pipeline):
+            expected.append(predict(pipeline))
+
+    def compile_nothing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        traced.append(graph)
+        return graph.forward
+
+    if compiled == "wrapped":
+        pipeline.unet = torch.compile(pipeline.unet, backend=compile_nothing)
+    else:
+        pipeline.unet.compile(backend=compile_nothing)
+    before = dict(vars(pipeline.unet))
+    for composition, answer in zip(asked, expected, strict=True):
+        with attach(composition, pipeline):
+            near(predict(pipeline), answer, 1e-4)
+    assert not traced
+    assert vars(pipeline.unet) == before  # and compiled code runs again
