@@ -48,17 +48,29 @@ BASES: Final[Mapping[str, Base]] = {
 
 
 class Stopwatch:
-    """Processor and clock seconds of everything that was measured, by name."""
+    """Seconds of everything that was measured, by name: what is compared, and the clock's.
 
-    def __init__(self) -> None:
-        self.processor: dict[str, list[float]] = {}
+    Other programs may run beside this one, so that on a processor its own time is compared. An accelerator works while
+    the processor goes on: there the clock is, from when it was done with everything before until it is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
         self.clock: dict[str, list[float]] = {}
+
+    def now(self) -> float:
+        """Returns the time that is compared, in seconds since some moment."""
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
 
     def measure(self, name: str, run: Callable[[], Any], *, times: float = 1.0) -> Any:
         """Returns what ``run`` returns, and keeps how long ``times`` as much takes."""
-        clock, processor = time.perf_counter(), time.process_time()
+        clock, started = time.perf_counter(), self.now()
         found = run()
-        self.processor.setdefault(name, []).append(times * (time.process_time() - processor))
+        self.seconds.setdefault(name, []).append(times * (self.now() - started))
         self.clock.setdefault(name, []).append(times * (time.perf_counter() - clock))
         return found
 
@@ -71,7 +83,9 @@ def write_adapter(folder: Path, pipeline: Any, number: int) -> Concept:
     for path, layer in pipeline.unet.named_modules():
         if path.endswith(PROJECTIONS) and ".attn" in path:
             rows, columns = layer.weight.shape
-            down = torch.randn(RANK, columns, generator=generator) / columns**0.5
+            down = (
+                torch.randn(RANK, columns, generator=generator) / columns**0.5
+            )  # on the processor: one file for all
             up = torch.randn(rows, RANK, generator=generator) * 0.01
             modules[f"unet.{path}"] = LoraModule.of_factors(
                 down=from_torch(down), up=from_torch(up), alpha=float(RANK)
@@ -93,12 +107,12 @@ def load_peer(pipeline: Any, folder: Path, name: str) -> None:
 class Bench:
     """One base, what lies on the disk for it, and what was measured."""
 
-    def __init__(self, id: str, folder: Path) -> None:
-        self.id, self.base, self.folder, self.watch = id, BASES[id], folder, Stopwatch()
+    def __init__(self, id: str, folder: Path, device: torch.device) -> None:
+        self.id, self.base, self.folder, self.watch = id, BASES[id], folder, Stopwatch(device)
         self.started = time.monotonic()
         self.left_out: list[str] = []
         self.say("building the base")
-        self.pipeline = self.base.make()
+        self.pipeline = self.base.make().to(device)
         self.folders: list[Path] = []
         self.concepts: list[Concept] = []
 
@@ -121,7 +135,7 @@ class Bench:
 
     def has_memory(self) -> bool:
         """Returns whether something can be fused; what cannot is noted."""
-        fits = read_free_memory() > self.base.fused_bytes
+        fits = read_free_memory(self.watch.device) > self.base.fused_bytes
         if not fits:
             self.left_out.append("everything fused: too little memory is free")
         return fits
@@ -148,14 +162,20 @@ def count_bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def read_memory() -> tuple[int, int]:
-    """Returns the bytes of memory that the process holds now, and how many of them are of no file."""
+def read_memory(device: torch.device) -> tuple[int, int]:
+    """Returns the bytes of memory that the process holds on the device now, and how many of them are of no file."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        allocated = torch.accelerator.memory_allocated(device)
+        return allocated, allocated
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     rows = {name: text.split() for name, _, text in (line.partition(":") for line in lines)}
     return int(rows["VmRSS"][0]) * 1024, int(rows["RssAnon"][0]) * 1024
 
 
-def read_free_memory() -> int:
-    """Returns the bytes that the machine can still give."""
+def read_free_memory(device: torch.device) -> int:
+    """Returns the bytes that the device can still give."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

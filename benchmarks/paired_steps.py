@@ -38,13 +38,16 @@ def share_weights(pipeline: Any) -> Any:
 def make_step(pipeline: Any, latent: int) -> Callable[[], Any]:
     """Returns what takes one guided step of a square picture; what is done once a prompt is done already."""
     encoded = pipeline.encode_prompt(
-        PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+        PROMPT, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=True
     )
     options: dict[str, Any] = {"encoder_hidden_states": torch.cat([encoded[1], encoded[0]])}
     if len(encoded) > 2:
         pooled = torch.cat([encoded[3], encoded[2]])
-        options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(2, 6)}
-    noise = torch.randn(2, 4, latent, latent, generator=torch.Generator().manual_seed(0))
+        options["added_cond_kwargs"] = {
+            "text_embeds": pooled,
+            "time_ids": torch.zeros(2, 6, device=pipeline.device),
+        }
+    noise = torch.randn(2, 4, latent, latent, generator=torch.Generator().manual_seed(0)).to(pipeline.device)
 
     def step() -> Any:
         with torch.no_grad():
@@ -55,9 +58,14 @@ def make_step(pipeline: Any, latent: int) -> Callable[[], Any]:
 
 
 def run_rounds(
-    steps: Mapping[str, Callable[[], Any]], *, rounds: int, limit_seconds: float, say: Callable[[str], None]
+    steps: Mapping[str, Callable[[], Any]],
+    *,
+    now: Callable[[], float],
+    rounds: int,
+    limit_seconds: float,
+    say: Callable[[str], None],
 ) -> dict[str, list[float]]:
-    """Returns the processor's seconds of each way by round; as many rounds as fit into ``limit_seconds``."""
+    """Returns the seconds of each way by round, told by ``now``; as many rounds as fit into ``limit_seconds``."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(0).shuffle
     end = time.monotonic() + limit_seconds
@@ -66,9 +74,9 @@ def run_rounds(
             break
         shuffle(order)
         for name in order:
-            started = time.process_time()
+            started = now()
             steps[name]()
-            found[name].append(time.process_time() - started)
+            found[name].append(now() - started)
         say(f"round {number + 1} of at most {rounds}")
     return found
 

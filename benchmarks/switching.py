@@ -7,7 +7,8 @@ one; the clock's time is printed with it. Parts are memory, attaching, replacing
 in a process of its own, says on stderr what it is at, and puts what it found into OUT beside what the others did, so
 that they may run one by one: ``--base sdxl --only attaching``. Steps are paired (``paired_steps.py``): at most N
 rounds, for about S seconds. SD1.5 needs about 9 GB of memory, SDXL 17; what does not fit is left out and named; with
-``narrow``, SDXL at an eighth of its widths, the script itself can be tried, and no claim.
+``narrow``, SDXL at an eighth of its widths, the script itself can be tried, and no claim. With ``--device cuda``
+everything lies on the accelerator, the clock is compared, and memory is the accelerator's.
 """
 
 from __future__ import annotations
@@ -161,9 +162,9 @@ def measure_memory(bench: Bench) -> dict[str, Any]:
         packs.forget_packs()
         gc.collect()
         bench.say(name)
-        before = read_memory()
+        before = read_memory(bench.watch.device)
         attachment = put(Composition(concept), pipeline)
-        after = read_memory()
+        after = read_memory(bench.watch.device)
         found[name] = {
             "grown_bytes": after[0] - before[0],
             "private_bytes": after[1] - before[1],
@@ -210,13 +211,13 @@ def measure_steps(bench: Bench, *, rounds: int, seconds: float) -> dict[str, Any
         shared = share_weights(pipeline)
         put(shared)
         steps[name] = make_step(shared, bench.base.latent)
-    found = run_rounds(steps, rounds=rounds, limit_seconds=seconds, say=bench.say)
-    bench.watch.processor |= found
+    found = run_rounds(steps, now=bench.watch.now, rounds=rounds, limit_seconds=seconds, say=bench.say)
+    bench.watch.seconds |= found
     bench.say(f"two steps of {WHOLE_LATENT} x {WHOLE_LATENT} latents")
     whole = make_step(share_weights(pipeline), WHOLE_LATENT)
     for _ in range(2):
         bench.watch.measure("step, base, whole", whole)
-    least = min(bench.watch.processor["step, base, whole"])
+    least = min(bench.watch.seconds["step, base, whole"])
     return {
         "pairs": [
             {"ours": ours, "peer": peer}
@@ -257,18 +258,18 @@ STEP_CLAIMS: Final = (
 # --- one part, and all of them -------------------------------------------------------------------------------------
 
 
-def measure_part(id: str, part: str, options: dict[str, Any]) -> dict[str, Any]:
+def measure_part(id: str, part: str, device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """Returns what one part measured on one base, as the JSON file has it."""
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(id, Path(name))
+        bench = Bench(id, Path(name), device)
         found = PARTS[part](bench, **options if part == "steps" else {})
         changed = count_bytes(list_changed(bench.pipeline))
         bench.say("done")
     return {
         "part": part,
-        "processor_seconds": bench.watch.processor,
+        "seconds": bench.watch.seconds,
         "clock_seconds": bench.watch.clock,
         "pairs": [],
         **found,
@@ -279,7 +280,7 @@ def measure_part(id: str, part: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def list_claims(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns what the parts that are there say of the claims."""
-    seconds = {name: values for row in rows.values() for name, values in row["processor_seconds"].items()}
+    seconds = {name: values for row in rows.values() for name, values in row["seconds"].items()}
     claims = []
     for ours, peer, wanted in CLAIMS:
         if ours in seconds and peer in seconds:
@@ -292,7 +293,7 @@ def show(id: str, row: dict[str, Any]) -> None:
     """Prints what one part measured on one base."""
     print(f"\n{id}, {row['part']}: {row['changed_bytes'] / 1e6:.0f} MB of weights change")
     print(f"{'median':>12}{'least':>12}{'clock':>12}")
-    for name, seconds in row["processor_seconds"].items():
+    for name, seconds in row["seconds"].items():
         columns = [statistics.median(seconds), min(seconds)]
         columns += [statistics.median(row["clock_seconds"][name])] if name in row["clock_seconds"] else []
         print("".join(f"{1000 * column:9.2f} ms" for column in columns) + f"  {name}")
@@ -338,11 +339,12 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="a part; repeatable")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of steps, at most")
     parser.add_argument("--seconds", type=float, default=STEP_SECONDS, help="for the rounds of steps")
+    parser.add_argument("--device", default="cpu", help="where everything lies and is computed")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     options = {"rounds": given.rounds, "seconds": given.seconds}
     if given.child:
-        row = measure_part(given.base[0], given.only[0], options)
+        row = measure_part(given.base[0], given.only[0], torch.device(given.device), options)
         given.child.write_text(json.dumps(row), encoding="utf-8")
         return
     document: dict[str, Any] = {"bases": {}}
@@ -351,7 +353,7 @@ def main() -> None:
     for id in given.base or USUAL_BASES:
         parts = document["bases"].setdefault(id, {"parts": {}})["parts"]
         for part in given.only or PARTS:
-            parts[part] = run_child(id, part, options)
+            parts[part] = run_child(id, part, given.device, options)
             show(id, parts[part])
             document["machine"] = describe_machine()
             document["bases"][id]["claims"] = list_claims(parts)
@@ -359,11 +361,11 @@ def main() -> None:
                 given.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def run_child(id: str, part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def run_child(id: str, part: str, device: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what one part measured in a process of its own, whose progress is on stderr."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "part.json"
-        words = ["--base", id, "--only", part, "--child", str(answer)]
+        words = ["--base", id, "--only", part, "--device", device, "--child", str(answer)]
         words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, __file__, *words], check=True)
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
