@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from conceptry.composer.hooks import Patch
+from conceptry.composer.hooks import Generation, Patch
 from conceptry.composer.pipelines import find_place, find_tensor, read_place
 from conceptry.composer.standins import Contribution, Replacement, forget, is_wanted, read_original, want
 from conceptry.composer.undoing import run_all
@@ -68,6 +68,7 @@ class WeightPatch(Patch):
         if value != self._strength:
             # Like no other until every weight knows the new one: an exception may come in between.
             self._strength = math.nan
+            Generation.strengths += 1
             self._want(value)
             self._strength = value
 

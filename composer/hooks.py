@@ -17,6 +17,9 @@ class Generation:
 
     value: int = 0
 
+    strengths: int = 0
+    """Grows whenever the strength of any patch is set."""
+
 
 class Probing:
     """Whether a layer is being asked what it makes of vectors that are no prompt's; readers of prompts look away."""
@@ -31,18 +34,27 @@ class Patch(ABC):
     ``_put_in`` that did not come to its end. Whatever is changed is therefore noted before it is changed.
     """
 
-    strength: float = 1.0
-    """How much of the change is made; linear, 1 is as trained. It may be set while attached."""
-
     share: float = 1.0
     """What the concept's strength is multiplied by here."""
 
     component: str = ""
     """The component that is changed; empty for words."""
 
+    _strength: float = 1.0
+
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._attached = False
+
+    @property
+    def strength(self) -> float:
+        """How much of the change is made; linear, 1 is as trained. It may be set while attached."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = value
+        Generation.strengths += 1
 
     @property
     def attached(self) -> bool:

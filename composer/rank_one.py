@@ -8,7 +8,8 @@ For the text encoding e of one token, concepts j with target input i_j and I = [
 Keys: o_j = W_K e_super, with the W_K of the moment, other patches included; of a concept whose keys are locked globally
 they are those of the prompt with its superclass (``global_locks.py``). Values: o_j is what was trained. Strength
 multiplies what concept j removes and what it inserts. A sample whose prompt has none of a concept's placeholder is not
-edited by that concept; a sample without any placeholder keeps its bits.
+edited by that concept; a sample without any placeholder keeps its bits. Where no gradient flows, keys and values are
+made once a prompt and read by all its steps (``tables.py``).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from conceptry.composer.pipelines import (
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog, context_version, find_source
+from conceptry.composer.tables import State, Tables, describe_layer, is_last
 from conceptry.errors import IncompatibleError
 
 __all__ = ["RankOneEdit", "RankOnePatch", "encode_superclass"]
@@ -116,11 +118,12 @@ class _Stack:
         self._pipeline, self._denoiser, self._layers = pipeline, denoiser, layers
         self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
         self._solved: dict[bool, _Solved] = {}
+        self._tables = Tables()
         self._supers: tuple[int, list[Tensor | None]] = (-1, [])
         self._lock: GlobalLock | None = None
         for path, attention in layers.items():
-            self._handles.append(attention.to_k.register_forward_hook(self._make_hook(path, is_key=True)))
-            self._handles.append(attention.to_v.register_forward_hook(self._make_hook(path, is_key=False)))
+            for layer, is_key in ((attention.to_k, True), (attention.to_v, False)):
+                self._handles.append(layer.register_forward_hook(self._make_hook(path, is_key=is_key)))
 
     def add(self, patch: RankOnePatch) -> None:
         self._patches.append(patch)
@@ -151,6 +154,7 @@ class _Stack:
 
     def _forget(self) -> None:
         self._solved = {}
+        self._tables.clear()
         self._supers = (-1, [])
 
     def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
@@ -178,24 +182,50 @@ class _Stack:
         def edit_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if Probing.active:
                 return None
-            found = self._find_coefficients(args[0], is_key=is_key)
-            if found is None:
-                return None
-            targets, removed = self._find_targets(layer, path, found.concepts, is_key=is_key, like=args[0])
-            with torch.autocast(output.device.type, enabled=False):
-                change = found.insert @ targets - found.remove @ removed
-            result = output.clone()
-            result[found.samples] = (result[found.samples].float() + change).to(output.dtype)
-            return result
+            state = self._describe(layer, path, output, is_key=is_key)
+            known = self._tables.find((path, is_key), args[0], state)
+            if known is None:
+                known = self._change_output(layer, path, args[0], output, is_key=is_key)
+                if known is None:
+                    return None
+                self._tables.keep((path, is_key), args[0], state, known)
+            # A low-rank delta behind this hook is added in place.
+            return known if is_last(layer, edit_output) else known.clone()
 
         return edit_output
+
+    def _describe(self, layer: nn.Module, path: str, output: Tensor, *, is_key: bool) -> State | None:
+        """Returns what the edited output depends on beside the context; None where that may change unseen."""
+        state = describe_layer(layer)
+        if state is None:
+            return None
+        given = [edit.o_k if is_key else edit.o_v for edit in self.edits]
+        targets = [values[path]._version for values in given if values is not None]
+        return (*state, output.dtype, output.device, *self._describe_edits(), *targets)
+
+    def _describe_edits(self) -> State:
+        edits = self.edits
+        inputs = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
+        return (torch.is_grad_enabled(), *edits, *inputs)
+
+    def _change_output(
+        self, layer: nn.Module, path: str, context: Tensor, output: Tensor, *, is_key: bool
+    ) -> Tensor | None:
+        """Returns the output of a layer with the edits in it; None where no sample has a concept's placeholder."""
+        found = self._find_coefficients(context, is_key=is_key)
+        if found is None:
+            return None
+        targets, removed = self._find_targets(layer, path, found.concepts, is_key=is_key, like=context)
+        with torch.autocast(output.device.type, enabled=False):
+            change = found.insert @ targets - found.remove @ removed
+        result = output.clone()
+        result[found.samples] = (result[found.samples].float() + change).to(output.dtype)
+        return result
 
     def _find_coefficients(self, context: Tensor, *, is_key: bool) -> Coefficients | None:
         """Returns the coefficients for this context: one tensor is read by all layers, and in all steps."""
         edits = self.edits
-        versions = [tensor._version for edit in edits for tensor in (edit.i_star, edit.c_inv_i_star)]
-        strengths = [edit.strength for edit in edits]
-        key = (context_version(context), torch.is_grad_enabled(), *versions, *strengths)
+        key = (context_version(context), *self._describe_edits())
         locked = is_key and self._lock is not None  # else keys and values have the same ones
         solved = self._solved.get(locked)
         if solved is None or solved.context() is not context or key != solved.key:
