@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
 
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.progress import track
 from conceptry.cli.projects import find_workspace, list_locked, report_change
 from conceptry.cli.session import Session, pass_session
-from conceptry.errors import UsageError
+from conceptry.errors import ConceptryError, NotFoundError, UsageError, suggest_nearest
 from conceptry.names import ConceptName
+
+if TYPE_CHECKING:
+    from conceptry.registry.workspace import Workspace
 
 
 @click.command(
@@ -40,6 +46,22 @@ def lock(session: Session, /, *, check: bool, upgrade: bool, upgrade_package: tu
         )
         return
     names = [ConceptName.parse(name) for name in upgrade_package]
+    _refuse_unknown(workspace, names)
     with track(session.out, "locking"):
         change = workspace.lock(upgrade=upgrade, upgraded=names)
     report_change(session, change, path=str(workspace.lock_path))
+
+
+def _refuse_unknown(workspace: Workspace, names: Iterable[ConceptName]) -> None:
+    """Raises NotFoundError for a concept that is neither required nor locked; without a lock, nobody knows yet."""
+    known = {one.name for one in workspace.read_project().requirements}
+    try:
+        known |= {one.name for one in workspace.read_lock().concepts}
+    except ConceptryError:
+        return
+    for name in names:
+        if name not in known:
+            raise NotFoundError(
+                f"the project does not require {name}, and nothing in it does",
+                hint=suggest_nearest(str(name), map(str, known)) or "concepts tree shows what it requires",
+            )

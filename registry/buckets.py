@@ -85,7 +85,7 @@ class BucketRemote:
 
     def read_version(self, name: ConceptName, version: Version) -> Digest | None:
         """Returns the digest of a version there, None if there is none. Raises RemoteError, IntegrityError."""
-        data = self.bucket.read(KEYS.version(name, version), _LINE_BYTES)
+        data = self.bucket.read_document(KEYS.version(name, version), _LINE_BYTES)
         return None if data is None else parse_version_line(data, name, version).digest
 
     def read_tag(self, name: ConceptName, tag: Tag) -> TagMove | None:
@@ -93,7 +93,7 @@ class BucketRemote:
         numbers = [int(entry) for entry in self.bucket.names(KEYS.tag(name, tag)) if _NUMBER.fullmatch(entry)]
         if not numbers:
             return None
-        data = self.bucket.read(KEYS.tag_move(name, tag, numbers[-1]), _LINE_BYTES)
+        data = self.bucket.read_document(KEYS.tag_move(name, tag, numbers[-1]), _LINE_BYTES)
         try:
             version, digest = (data or b"").decode("ascii").split()
             return TagMove(numbers[-1], parse_version(version), Digest.parse(digest))
@@ -106,7 +106,7 @@ class BucketRemote:
 
     def get_manifest(self, version: RemoteVersion) -> bytes:
         """Returns a manifest's bytes, unchecked. Raises NotFoundError, RemoteError."""
-        data = self.bucket.read(KEYS.manifest(version.digest), MAX_DOCUMENT_BYTES)
+        data = self.bucket.read_document(KEYS.manifest(version.digest), MAX_DOCUMENT_BYTES)
         if data is None:
             raise NotFoundError(f"the manifest of {version.reference} is missing on {self.uri}")
         return data

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from conceptry.manifest import File
     from conceptry.registry.blobs import CountBytes
 
+_LOOK_BYTES: Final = 1024
 _PIECE_BYTES: Final = 8 << 20
+_PAGE: Final = re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE)
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._-]*[A-Za-z0-9_-])*/?", re.ASCII)
 _PATIENCE: Final = {
@@ -94,13 +96,25 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
+    def read_document(self, path: Path, limit_bytes: int) -> bytes | None:
+        """Returns what ``read`` does of a document of ours, none of which begins as a web page. Raises RemoteError."""
+        data = self.read(path, limit_bytes)
+        if data is not None and _PAGE.match(data):
+            raise RemoteError(
+                f"{self.uri} answers with a web page",
+                hint="is AWS_ENDPOINT_URL right, and no sign-in page of this network in between?",
+            )
+        return data
+
     def names(self, path: Path) -> list[str]:
         """Returns the names below a key, in order. Raises RemoteError."""
         with self._explain():
             try:
                 found = self.files.ls(self.locate(path), detail=False, refresh=True)
             except FileNotFoundError:
-                return []
+                found = []
+        if not found:
+            self.read_document(path, _LOOK_BYTES)  # a web page lists nothing, and says so when it is read
         return sorted({str(name).rstrip("/").rpartition("/")[2] for name in found})
 
     def size(self, path: Path) -> int | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from conceptry.errors import ConflictError, NotFoundError, suggest_nearest
 from conceptry.names import ConceptName, RemoteName
 from conceptry.registry.files import STATE_MODE, write_file
 from conceptry.registry.places import PROJECT_FILE, draw_name_beside
 from conceptry.registry.project import Project, ProjectRequirement, parse_project
+from conceptry.sources import SourceKind
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_CHOICES_OF_USE: Final = ("strength", "rename")
+"""What stays said of a concept that was a file and is published now; a build was one of the file's."""
 
 NEW_PROJECT: Final = """\
 [project]
@@ -23,12 +28,17 @@ NEW_PROJECT: Final = """\
 
 
 def set_requirement(text: str, requirement: ProjectRequirement) -> str:
-    """Returns the text with a requirement in it; one of that name keeps its line and what the new one leaves open."""
+    """Returns the text with a requirement in it; one of that name keeps its line and what the new one leaves open.
+
+    Of a file that is required as published from now on, how it is used is kept, and nothing of where it was.
+    """
     document = _parse(text)
     rows = _table(document, "concepts")
     name = _find_key(rows, requirement.name)
     known = rows.get(name, {})
     kept = {} if isinstance(known, str) or requirement.foreign else dict(known)
+    if _was_file(kept):
+        kept = {key: value for key, value in kept.items() if key in _CHOICES_OF_USE}
     values = {**kept, **_describe(requirement)}
     rows[name] = values["version"] if list(values) == ["version"] else _inline(values)
     return _dump(document)
@@ -90,6 +100,10 @@ def write_project(folder: Path, text: str) -> Project:
     project = parse_project(data, folder)
     write_file(project.path, data, temporary=draw_name_beside(project.path), mode=STATE_MODE, replace=True)
     return project
+
+
+def _was_file(values: Mapping[str, Any]) -> bool:
+    return any(kind in values for kind in get_args(SourceKind))
 
 
 def _describe(requirement: ProjectRequirement) -> dict[str, Any]:

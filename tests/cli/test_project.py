@@ -220,3 +220,33 @@ def test_project_remote_is_known_to_other_commands_in_the_project(run: Run, stud
     assert re.search(r'studio = "file:', Path("concepts.toml").read_text())
     assert run("pull", "studio::me/imp", "--json").document["created"] is False
     assert [row["name"] for row in run("remote", "list", "--json").document["remotes"]] == ["studio"]
+
+
+def test_a_concept_that_was_required_as_a_file_can_be_required_as_published(
+    run: Run, studio: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tmp_path / "imp", "files")
+    words = ("--name", "me/imp", "--placeholder", "<imp>", "--license", "CC0-1.0")
+    run("add", "./files/lora.safetensors", *words, "--base", "sd1", "--strength", "0.5")
+    assert 'path = "files/lora.safetensors"' in Path("concepts.toml").read_text()
+    run("add", "studio::me/imp")
+    text = Path("concepts.toml").read_text()
+    assert '"me/imp" = {strength = 0.5, version = "^1.0", remote = "studio"}' in text
+    assert run("tree", "--json").document["concepts"][0]["version"] == "1.0.0"
+    run("add", "./files/lora.safetensors", *words, "--base", "sd1")
+    assert '"me/imp" = {path = "files/lora.safetensors"' in Path("concepts.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("me/inp", "hint: did you mean 'me/imp'?"), ("you/something", "concepts tree shows")]
+)
+def test_upgrading_what_is_not_required_is_refused_with_the_nearest_name(
+    run: Run, studio: str, name: str, hint: str
+) -> None:
+    run("add", "studio::me/imp")
+    before = Path("concepts.lock").read_bytes()
+    finished = run("lock", "--upgrade-package", name, code=3)
+    assert f"the project does not require {name}, and nothing in it does" in finished.err
+    assert hint in finished.err
+    assert Path("concepts.lock").read_bytes() == before
+    run("lock", "--upgrade-package", "me/hat", "--upgrade-package", "me/imp")

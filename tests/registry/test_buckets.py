@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, RemoteError, UsageError
-from conceptry.names import ConceptName, RemoteName
+from conceptry.names import ConceptName, RemoteName, parse_tag
 from conceptry.registry import Registry
 from conceptry.registry.blobs import ignore_bytes
 from conceptry.registry.objects import check_bucket
+from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.remotes import open_remote
 from tests.registry.folders import CONTENTS, make_manifest, write_folder
 from tests.simulators.registries import find_free_port, run_s3
@@ -102,3 +105,50 @@ def test_several_versions_share_equal_bytes(registry: Registry, uri: str, tmp_pa
         registry.publish(write_folder(tmp_path / version, version=version))
     assert registry.push("me/imp@1.0.0", uri).sent_bytes == len(CONTENTS)
     assert registry.push("me/imp@1.1.0", uri).sent_bytes == 0
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Give the address of a bucket where a web page answers everything, as a proxy that asks for a login does."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-91c4")
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815 - the names that the server calls
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield "s3://studio/lab"
+        server.shutdown()
+
+
+def test_a_web_page_in_the_place_of_a_bucket_is_called_one(
+    registry: Registry, imp: Path, page: str, tmp_path: Path
+) -> None:
+    registry.publish(imp)
+    found = registry.resolve("me/imp")
+    version = RemoteVersion(reference=found.reference, digest=found.digest)
+    second = Registry(tmp_path / "second")
+    second.add_remote(STUDIO, page)
+    for ask in (
+        lambda: registry.push("me/imp", page),
+        lambda: second.pull("studio::me/imp@1.0.0"),
+        lambda: second.open_remote(STUDIO).read_tag(ConceptName("me", "imp"), parse_tag("stable")),
+        lambda: second.open_remote(STUDIO).get_manifest(version),
+    ):
+        with pytest.raises(RemoteError, match="answers with a web page") as caught:
+            ask()
+        assert caught.value.exit_code == 5
