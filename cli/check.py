@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from conceptry.bases import BaseIdentity, Fit
-from conceptry.cli.bases import identify_base
+from conceptry.cli.bases import identify_base, open_base
 from conceptry.cli.composing import describe_use
 from conceptry.cli.conflicts import conflicts_to_json, describe_conflicts
 from conceptry.cli.drift import DriftReader, describe_drifts, drifts_to_json
@@ -26,6 +26,7 @@ from conceptry.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from conceptry.composer.compositions import Composition
     from conceptry.composer.conflicts import Conflict
+    from conceptry.composer.layer_deltas import Weights
     from conceptry.composer.overlaps import Overlap
     from conceptry.composer.plan import Plan, PlannedMember
     from conceptry.composition import Member
@@ -58,20 +59,21 @@ def check(
 
     Shown are how well each fits, the words that call it, what all licences permit together and because of whom, where
     two change the same weights, and of every pair how far they use the same directions (beside chance), whether they
-    reinforce or cancel, whose words open whose gates, and which strengths to try. Without --base, the base that the
-    first concept was made for is taken as declared. Exit code 6 when they do not fit.
+    reinforce or cancel, whose words open whose gates, which strengths to try, and what of them cannot be compared.
+    Without --base, the base that the first concept was made for is taken as declared; with it, also new weights and
+    what depends on the base's weights are compared. Exit code 6 when they do not fit.
     """
     read = read_document(members, file)
     document, masks = expand(session, read)
     composition = fetch_composition(session, document, (*read_masks(read, file), *masks))
     drifted = None
     if given["on"] is None:
-        identity = find_identity(session, base or document.base, composition)
+        identity, weights = _open(session, base or document.base, composition)
     else:
         drifted = DriftReader(session, composition, base or document.base, given["on"])
-        identity = drifted.identity
+        identity, weights = drifted.identity, drifted.weights
     plan, overlaps = plan_composition(composition, identity, given["fit"])
-    conflicts = _compare(session, plan)
+    conflicts = _compare(session, plan, weights)
     if given["picture"] is not None:
         _draw(conflicts, given["picture"])
     drifts = () if drifted is None else drifted.measure(plan)
@@ -84,19 +86,36 @@ def check(
         session.out.warn(warning)
 
 
-def _compare(session: Session, plan: Plan) -> tuple[Conflict, ...]:
+def _open(
+    session: Session, base: str | None, composition: Composition
+) -> tuple[BaseIdentity, Weights | None]:
+    """Returns the base to check against, and its weights where one is named that has any."""
+    from conceptry.base_locations import resolve_base
+
+    location = None if base is None else resolve_base(base, session.registry.bases())
+    if location is None or location.path is None:
+        return find_identity(session, base, composition), None
+    pipeline = open_base(session, location)
+    from conceptry.composer.fingerprints import identify_pipeline
+    from conceptry.composer.layer_deltas import open_weights
+
+    return identify_pipeline(pipeline), open_weights(pipeline)
+
+
+def _compare(session: Session, plan: Plan, weights: Weights | None) -> tuple[Conflict, ...]:
     with track(session.out, "comparing the concepts"):
         from conceptry.composer.conflicts import find_conflicts
 
-        return find_conflicts(plan)
+        return find_conflicts(plan, weights)
 
 
 def _draw(conflicts: tuple[Conflict, ...], path: Path) -> None:
     from conceptry.evaluation.conflict_sheets import save_conflicts
 
-    if not conflicts:
+    if not any(one.layers or one.gates or one.words for one in conflicts):
         raise UsageError(
-            "there is nothing to draw: no two of these concepts meet", hint="leave out --picture"
+            "there is nothing to draw: no two of these concepts meet where they can be compared",
+            hint="leave out --picture",
         )
     try:
         save_conflicts(conflicts, path)

@@ -52,16 +52,20 @@ def describe_conflicts(plan: Plan, conflicts: Sequence[Conflict]) -> Iterator[st
         for gate in one.gates:
             fires = "fires" if gate.fires else "stays shut"
             yield f"  {gate.word} at the gate of {gate.opens}: similarity {gate.similarity:.2f}, {fires}"
+        yield from (f"  not compared: {text}" for text in one.not_compared)
         yield from (f"  advice: {text}" for text in one.advice)
 
 
 def _say(one: Conflict) -> str:
-    if not one.layers:
-        return "no layer in common"
-    relation = "reinforcing" if one.cosine > 0.05 else "cancelling" if one.cosine < -0.05 else "neither"
-    return (
-        f"{one.severity} conflict" if one.severity != "none" else "no conflict"
-    ) + f" ({one.overlap:.1f} x chance, cosine {one.cosine:+.2f}, {relation})"
+    verdict = f"{one.severity} conflict" if one.severity != "none" else "no conflict"
+    if one.layers:
+        relation = "reinforcing" if one.cosine > 0.05 else "cancelling" if one.cosine < -0.05 else "neither"
+        return f"{verdict} ({one.overlap:.1f} x chance, cosine {one.cosine:+.2f}, {relation})"
+    if one.gates:
+        return f"{verdict}, by their gates"
+    if one.not_compared:
+        return "not compared"
+    return "no layer in common"
 
 
 def _list_licenses(plan: Plan) -> list[tuple[str, License]]:

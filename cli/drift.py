@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from conceptry.composer.compositions import Composition
     from conceptry.composer.drift import Drift
+    from conceptry.composer.layer_deltas import Weights
     from conceptry.composer.plan import Plan
 
 _WORST_LAYERS: Final = 5
@@ -50,6 +51,13 @@ class DriftReader:
         self._own = None if own is None or own.path is None else own
         self._pipeline: Any = open_base(session, location)
         self.identity = identify_pipeline(self._pipeline)
+
+    @property
+    def weights(self) -> Weights:
+        """What finds the weights of the other model, before ``measure``."""
+        from conceptry.composer.layer_deltas import open_weights
+
+        return open_weights(self._pipeline)
 
     def measure(self, plan: Plan) -> tuple[Drift, ...]:
         """Returns the drift for each concept; the first model is let go before the second is read. Ends this reader."""

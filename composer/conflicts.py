@@ -1,4 +1,4 @@
-"""What concepts do to one another when they are used together, by pair and by layer, with advice; factors only.
+"""What concepts do to one another when they are used together, by pair and by layer, with advice.
 
 Independent adapters have a cosine near 0 even where the picture suffers: what tells is how far the directions that they
 read and write overlap beyond chance; the sign of the cosine then says whether they reinforce or cancel.
@@ -6,29 +6,25 @@ read and write overlap beyond chance; the sign of the cosine then says whether t
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, repeat
 from typing import Final, NamedTuple
 
 import torch
 
-from conceptry.composer.low_rank import LowRank
-from conceptry.composer.low_rank_modules import has_factors, to_low_rank
+from conceptry.composer.layer_deltas import GATED, LayerDeltas, Weights, list_layers
 from conceptry.composer.plan import Plan, PlannedMember
-from conceptry.composer.spectra import Deltas, LayerTable, iter_layer_tables
+from conceptry.composer.spectra import LayerTable, iter_layer_tables
 from conceptry.composer.word_conflicts import (
     GateConflict,
     WordConflict,
     find_gate_conflicts,
     find_word_conflicts,
 )
-from conceptry.errors import UsageError
-from conceptry.formats.lora import read_lora
-from conceptry.formats.lora_modules import LoraModule
-from conceptry.formats.original_names import spell_as_diffusers
 
 # How many times chance an overlap is before it is worth a look, and before it is a conflict (composition.md 6.1).
 NOTICEABLE: Final = 3.0
@@ -71,6 +67,9 @@ class Conflict:
     balance: float
     gates: tuple[GateConflict, ...]
     words: tuple[WordConflict, ...]
+    not_compared: tuple[str, ...] = ()
+    """What of them could not be held against one another, or not wholly, and why; a sentence each."""
+
     advice: tuple[str, ...]
 
     @property
@@ -87,45 +86,44 @@ class Conflict:
         return "noticeable" if self.overlap >= NOTICEABLE or self.words else "none"
 
 
-def find_conflicts(plan: Plan) -> tuple[Conflict, ...]:
-    """Returns every pair of a plan's concepts of which anything can be said, in the order of the plan.
+def find_conflicts(plan: Plan, weights: Weights | None = None) -> tuple[Conflict, ...]:
+    """Returns every pair of a plan's concepts, in the order of the plan: compared, or why not.
 
-    Concepts of strength 0 take no part. Deltas that depend on the base, or are stored whole, are not compared.
+    Concepts of strength 0 take no part.
+
+    Args:
+        plan: the concepts at their strengths.
+        weights: of the base, where it is open: what depends on them, or is stored as new values, is then compared too.
 
     Raises:
         NotFoundError: if a file is not on this machine.
         InvalidFileError: if one is malformed.
+        IncompatibleError: if new values were packed against another base.
     """
     members = [member for member in plan.members if member.strength]
-    rows = collect_layers(iter_layer_tables([list_deltas(member) for member in members]))
-    found = []
-    for first, second in combinations(range(len(members)), 2):
-        pair = members[first], members[second]
-        gates, words = find_gate_conflicts(*pair), find_word_conflicts(*pair)
-        layers = rows.get((first, second), [])
-        if layers or gates or words:
-            found.append(_join(pair, layers, gates, words))
-    return tuple(found)
+    changes = [list_layers(member, weights) for member in members]
+    with _without_collector():
+        rows = collect_layers(iter_layer_tables([one.deltas for one in changes]))
+        return tuple(
+            _join(
+                (members[first], members[second]),
+                (changes[first], changes[second]),
+                rows.get((first, second), []),
+            )
+            for first, second in combinations(range(len(members)), 2)
+        )
 
 
-def list_deltas(member: PlannedMember) -> Deltas:
-    """Returns what reads each low-rank delta of a concept at its strength; nothing is read before it is asked for."""
-    found: dict[str, Callable[[], LowRank]] = {}
-    for part in member.build.parts:
-        for file in part.files if part.kind == "lora" else ():
-            if file.role == "weights":
-                modules = read_lora(member.concept.locate(file)).modules
-                for name, module in spell_as_diffusers(modules, member.build.base.family).items():
-                    if has_factors(module):
-                        found[name] = functools.partial(_read, module, member.strength)
-    return found
-
-
-def _read(module: LoraModule, strength: float) -> LowRank:
-    delta = to_low_rank(module)
-    if delta is None:
-        raise UsageError(f"a {module.algorithm} of these parts has no factors")
-    return delta.scaled(strength)
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Gives a block in which Python looks for no garbage: it would walk through millions of rows again and again."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 # --- tables to pairs -----------------------------------------------------------------------------------------------
@@ -137,9 +135,14 @@ _Row = tuple[LayerConflict, float, float, float]
 def collect_layers(tables: Iterator[LayerTable]) -> Mapping[tuple[int, int], list[_Row]]:
     """Returns the rows of each pair of places."""
     found: dict[tuple[int, int], list[_Row]] = {}
-    for table in tables:
-        for pair, row in zip(combinations(table.members, 2), _iter_rows(table), strict=True):
-            found.setdefault(pair, []).append(row)
+    places: dict[tuple[int, ...], list[list[_Row]]] = {}
+    with _without_collector():
+        for table in tables:
+            if table.members not in places:
+                pairs = combinations(table.members, 2)
+                places[table.members] = [found.setdefault(pair, []) for pair in pairs]
+            for rows, row in zip(places[table.members], _iter_rows(table), strict=True):
+                rows.append(row)
     return found
 
 
@@ -150,18 +153,15 @@ def _iter_rows(table: LayerTable) -> Iterator[_Row]:
     mine, theirs, both = energies[first], energies[second], table.inner[first, second]
     total, product = mine + theirs, (mine * theirs).sqrt()
     silent = product == 0
-    columns = (
+    measures = (
         torch.where(silent, 0.0, both / product).clamp(-1, 1),
         torch.where(total == 0, 1.0, (total + 2 * both) / total).clamp(min=0),
         (table.shared_inputs / table.chance_inputs)[first, second],
         (table.shared_outputs / table.chance_outputs)[first, second],
         torch.where(silent, 1.0, mine / theirs),
-        both,
-        mine,
-        theirs,
     )
-    for *measures, shared, one, other in zip(*(column.tolist() for column in columns), strict=True):
-        yield LayerConflict(table.name, *measures), shared, one, other
+    layers = map(LayerConflict, repeat(table.name), *(column.tolist() for column in measures))
+    return zip(layers, both.tolist(), mine.tolist(), theirs.tolist(), strict=True)
 
 
 def _compare(both: float, mine: float, theirs: float) -> dict[str, float]:
@@ -175,10 +175,10 @@ def _compare(both: float, mine: float, theirs: float) -> dict[str, float]:
 
 def _join(
     pair: tuple[PlannedMember, PlannedMember],
+    changes: tuple[LayerDeltas, LayerDeltas],
     rows: Sequence[_Row],
-    gates: tuple[GateConflict, ...],
-    words: tuple[WordConflict, ...],
 ) -> Conflict:
+    gates, words = find_gate_conflicts(*pair), find_word_conflicts(*pair)
     both, mine, theirs = (
         (math.fsum(column) for column in zip(*(row[1:] for row in rows), strict=True))
         if rows
@@ -202,8 +202,40 @@ def _join(
         output_overlap=outputs,
         gates=gates,
         words=words,
+        not_compared=tuple(_iter_reasons(pair, changes, layers, gates)),
         advice=tuple(advice) if rows or gates or words else (),
     )
+
+
+def _iter_reasons(
+    pair: tuple[PlannedMember, PlannedMember],
+    changes: tuple[LayerDeltas, LayerDeltas],
+    layers: Sequence[LayerConflict],
+    gates: tuple[GateConflict, ...],
+) -> Iterator[str]:
+    """Returns what of a pair is not compared, or not wholly, and why."""
+    labels = [member.concept.label for member in pair]
+    for label, change in zip(labels, changes, strict=True):
+        if change.everywhere is not None:
+            yield f"{label}: {change.everywhere}"
+    shared = changes[0].names & changes[1].names
+    unsaid: Set[str] = (
+        shared - {layer.module for layer in layers} if len(shared) > len(layers) else frozenset()
+    )
+    for label, change in zip(labels, changes, strict=True):
+        said: dict[str, list[str]] = {}
+        for name in sorted(shared & change.reasons.keys()):
+            said.setdefault(change.reasons[name], []).append(name)
+        for reason, names in said.items():
+            unsaid = unsaid - frozenset(names)
+            if not (gates and reason == GATED):  # what a gate does is said by the gates
+                yield f"{label} in {_count(names)}: {reason}"
+    if unsaid:
+        yield f"{_count(sorted(unsaid))}: other shapes in {labels[0]} than in {labels[1]}"
+
+
+def _count(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers, such as {names[0]}"
 
 
 # --- advice --------------------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from conceptry.bases import BaseIdentity, ComponentName
-from conceptry.composer.conflicts import list_deltas
+from conceptry.composer.directions import ENERGY_SHARE
+from conceptry.composer.layer_deltas import list_factors
 from conceptry.composer.low_rank import Spectrum, decompose, one_thread
 from conceptry.composer.overlaps import list_changed_modules
 from conceptry.composer.pipelines import Pipeline, find_tensor, list_components
 from conceptry.composer.plan import PlannedMember
-from conceptry.composer.spectra import ENERGY_SHARE, keep_energy
+from conceptry.composer.spectra import keep_energy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ def measure_drift(
     changed = list_changed_modules(member)
     rows, missing = [], []
     if mine is not None:
-        deltas = list_deltas(member)
+        deltas = list_factors(member)
         with one_thread(), torch.no_grad():
             for module in changed:
                 before, after = mine.get(module), theirs.get(module)

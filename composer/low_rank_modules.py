@@ -45,6 +45,18 @@ def needs_base(module: LoraModule) -> bool:
     return ALGORITHM_BY_ID[module.algorithm].needs_base
 
 
+def find_shape(module: LoraModule) -> tuple[int, ...] | None:
+    """Returns the shape of the weight that a module changes; None where it changes a bias alone, or nothing tells."""
+    for part in ("diff", "w_norm"):
+        if part in module.parts:
+            return module.parts[part].shape
+    if module.algorithm in ("full", "norm"):
+        return None
+    match = module.match()
+    outputs, inputs = match.sizes.product(match.form.outputs), match.sizes.product(match.form.inputs)
+    return None if outputs is None or inputs is None else (outputs, inputs, *(match.sizes.kernel or ()))
+
+
 def from_low_rank(delta: LowRank, dtype: torch.dtype = torch.float32) -> LoraModule:
     """Returns the module that stores ``delta``: scale 1, the kernel in the first factor."""
     rank, columns = delta.down.shape

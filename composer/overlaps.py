@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from conceptry.composer.plan import Plan, PlannedMember
+from conceptry.formats.byte_planes import is_packed, open_planes
 from conceptry.formats.header import read_header
 from conceptry.formats.lora_modules import split_canonical
 from conceptry.kinds import KindId
@@ -74,8 +75,17 @@ def _iter_modules(member: PlannedMember) -> Iterator[str]:
         find = _MODULES.get(part.kind)
         for file in part.files if find else ():
             if find and file.role == "weights":
-                names = read_header(member.concept.locate(file)).tensors
-                yield from find(PurePosixPath(file.path).stem, names)
+                yield from find(PurePosixPath(file.path).stem, list_full_names(member.concept.locate(file)))
+
+
+def list_full_names(path: Path) -> tuple[str, ...]:
+    """Returns the names of a file's tensors; of one that is packed, those that come out of it.
+
+    Raises:
+        NotFoundError, InvalidFileError: as ``find_overlaps``.
+    """
+    header = read_header(path)
+    return tuple(open_planes(path).rows if is_packed(header.metadata) else header.tensors)
 
 
 def _find_lora_modules(component: str, names: Iterable[str]) -> Iterator[str]:
@@ -86,7 +96,8 @@ def _find_full_modules(component: str, names: Iterable[str]) -> Iterator[str]:
     return (f"{component}.{name.rpartition('.')[0]}" for name in names)
 
 
-def _find_edited_modules(component: str, names: Iterable[str]) -> Iterator[str]:
+def find_edited_modules(component: str, names: Iterable[str]) -> Iterator[str]:
+    """Returns the modules that a rank-one edit changes, by the names of its tensors."""
     for name in names:
         if name.startswith(_VALUE_TARGET):
             layer = name.removeprefix(_VALUE_TARGET)
@@ -97,5 +108,5 @@ def _find_edited_modules(component: str, names: Iterable[str]) -> Iterator[str]:
 _MODULES: Final[dict[KindId, Callable[[str, Iterable[str]], Iterator[str]]]] = {
     "lora": _find_lora_modules,
     "full": _find_full_modules,
-    "rank_one": _find_edited_modules,
+    "rank_one": find_edited_modules,
 }

@@ -38,12 +38,12 @@ def to_torch(
     found = _TORCH_BY_NAME.get(raw.dtype)
     if found is None:
         raise InvalidFileError(f"torch holds no {raw.dtype}")
-    if not len(raw.data):
+    if not raw.size_bytes:
         return torch.empty(raw.shape, dtype=dtype or found, device=device)
     # Into memory of torch's own alignment: kernels round differently on other addresses.
-    own = torch.empty(raw.shape, dtype=found)
+    own = torch.empty(raw.shape, dtype=dtype or found)
     own.copy_(torch.frombuffer(bytearray(raw.data), dtype=found).reshape(raw.shape))
-    return own.to(device=device, dtype=dtype or found)
+    return own.to(device=device)
 
 
 def from_torch(tensor: Tensor) -> RawTensor:

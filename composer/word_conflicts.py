@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from conceptry.composer.plan import PlannedMember
-from conceptry.formats.embedding import read_embedding
+from conceptry.formats.embedding import EmbeddingContents, read_embedding
 from conceptry.formats.rank_one import RankOneContents, read_rank_one
 from conceptry.formats.tensors import RawTensor
+from conceptry.kinds import KindId
 from conceptry.manifest import RankOneMethod
 from conceptry.names import Placeholder
 
@@ -130,13 +132,19 @@ def _iter_similar(first: PlannedMember, second: PlannedMember) -> Iterator[WordC
 def _read_rows(member: PlannedMember) -> dict[tuple[str, Placeholder], Array]:
     found: dict[tuple[str, Placeholder], Array] = {}
     for part in member.build.parts:
-        for file in part.files if part.kind == "embedding" else ():
-            if file.role == "weights":
-                contents = read_embedding(member.concept.locate(file))
-                for (component, word), raw in contents.rows.items():
+        read = _ROWS.get(part.kind)
+        for file in part.files if read else ():
+            if read and file.role == "weights":
+                for (component, word), raw in read(member.concept.locate(file)).rows.items():
                     rows = _widen(raw)
                     found[component, word] = rows.reshape(-1, rows.shape[-1])
     return found
+
+
+_ROWS: Final[Mapping[KindId, Callable[[Path], EmbeddingContents | RankOneContents]]] = {
+    "embedding": read_embedding,
+    "rank_one": read_rank_one,
+}
 
 
 def _widen(raw: RawTensor) -> Array:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
-from conceptry.composer.conflicts import list_deltas
 from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.layer_deltas import list_factors
 from conceptry.composer.low_rank import LowRank, add_biases
 from conceptry.composer.merge_inputs import MergeInputs, gather_inputs
 from conceptry.composer.merge_layers import MergedLayer, stack_dense
@@ -94,7 +94,7 @@ def even_out(plan: Plan) -> float:
     |sum D_i|^2 = sum |D_i|^2 + 2 sum |D_i| |D_j| cos_ij, as ComfyUI-LoRA-Optimizer's automatic strength describes it.
     """
     total: Tensor | None = None
-    for table in iter_layer_tables([list_deltas(member) for member in plan.members]):
+    for table in iter_layer_tables([list_factors(member) for member in plan.members]):
         own = torch.zeros(len(plan.members), len(plan.members))
         own[torch.tensor(table.members)[:, None], torch.tensor(table.members)] = table.inner
         total = own if total is None else total + own

@@ -45,8 +45,11 @@ def test_check_compares_each_pair_and_says_whom_the_permissions_depend_on(
     )
     run("publish", str(far))
     document = run("check", "me/imp", "me/look*0.5", "me/far", "--json").document
-    (conflict,) = document["conflicts"]
+    conflict, *others = document["conflicts"]
     assert (conflict["first"], conflict["second"]) == (imp, look)
+    assert [(one["second"], one["layers"], one["not_compared"]) for one in others] == 2 * [
+        ("me/far@1.0.0", [], [])
+    ]
     # Both packages hold one and the same delta of rank 1, on a layer of 8 inputs.
     assert conflict["overlap"] == pytest.approx(8.0, rel=1e-5)
     assert conflict["severity"] in ("noticeable", "strong")
@@ -59,6 +62,7 @@ def test_check_compares_each_pair_and_says_whom_the_permissions_depend_on(
     said = run("check", "me/imp", "me/look", "me/far").out
     assert "commercial: no, because of me/far@1.0.0" in said
     assert "advice: they reinforce one another" in said
+    assert f"{imp} with me/far@1.0.0: no layer in common" in said
 
 
 def test_check_draws_its_conflicts(run: Run, imp: str, look: str) -> None:

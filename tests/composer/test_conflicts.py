@@ -169,7 +169,8 @@ def test_rows_that_mean_nearly_the_same_are_told(sd1: Any, tmp_path: Path) -> No
     (found,) = check(one, two, pipeline=sd1)
     assert [(word.first, word.second, word.relation) for word in found.words] == [("<a>", "<b>", "similar")]
     assert found.words[0].cosine == pytest.approx(1.0, abs=1e-6)
-    assert check(one, other, pipeline=sd1) == ()
+    (apart,) = check(one, other, pipeline=sd1)
+    assert (apart.words, apart.severity) == ((), "none")
 
 
 def test_words_that_both_have_are_shared_or_renamed(sd1: Any, tmp_path: Path) -> None:

@@ -60,10 +60,10 @@ def list_modules(pipeline: Any, concept: Any) -> tuple[str, ...]:
 
 
 def read_delta(pipeline: Any, concept: Any, name: str) -> Any:
-    from conceptry.composer.conflicts import list_deltas
+    from conceptry.composer.layer_deltas import list_factors
 
     (member,) = make_plan(Composition(concept), identify_pipeline(pipeline)).members
-    return list_deltas(member)[name]()
+    return list_factors(member)[name]()
 
 
 def test_without_the_base_its_fingerprint_is_compared(sd1: Any, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
-from conceptry.composer.conflicts import list_deltas
 from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.layer_deltas import list_factors
 from conceptry.composer.plan import make_plan
 from conceptry.composer.ways import WAYS
 from conceptry.errors import UsageError
@@ -157,7 +157,7 @@ def test_strengths_from_cosines_give_the_sum_the_energy_of_the_strongest(tmp_pat
         for seed in (1, 2, 3)
     ]
     plan = make_plan(Composition(*concepts), identify_pipeline(pipeline))
-    tables = [list_deltas(member) for member in plan.members]
+    tables = [list_factors(member) for member in plan.members]
     whole = np.asarray(
         [
             np.concatenate([table[name]().to_dense().double().ravel().numpy() for name in sorted(table)])
