@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +24,8 @@ from conceptry.composer.standins import settle, together
 from conceptry.composer.steering import Steering
 from conceptry.composer.undoing import run_all
 from conceptry.concepts import Concept, WeightedConcept
-from conceptry.errors import UsageError
-from conceptry.names import Placeholder
+from conceptry.errors import IncompatibleError, UsageError
+from conceptry.names import ConceptName, Placeholder
 
 _ATTACHMENTS: Final = "_conceptry_attachments"
 _SPARE_SLOTS: Final = 16
@@ -88,12 +87,10 @@ class Attachment:
         Nothing is read, and nothing is taken out and put in again.
 
         Raises:
-            UsageError: if a name is not in the composition, or a strength is not finite; nothing is then changed.
+            UsageError: if a name is not in the composition, or a strength is not finite or beyond ``MAX_STRENGTH``;
+                nothing is then changed.
         """
         self._check_names(strengths)
-        for name, strength in strengths.items():
-            if not math.isfinite(strength):
-                raise UsageError(f"the strength of {name} is {strength}", hint="write a number, such as 0.7")
         members = tuple(
             replace(member, strength=strengths.get(str(member.concept.manifest.name), member.strength))
             for member in self.composition.members
@@ -173,6 +170,7 @@ class Attachment:
 
     def _prepare(self, composition: Composition, identity: BaseIdentity, kept: Sequence[Slot] = ()) -> _State:
         """Returns what is to be in, read and checked; nothing changes."""
+        self._refuse_what_is_in(composition)
         plan = make_plan(composition, identity, self._fit)
         slots = prepare_slots(
             plan.members,
@@ -187,6 +185,26 @@ class Attachment:
             steering=Steering(self._pipeline, composition, slots),
             report=_make_report(plan, slots),
         )
+
+    def _refuse_what_is_in(self, composition: Composition) -> None:
+        """Raises an error for a name in two versions, and for a concept that another attachment put in."""
+        labels: dict[ConceptName, str] = {}
+        for one in (member.concept for member in composition.members):
+            label = f"{one.label} ({one.digest.short})"
+            known = labels.setdefault(one.manifest.name, label)
+            if known != label:
+                raise UsageError(
+                    f"{known} and {label} are one concept in two versions",
+                    hint="what is attached is called by its name: attach one of them, or merge them first",
+                )
+        others = [one for one in self._pipeline.__dict__.get(_ATTACHMENTS, ()) if one is not self]
+        there = {member.concept.digest for one in others for member in one.composition.members}
+        for member in composition.members:
+            if member.concept.digest in there:
+                raise IncompatibleError(
+                    f"{member.concept.label} is in this pipeline already",
+                    hint="set its strength there, attachment.set_strengths({...}), or detach it first",
+                )
 
     def _undo(self) -> None:
         """Goes back to what was in before an exchange that met an error; does nothing after one that met none."""
@@ -224,7 +242,9 @@ def attach(composition: Composition, pipeline: Pipeline, *, fit: Fit | None = No
         fit: how closely every concept must fit the base; None asks what each kind asks.
 
     Raises:
-        IncompatibleError: if a concept does not fit the base, another concept, or anything at all of the pipeline.
+        UsageError: if a concept is named in two versions.
+        IncompatibleError: if a concept does not fit the base, another concept, or anything at all of the pipeline, or
+            if it is in the pipeline already.
         InvalidPlaceholderError: if a placeholder is a word of the base's vocabulary.
         InvalidFileError: if a file is malformed.
         NotFoundError: if a file of a concept is not on this machine.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conceptry.composer.masks import Mask
-from conceptry.composition import CompositionDocument, Use, Way
+from conceptry.composition import MAX_STRENGTH, CompositionDocument, Use, Way
 from conceptry.concepts import Concept, WeightedConcept
 from conceptry.errors import UsageError
 from conceptry.names import Placeholder, parse_placeholder
@@ -37,8 +37,8 @@ class Composition:
         masks: those that regions of ``use`` name by their digests, as ``read_mask`` returns them.
 
     Raises:
-        UsageError: if there is no concept, one occurs twice, ``rename`` or ``use`` names one that is not there, or a
-            region a mask that is not.
+        UsageError: if there is no concept, one occurs twice, a strength is not finite or beyond
+            ``MAX_STRENGTH``, ``rename`` or ``use`` names a concept that is not there, or a region a mask that is not.
         InvalidNameError: if a new word is no placeholder.
     """
 
@@ -122,6 +122,17 @@ class Composition:
         return changed
 
 
+def _check_strength(member: Member) -> None:
+    for part, strength in {"": member.strength, **member.use.parts}.items():
+        # Not a number is within no bounds.
+        if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
+            what = f"{member.concept.label} in {part}" if part else member.concept.label
+            raise UsageError(
+                f"the strength of {what} is {strength}",
+                hint=f"write a number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}, such as 0.7",
+            )
+
+
 def _parse_words(words: Mapping[str, str]) -> dict[Placeholder, Placeholder]:
     return {parse_placeholder(old): parse_placeholder(new) for old, new in words.items()}
 
@@ -132,6 +143,7 @@ def _check_members(members: tuple[Member, ...], masks: tuple[Mask, ...]) -> None
     digests = [member.concept.digest for member in members]
     known = {mask.digest for mask in masks}
     for member in members:
+        _check_strength(member)
         if digests.count(member.concept.digest) > 1:
             raise UsageError(
                 f"{member.concept.label} occurs twice in the composition",

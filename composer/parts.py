@@ -35,7 +35,7 @@ from conceptry.composer.plan import PlannedMember
 from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
 from conceptry.composer.report import Applied
 from conceptry.composer.tensors import to_torch
-from conceptry.composer.tokens import TokenPatch, TokenRows
+from conceptry.composer.tokens import TokenPatch, TokenRows, check_width
 from conceptry.composer.unpacking import iter_bases
 from conceptry.concepts import Concept
 from conceptry.errors import ConceptryError, IncompatibleError
@@ -211,7 +211,10 @@ def _add_rows(
         found.applied += 1
     for word, values_by_encoder in by_word.items():
         anchor_by_encoder = anchors[word] if anchored else None
-        found.tokens.append(TokenRows(word, values_by_encoder, anchor_by_encoder, layers))
+        token = TokenRows(word, values_by_encoder, anchor_by_encoder, layers)
+        for component in values_by_encoder:
+            check_width(encoders[component], token)
+        found.tokens.append(token)
         for component in encoders.keys() - values_by_encoder.keys():
             found.warnings.append(f"{found.member.concept.label}: {word} has no row for {component}")
 

@@ -14,6 +14,7 @@ from conceptry.composer.plan import PlannedMember
 from conceptry.composer.protection import protect
 from conceptry.composer.standins import together
 from conceptry.composer.undoing import run_all
+from conceptry.errors import ConceptryError
 
 DENOISERS: Final = frozenset({"unet", "transformer"})
 
@@ -64,8 +65,10 @@ class Slot:
         try:
             for patch in self._patches:
                 patch.attach()
-        except BaseException:
+        except BaseException as error:
             self.take_out()
+            if isinstance(error, ConceptryError):
+                error.inside(self.member.concept.label)
             raise
 
     def take_out(self) -> None:

@@ -107,7 +107,7 @@ class TokenPatch(Patch):
             mine = [token for token in self._tokens if encoder.component in token.rows]
             for token in mine:
                 check_placeholder(self._pipeline, token.placeholder, encoder)
-                _check_width(encoder, token)
+                check_width(encoder, token)
             ids = {
                 token.placeholder: [next(_NEXT_ID) for _ in range(token.count(encoder.component))]
                 for token in mine
@@ -210,7 +210,8 @@ def check_placeholder(pipeline: Pipeline, placeholder: Placeholder, encoder: Tex
         )
 
 
-def _check_width(encoder: TextEncoder, token: TokenRows) -> None:
+def check_width(encoder: TextEncoder, token: TokenRows) -> None:
+    """Raises IncompatibleError for rows that are not as wide as those of the text encoder, or none."""
     rows, width = token.rows[encoder.component], encoder.table.embedding_dim
     expected = "n" if token.layers is None else f"{len(token.layers)}, n"
     sizes = () if token.layers is None else (len(token.layers),)

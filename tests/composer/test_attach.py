@@ -157,12 +157,13 @@ def test_a_composition_may_name_its_own_words(sd1: Any, tmp_path: Path) -> None:
 
 
 def test_a_second_attachment_of_the_same_placeholder_is_refused(sd1: Any, tmp_path: Path) -> None:
-    concept = make_embedding(tmp_path / "e", sd1)
+    concept, other = (make_embedding(tmp_path / name, sd1, name=f"test/{name}") for name in ("e", "f"))
     with attach(Composition(concept), sd1):
         picture = render(sd1, "a <e>")
         with pytest.raises(IncompatibleError) as caught:
-            attach(Composition(concept), sd1)
+            attach(Composition(other), sd1)
         assert "<e>" in caught.value.message
+        assert "test/f@1.0.0" in str(caught.value)
         assert caught.value.hint is not None
         assert torch.equal(render(sd1, "a <e>"), picture)
 
