@@ -6,7 +6,6 @@ then its older line is shown as such.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -87,6 +86,8 @@ def read_results(place: Path = RESULTS) -> dict[tuple[str, str], Result]:
 
 def keep_result(result: Result, place: Path = RESULTS) -> None:
     """Add a line, in the place of an older one of the same part."""
+    import fcntl  # where tests alone read what is kept, there may be none
+
     with place.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # several sweeps may run at a time
         known = {**read_results(place), (result.sweep, result.part): result}

@@ -6,9 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import diffusers
-import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+import pytest
 
 Shape = tuple[int, ...]
 
@@ -69,6 +67,8 @@ ENCODERS: Mapping[str, tuple[tuple[str, int, int], ...]] = {
 @functools.cache
 def list_weights(family: str) -> Mapping[str, Shape]:
     """Returns ``{component}.{path}`` -> shape of every weight of the denoiser and the CLIP text encoders."""
+    diffusers = pytest.importorskip("diffusers", reason="of the extra torch")
+    torch = pytest.importorskip("torch", reason="of the extra torch")
     with torch.device("meta"):
         if family in UNETS:
             name, network = "unet", diffusers.UNet2DConditionModel(**UNETS[family])
@@ -93,6 +93,8 @@ def _spell(part: str, path: str) -> str:
 
 
 def _make_clip(name: str, width: int, layers: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     config = CLIPTextConfig(
         hidden_size=width,
         intermediate_size=4 * width,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch", reason="of the extra torch")
+
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from conceptry.concepts import open_concept

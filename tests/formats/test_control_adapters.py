@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("diffusers", reason="of the extra torch")
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_conversion_utils import _convert_bfl_flux_control_lora_to_diffusers

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch", reason="of the extra torch")
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from conceptry.errors import IncompatibleError, InvalidFileError, MissingAnswerError

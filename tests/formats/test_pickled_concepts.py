@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch", reason="of the extra torch")
+
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from conceptry.digests import Digest

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch", reason="of the extra torch")
+
 import hashlib
 import json
 import subprocess
@@ -10,7 +14,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from conceptry.composer.tensors import from_torch

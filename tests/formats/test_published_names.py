@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch", reason="of the extra torch")
+
 import json
 from collections.abc import Mapping
 
-import pytest
 import torch
 from diffusers import UNet2DConditionModel
 

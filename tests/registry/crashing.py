@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from conceptry.errors import StoreError
 from conceptry.names import RemoteName
 from conceptry.registry import Registry, index, publish, transfer, verify
@@ -65,6 +67,8 @@ def strike_at(number: int, fault: str) -> None:
 
 def run_child(work: Callable[[], str | None]) -> str:
     """Return what ``work`` says in a process of its own: its text, ``ok``, ``killed``, ``interrupted`` or a fault."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no process forks here")
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -15,7 +15,8 @@ from conceptry.registry import Registry
 from tests.registry.folders import files_below, write_folder
 
 needs_mounts = pytest.mark.skipif(
-    os.geteuid() != 0
+    not hasattr(os, "geteuid")
+    or os.geteuid() != 0
     or subprocess.run(
         ["/usr/bin/env", "unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
         check=False,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("resource", reason="no such limits on Windows")
+
 import socket
 import ssl
 import subprocess
@@ -10,8 +14,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
-
-import pytest
 
 from conceptry.errors import ConceptryError, NotFoundError, RemoteError, UsageError
 from conceptry.names import RemoteName

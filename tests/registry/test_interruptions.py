@@ -60,7 +60,7 @@ def test_command_that_ends_at_any_point_can_simply_be_run_again(
     try_points(tmp_path, command, fault, step=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM)])
 def test_signal_in_the_middle_of_a_push_leaves_the_remote_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("resource", reason="no such limits on Windows")
+
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import pytest
 
 from conceptry.errors import RemoteError, UsageError
 from conceptry.names import RemoteName
