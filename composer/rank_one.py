@@ -34,6 +34,7 @@ from conceptry.composer.pipelines import (
     get_component,
     iter_cross_attention,
     list_text_encoders,
+    unwrap_layer,
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog, context_version, find_source
@@ -262,11 +263,13 @@ class _Stack:
         return torch.stack(targets), outputs[: len(edits)]
 
     def _probe(self, layer: nn.Module, inputs: Tensor) -> Tensor:
+        """Returns W times the inputs. The base's projections have no bias; one that a concept brings stays as it is."""
         Probing.active = True
         try:
             with torch.no_grad():
                 outputs: Tensor = layer(inputs[None])[0]
-                return outputs
+                bias = unwrap_layer(layer).bias
+                return outputs if bias is None else outputs - bias
         finally:
             Probing.active = False
 

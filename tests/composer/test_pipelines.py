@@ -3,107 +3,152 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    ControlNetModel,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import ControlNetModel, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image
 
 from conceptry.composer import Composition, attach
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
-from tests.fakes.concepts import make_embedding, make_lora, make_rank_one
-from tests.fakes.pipelines import assert_same, snapshot
+from tests.fakes.concepts import make_lora
+from tests.fakes.dense import DensePipeline
+from tests.fakes.forwards import make_calm_pipeline
+from tests.fakes.kinds import KINDS, find_word, make_kind
+from tests.fakes.pipelines import Shape, assert_same, snapshot
 
-PROMPT = "a <e> and a <r>, zork"
+SHAPES: Final[tuple[Shape, ...]] = ("sd1", "sd2", "sdxl")
+SORTS: Final = (
+    "text to image",
+    "image to image",
+    "inpainting",
+    "inpainting of nine channels",
+    "control network",
+)
+CLASSES: Final = {
+    "text to image": "{}Pipeline",
+    "image to image": "{}Img2ImgPipeline",
+    "inpainting": "{}InpaintPipeline",
+    "inpainting of nine channels": "{}InpaintPipeline",
+    "control network": "{}ControlNetPipeline",
+}
 PICTURE = Image.new("RGB", (16, 16), (200, 40, 40))
-OPTIONS = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+NEGATIVE: Final = "a dog"
+TOLERANCE: Final = 1e-5
+"""Of the largest value, after two steps with guidance."""
+
+DENSE: Final = tuple(
+    row for row in KINDS if row.id != "hypernetwork"
+)  # test_hypernetworks.py writes its formula out
+STRENGTHS: Final = {"lora": 0.7, "locon": 0.5, "loha": 0.6, "lokr": 0.4, "dora": 0.3, "full": 0.4}
 
 
-def make_three(folder: Path, pipeline: Any) -> list[Concept]:
-    return [make(folder / make.__name__, pipeline) for make in (make_embedding, make_rank_one, make_lora)]
+@functools.cache
+def lend_calm(shape: Shape) -> Any:
+    """Every test leaves it as it was, to the bit."""
+    return make_calm_pipeline(shape)
 
 
-def take_parts(pipeline: Any, **changes: Any) -> dict[str, Any]:
-    parts = {name: copy.deepcopy(part) for name, part in pipeline.components.items()} | changes
-    return {**parts, "requires_safety_checker": False}
-
-
-def open_image_to_image(sd1: Any) -> Any:
-    return StableDiffusionImg2ImgPipeline(**take_parts(sd1))
-
-
-def open_inpainting(sd1: Any, channels: int) -> Any:
-    unet = sd1.unet
-    if channels != 4:
+@functools.cache
+def open_sort(shape: Shape, sort: str) -> Any:
+    """Returns a pipeline of another class over copies of the same weights."""
+    base = lend_calm(shape)
+    parts = {name: copy.deepcopy(part) for name, part in base.components.items()}
+    if sort == "inpainting of nine channels":
         torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels}).eval()
-        kept = {name: value for name, value in sd1.unet.state_dict().items() if name != "conv_in.weight"}
-        unet.load_state_dict(kept, strict=False)
-    return StableDiffusionInpaintPipeline(**take_parts(sd1, unet=unet))
-
-
-def open_controlled(sd1: Any) -> Any:
-    torch.manual_seed(0)
-    network = ControlNetModel.from_unet(sd1.unet, conditioning_embedding_out_channels=(4, 4)).eval()
-    for value in network.parameters():
-        value.data += 0.01 * torch.randn(value.shape)
-    return StableDiffusionControlNetPipeline(**take_parts(sd1), controlnet=network)
-
-
-def draw(pipeline: Any, prompt: str = PROMPT) -> torch.Tensor:
+        parts["unet"] = UNet2DConditionModel.from_config({**base.unet.config, "in_channels": 9}).eval()
+        kept = {name: value for name, value in base.unet.state_dict().items() if name != "conv_in.weight"}
+        parts["unet"].load_state_dict(kept, strict=False)
+    if sort == "control network":
+        torch.manual_seed(0)
+        network = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 4)).eval()
+        for value in network.parameters():
+            value.data += 0.01 * torch.randn(value.shape)
+        parts["controlnet"] = network
+    stem = "StableDiffusionXL" if shape == "sdxl" else "StableDiffusion"
+    settings: dict[str, Any] = {"requires_safety_checker": False}
+    if shape == "sdxl":
+        settings = {"add_watermarker": False}
+    pipeline = getattr(diffusers, CLASSES[sort].format(stem))(**parts, **settings)
     pipeline.set_progress_bar_config(disable=True)
-    given: dict[str, Any] = {"image": PICTURE, **OPTIONS}
-    if isinstance(pipeline, StableDiffusionInpaintPipeline):
+    draw(pipeline, "a cat")  # at its first use transformers puts in hooks of its own, for good
+    return pipeline
+
+
+def draw(pipeline: Any, prompt: str, **changes: Any) -> torch.Tensor:
+    name = type(pipeline).__name__
+    given: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    if "Img2Img" in name or "Inpaint" in name:
+        given |= {"image": PICTURE, "strength": 1.0}
+    if "ControlNet" in name:
+        given |= {"image": PICTURE}
+    if "Inpaint" in name:
         given |= {"mask_image": Image.new("L", (16, 16), 255)}
-    if not isinstance(pipeline, StableDiffusionControlNetPipeline):
-        given |= {"strength": 1.0}
-    if not isinstance(pipeline, StableDiffusionImg2ImgPipeline):
+    if "Img2Img" not in name:
         given |= {"height": 16, "width": 16}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        images: torch.Tensor = pipeline(prompt, generator=torch.Generator().manual_seed(0), **given).images
+        images: torch.Tensor = pipeline(
+            prompt, negative_prompt=NEGATIVE, generator=torch.Generator().manual_seed(0), **given, **changes
+        ).images
     return images
 
 
-@pytest.mark.parametrize("sort", ["image to image", "inpainting", "control network"])
-def test_all_kinds_work_in_pipelines_of_the_same_base(sd1: Any, tmp_path: Path, sort: str) -> None:
-    openers = {
-        "image to image": open_image_to_image,
-        "inpainting": lambda base: open_inpainting(base, 4),
-        "control network": open_controlled,
+def make_all(folder: Path, pipeline: Any) -> dict[str, Concept]:
+    """Returns a concept of each kind; words begin with three letters of their own."""
+    labels = {"perfusion_global": "global"}
+    return {
+        row.id: make_kind(folder, pipeline, row.id, label=labels.get(row.id), seed=100 * number)
+        for number, row in enumerate(DENSE)
     }
-    pipeline = openers[sort](sd1)
-    concepts = make_three(tmp_path, sd1)
-    plain, before = draw(pipeline), snapshot(pipeline, with_settings=False)
-    for kept in ([concepts[0]], [concepts[0], concepts[1]], concepts):
-        with attach(Composition(*kept), pipeline) as report:
-            assert {applied.fit for applied in report.concepts} == {"exact"}
-            assert not torch.allclose(draw(pipeline), plain, atol=1e-2)
-    assert torch.equal(draw(pipeline), plain)
-    assert_same(before, snapshot(pipeline, with_settings=False))
 
 
-def test_a_network_with_channels_for_a_mask_takes_what_was_made_for_its_base(
-    sd1: Any, tmp_path: Path
-) -> None:
-    pipeline = open_inpainting(sd1, 9)
-    plain, before = draw(pipeline), snapshot(pipeline, with_settings=False)
-    with attach(Composition(*make_three(tmp_path, sd1)), pipeline) as report:
+def write_prompt(*concepts: Concept) -> str:
+    words = [find_word(one) for one in concepts]
+    return "a " + " ".join(word for word in words if word.startswith("<")) + " and cat"
+
+
+def check(pipeline: Any, concepts: dict[str, Concept]) -> None:
+    """Holds a drawing with the concepts attached against one by dense weights, other rows and formulas."""
+    weighted = [(one, STRENGTHS.get(kind, 1.0)) for kind, one in concepts.items()]
+    prompt = write_prompt(*concepts.values())
+    before = snapshot(pipeline, with_settings=False)
+    plain = draw(pipeline, prompt)
+    dense = DensePipeline(pipeline, weighted)
+    expected = draw(dense.prepare(prompt, NEGATIVE), dense.spell(prompt))
+    with attach(Composition(*(one * strength for one, strength in weighted)), pipeline) as report:
         assert not any(applied.unmatched for applied in report.concepts)
-        assert not torch.allclose(draw(pipeline), plain, atol=1e-2)
-    assert torch.equal(draw(pipeline), plain)
+        found = draw(pipeline, prompt)
+    error = float((found - expected).abs().max() / expected.abs().max())
+    assert error <= TOLERANCE, (list(concepts), error)
+    assert (expected - plain).abs().max() > 1e-2 * expected.abs().max(), list(concepts)
+    assert torch.equal(draw(pipeline, prompt), plain)
     assert_same(before, snapshot(pipeline, with_settings=False))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sort"), [("sd2", "inpainting of nine channels"), ("sdxl", "control network")]
+)
+def test_all_kinds_at_once_are_what_their_equations_say(tmp_path: Path, shape: Shape, sort: str) -> None:
+    check(open_sort(shape, sort), make_all(tmp_path, lend_calm(shape)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kind_is_what_its_equations_say_in_every_pipeline(
+    tmp_path: Path, shape: Shape, sort: str
+) -> None:
+    concepts, pipeline = make_all(tmp_path, lend_calm(shape)), open_sort(shape, sort)
+    for kind, concept in concepts.items():
+        check(pipeline, {kind: concept})
+    check(pipeline, concepts)
 
 
 def test_the_refiner_refuses_what_is_for_the_base(sdxl: Any, tmp_path: Path) -> None:
