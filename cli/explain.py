@@ -22,13 +22,23 @@ def explain(session: Session, pictures: Sequence[Path]) -> None:
     Raises:
         InvalidFileError: if a picture carries no notes, or damaged ones.
     """
+    rows = read_notes(session, pictures)
+    missing = list_missing(rows)
+    lines = (line for row in rows for line in describe_notes(row))
+    session.out.emit({"pictures": rows, "missing": missing}, lines, quiet=missing)
+
+
+def read_notes(session: Session, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns a row for each picture: what it used, where that is, and what is missing. Raises as ``explain``."""
     from conceptry.registry.mentions import Shelf
 
     shelf = Shelf(session.registry)
-    rows = [_explain(session, shelf, path) for path in pictures]
-    missing = [name for row in rows for name in row["missing"]]
-    document = {"pictures": rows, "missing": list(dict.fromkeys(missing))}
-    session.out.emit(document, (line for row in rows for line in _describe(row)), quiet=document["missing"])
+    return [_explain(session, shelf, path) for path in pictures]
+
+
+def list_missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what is missing of all pictures, each once."""
+    return list(dict.fromkeys(name for row in rows for name in row["missing"]))
 
 
 def _explain(session: Session, shelf: Shelf, path: Path) -> dict[str, Any]:
@@ -108,7 +118,8 @@ def _name(file: Mapping[str, Any]) -> str:
     return str(file["name"] or "/".join(file["hashes"]))
 
 
-def _describe(row: Mapping[str, Any]) -> Iterator[str]:
+def describe_notes(row: Mapping[str, Any]) -> Iterator[str]:
+    """Returns a row of ``read_notes`` in lines."""
     yield f"{Path(row['picture']).name}, by {row['program']}: {row['prompt'][:200]}"
     for file in row["files"]:
         strength = "" if file["strength"] is None else f" at {file['strength']:g}"

@@ -12,7 +12,7 @@ import click
 
 from conceptry.cli.bases import open_base
 from conceptry.cli.drawing import attached, made_folder, write_picture
-from conceptry.cli.explain import explain
+from conceptry.cli.explain import describe_notes, explain, list_missing, read_notes
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, base_option
 from conceptry.cli.progress import track
@@ -24,7 +24,6 @@ from conceptry.errors import (
     ConflictError,
     IncompatibleError,
     IntegrityError,
-    InvalidFileError,
     NotFoundError,
     UsageError,
 )
@@ -108,12 +107,20 @@ def reproduce(
 
     Concepts that the store lacks are pulled by their digests from the remotes that are configured. On the machine
     and with the versions that drew a picture first, every byte comes back; elsewhere the difference is measured and
-    said. Pictures of A1111 and ComfyUI are read by --explain, which names the files that they used.
+    said. Pictures of A1111 and ComfyUI cannot be drawn again here: the files that they used are looked up and named,
+    as --explain does for every picture.
     """
-    if explains:
+    read = [] if explains else [_read(path) for path in pictures]
+    carried = [one for one in read if one is not None]
+    foreign = [path for path, one in zip(pictures, read, strict=True) if one is None] if read else []
+    if not carried:
         explain(session, pictures)
+        if foreign:
+            session.out.note(
+                f"drawn by other programs: nothing was drawn again of {count_things(len(foreign), 'picture')}"
+            )
         return
-    carried = [_read(path) for path in pictures]
+    notes = read_notes(session, foreign)
     _check_names(carried, out)
     rows: list[Rebuilt] = []
     with made_folder(out), track(session.out, "drawing") as meter:
@@ -123,19 +130,17 @@ def reproduce(
             if out is not None:
                 _keep_masks(rebuilt.carried.record, _list_places([rebuilt.carried], given), out)
                 write_picture(out / rebuilt.carried.path.name, rebuilt.data)
-    _say(session, rows, out)
+    _say(session, rows, notes, out)
 
 
-def _read(path: Path) -> Carried:
+def _read(path: Path) -> Carried | None:
+    """Returns what a picture carries; None where it is by another program, or says nothing."""
     from conceptry.formats.picture_records import TEXT_KEY, parse_record
     from conceptry.formats.png_text import read_texts
 
     text = read_texts(path).get(TEXT_KEY)
     if text is None:
-        raise InvalidFileError(
-            f"{str(path)!r} carries nothing of concepts generate",
-            hint=f"concepts reproduce --explain {path} lists what pictures of other programs used",
-        )
+        return None
     try:
         return Carried(path=path, data=path.read_bytes(), record=parse_record(text))
     except ConceptryError as error:
@@ -314,13 +319,18 @@ def _check_same(record: PictureRecord, report: Report | None) -> None:
 # --- saying --------------------------------------------------------------------------------------------------------
 
 
-def _say(session: Session, rows: Sequence[Rebuilt], out: Path | None) -> None:
-    document = {
+def _say(
+    session: Session, rows: Sequence[Rebuilt], notes: Sequence[dict[str, Any]], out: Path | None
+) -> None:
+    document: dict[str, Any] = {
         "folder": None if out is None else str(out),
         "ok": all(row.outcome != "different" for row in rows),
         "pictures": [row.to_json() for row in rows],
     }
-    session.out.emit(document, (_describe(row) for row in rows), quiet=[row.outcome for row in rows])
+    if notes:
+        document |= {"explained": list(notes), "missing": list_missing(notes)}
+    lines = [*(_describe(row) for row in rows), *(line for row in notes for line in describe_notes(row))]
+    session.out.emit(document, lines, quiet=[row.outcome for row in rows])
     for said in dict.fromkeys(text for row in rows for text in row.differences):
         session.out.note(f"otherwise: {said}")
     wrong = [row for row in rows if row.outcome == "different"]

@@ -93,6 +93,19 @@ def test_what_has_no_hash_is_found_by_its_name_only_and_this_is_said(
     ]
 
 
+def test_a_picture_by_another_program_is_explained_without_being_asked(run: Run, tmp_path: Path) -> None:
+    text = "a cat\nSteps: 2, Model hash: aabbccddee, Model: some_model"
+    path = write_picture(tmp_path / "theirs.png", parameters=text)
+    asked, unasked = run("reproduce", str(path), "--explain"), run("reproduce", str(path), "--out", "again")
+    assert unasked.out == asked.out
+    assert "some_model: missing, known by aabbccddee" in unasked.out
+    assert "nothing was drawn again" in unasked.err
+    assert not Path("again").exists()
+    document = run("reproduce", str(path), "--json").document
+    assert document == explain(run, path)
+    assert document["missing"] == ["some_model"]
+
+
 @pytest.mark.parametrize(
     ("texts", "said"),
     [

@@ -214,9 +214,15 @@ def test_another_base_another_picture_and_a_lost_concept_are_said(
         picture.save("copied.png", pnginfo=info)
         inverted = Image.eval(picture, lambda level: 255 - level)
         inverted.save("changed.png", pnginfo=info)
-    assert run("reproduce", "copied.png", "--base", str(base), "-q").out == "same_pixels\n"
+        theirs = PngInfo()
+        theirs.add_text("parameters", "a cat\nSteps: 2, Model: some_model")
+        picture.save("theirs.png", pnginfo=theirs)
+    assert run("reproduce", "copied.png", "theirs.png", "--base", str(base), "-q").out == "same_pixels\n"
     changed = run("reproduce", "changed.png", "--base", str(base), code=4)
     assert changed.out.startswith("changed.png: another picture: at most ")
+    both = run("reproduce", "theirs.png", "copied.png", "--base", str(base), "--json").document
+    assert [row["picture"] for row in both["pictures"]] == ["copied.png"]
+    assert [(row["picture"], row["missing"]) for row in both["explained"]] == [("theirs.png", ["some_model"])]
     monkeypatch.setenv("CONCEPTRY_HOME", str(tmp_path / "empty"))
     lost = run("reproduce", str(path), "--base", str(base), code=3)
     assert "me/imp@1.0.0 with the digest" in lost.err
