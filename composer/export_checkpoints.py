@@ -16,6 +16,7 @@ from conceptry.bases import FamilyId
 from conceptry.composer.attach import fuse
 from conceptry.composer.compositions import Composition
 from conceptry.composer.export_adapters import COMPOSITION_KEY
+from conceptry.composer.export_folders import refuse_made
 from conceptry.composer.export_spellings import Named, spell_clip, spell_open_clip, spell_unet, spell_vae
 from conceptry.composer.pipelines import Pipeline, iter_state
 from conceptry.composer.plan import Plan
@@ -43,8 +44,8 @@ def plan_checkpoint(
         force: whether a file there is replaced.
 
     Raises:
-        IncompatibleError: for a family without such files, for words, which no such file has a place for, and as
-            ``fuse``.
+        IncompatibleError: for a family without such files, for words and biases that no such file has a place for,
+            and as ``fuse``.
     """
     parts = _PARTS.get(plan.identity.family)
     if parts is None:
@@ -58,6 +59,7 @@ def plan_checkpoint(
                 hint="--for pipeline writes a folder, which has one",
             )
     with fuse(composition, pipeline) as report:
+        refuse_made(pipeline)
         tensors = {
             part.prefix + name: raw
             for part in parts

@@ -17,7 +17,8 @@ from torch import Tensor
 from conceptry.bases import Fit
 from conceptry.composer.attach import fuse
 from conceptry.composer.compositions import Composition
-from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders
+from conceptry.composer.full import find_made
+from conceptry.composer.pipelines import Pipeline, TextEncoder, list_components, list_text_encoders
 from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IncompatibleError, StoreError
@@ -41,7 +42,7 @@ def export_folder(
     made of.
 
     Raises:
-        IncompatibleError: as ``fuse``.
+        IncompatibleError: as ``fuse``, and for a bias that the base's layer does not have.
         ConflictError: if ``path`` exists already and ``force`` is not set.
         StoreError: if the disk is full.
     """
@@ -51,6 +52,7 @@ def export_folder(
         with _make_private(path) as private:
             attachment = fuse(composition, pipeline, fit=fit)
             with attachment as report:
+                refuse_made(pipeline)
                 pipeline.save_pretrained(str(private), safe_serialization=True)
                 words = attachment.list_words()
             for encoder in list_text_encoders(pipeline):
@@ -65,6 +67,18 @@ def export_folder(
         raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return tuple(Exported(file, file.stat().st_size, Digest.of_file(file)) for file in files)
+
+
+def refuse_made(pipeline: Pipeline) -> None:
+    """Raises IncompatibleError for a bias that a concept brought: programs make layers by their configuration."""
+    for component, root in list_components(pipeline).items():
+        made = find_made(root)
+        if made is not None:
+            raise IncompatibleError(
+                f"a concept adds the bias {component}.{made}, which the base's layer does not have, so that whoever "
+                "opens the file would drop it",
+                hint="attach or fuse the concepts here, or export them as adapters: --for kohya",
+            )
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

@@ -157,6 +157,11 @@ def _make_bias(module: nn.Module) -> Tensor:
     return bias
 
 
+def find_made(root: nn.Module) -> str | None:
+    """Returns the name of a bias that a concept brought to a layer without one; None where there is none."""
+    return next((name for name, value in root.named_parameters() if hasattr(value, _MADE)), None)
+
+
 @torch.no_grad()
 def _restore_elsewhere(module: nn.Module, leaf: str, current: Tensor, original: Tensor) -> None:
     """Gives a weight its bytes back where another tensor has taken its place since, as accelerate's offloading does."""

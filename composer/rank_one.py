@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -34,7 +35,6 @@ from conceptry.composer.pipelines import (
     get_component,
     iter_cross_attention,
     list_text_encoders,
-    unwrap_layer,
 )
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog, context_version, find_source
@@ -263,13 +263,12 @@ class _Stack:
         return torch.stack(targets), outputs[: len(edits)]
 
     def _probe(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        """Returns W times the inputs. The base's projections have no bias; one that a concept brings stays as it is."""
+        """Returns W times the inputs: less what the layer makes of nothing, the bias that some concept brings."""
         Probing.active = True
         try:
             with torch.no_grad():
-                outputs: Tensor = layer(inputs[None])[0]
-                bias = unwrap_layer(layer).bias
-                return outputs if bias is None else outputs - bias
+                outputs: Tensor = layer(F.pad(inputs, (0, 0, 0, 1))[None])[0]
+                return outputs[:-1] - outputs[-1]
         finally:
             Probing.active = False
 

@@ -127,13 +127,13 @@ def check(pipeline: Any, concepts: dict[str, Concept]) -> None:
         found = draw(pipeline, prompt)
     error = float((found - expected).abs().max() / expected.abs().max())
     assert error <= TOLERANCE, (list(concepts), error)
-    assert (expected - plain).abs().max() > 1e-2 * expected.abs().max(), list(concepts)
+    assert (expected - plain).abs().max() > 1e-3 * expected.abs().max(), list(concepts)
     assert torch.equal(draw(pipeline, prompt), plain)
     assert_same(before, snapshot(pipeline, with_settings=False))
 
 
 def test_all_kinds_work_in_pipelines_of_the_same_base(tmp_path: Path) -> None:
-    check(open_sort("sdxl", "control network"), make_all(tmp_path, lend_calm("sdxl")))
+    check(open_sort("sd1", "control network"), make_all(tmp_path, lend_calm("sd1")))
 
 
 def test_a_network_with_channels_for_a_mask_takes_what_was_made_for_its_base(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from conceptry.composer.pipelines import iter_cross_attention
 from conceptry.composer.tensors import from_torch
 from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
 from conceptry.formats.full import FullContents, write_full
+from conceptry.formats.lora_modules import LoraModule
 from conceptry.manifest import Manifest
 from tests.fakes.concepts import (
     describe_base,
@@ -47,10 +48,13 @@ def name_concept(label: str) -> str:
     return f"test/{label.replace('_', '-')}"
 
 
-def make_kind(folder: Path, pipeline: Any, kind: str, *, label: str | None = None, seed: int = 30) -> Concept:
-    """Returns a concept ``test/LABEL`` of a kind; its word is ``find_word``'s."""
+def make_kind(
+    folder: Path, pipeline: Any, kind: str, *, label: str | None = None, seed: int = 30, biased: bool = True
+) -> Concept:
+    """Returns a concept ``test/LABEL`` of a kind; ``biased`` adds biases where its algorithm may, in any layer."""
     label = label or kind
-    return KIND_BY_ID[kind].make(folder / label, pipeline, label, seed)
+    make = KIND_BY_ID[kind].make if biased else _BARE.get(kind, KIND_BY_ID[kind].make)
+    return make(folder / label, pipeline, label, seed)
 
 
 def find_word(concept: Concept) -> str:
@@ -87,7 +91,7 @@ def _make_lora(folder: Path, pipeline: Any, label: str, seed: int) -> Concept:
     return make_lora(folder, pipeline, seed=seed, name=name_concept(label), placeholder=_make_word(label))
 
 
-def _make_algorithm(algorithm: str) -> Make:
+def _make_algorithm(algorithm: str, *, biased: bool = True) -> Make:
     row, form = next((row, form) for name, row, form in FORMS if row.id == algorithm)
 
     def make(folder: Path, pipeline: Any, label: str, seed: int) -> Concept:
@@ -99,10 +103,17 @@ def _make_algorithm(algorithm: str) -> Make:
             for number, (path, shape) in enumerate(shapes.items())
             if fits_layer(row, form, shape)
         }
+        if not biased:
+            modules = {name: drop_bias(module) for name, module in modules.items()}
         settings = {"name": name_concept(label), "placeholder": _make_word(label)}
         return make_lora(folder, pipeline, modules=modules, **settings)
 
     return make
+
+
+def drop_bias(module: LoraModule) -> LoraModule:
+    """Returns the module without what it adds to a bias."""
+    return replace(module, parts={part: raw for part, raw in module.parts.items() if part != "diff_b"})
 
 
 def _make_full(folder: Path, pipeline: Any, label: str, seed: int) -> Concept:
@@ -154,18 +165,17 @@ def join_concepts(folder: Path, *concepts: Concept) -> Concept:
     return open_concept(folder)
 
 
+_ALGORITHMS: Final = ("locon", "loha", "lokr", "dora")
 KINDS: Final = (
     KindRow(id="embedding", make=_make_embedding, worded=True),
     KindRow(id="xti", make=_make_layered, fusable=False, worded=True),
     KindRow(id="perfusion", make=_make_local, fusable=False, worded=True),
     KindRow(id="perfusion_global", make=_make_global, fusable=False, worded=True),
     KindRow(id="lora", make=_make_lora),
-    *(
-        KindRow(id=algorithm, make=_make_algorithm(algorithm))
-        for algorithm in ("locon", "loha", "lokr", "dora")
-    ),
+    *(KindRow(id=algorithm, make=_make_algorithm(algorithm)) for algorithm in _ALGORITHMS),
     KindRow(id="full", make=_make_full),
     KindRow(id="custom_diffusion", make=_make_custom_diffusion, worded=True),
     KindRow(id="hypernetwork", make=_make_hypernetwork, fusable=False),
 )
+_BARE: Final = {algorithm: _make_algorithm(algorithm, biased=False) for algorithm in _ALGORITHMS}
 KIND_BY_ID: Final = {row.id: row for row in KINDS}
