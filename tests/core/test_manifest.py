@@ -21,7 +21,7 @@ from conceptry.errors import (
     NotFoundError,
 )
 from conceptry.kinds import KIND_BY_ID, KINDS
-from conceptry.manifest import Manifest, check_member_path, parse_manifest
+from conceptry.manifest import MAX_FILES, Manifest, check_member_path, parse_manifest
 from tests.registry.folders import CONTENTS, make_document, make_manifest, write_folder
 
 Edit = Callable[[dict[str, Any]], object]
@@ -201,6 +201,45 @@ def test_limits_are_themselves_allowed() -> None:
     assert load_strict_json(b'"' + b"x" * 4096 + b'"') == "x" * 4096
     assert load_strict_json(b"[" * 16 + b"]" * 16) is not None
     assert len(make_manifest(description="x" * 4096).description) == 4096
+
+
+def test_longest_and_deepest_file_name_is_allowed_and_one_more_is_not() -> None:
+    longest = "/".join("x" * 63 for _ in range(4))
+    assert len(longest) == 255
+    for allowed in (longest, "x" * 100, "a/b/c/d"):
+        assert check_member_path(allowed) == allowed
+    for refused in (f"x{longest}", "x" * 101, "a/b/c/d/e"):
+        with pytest.raises(ValueError, match="safe everywhere"):
+            check_member_path(refused)
+
+
+def test_greatest_counts_of_files_and_parents_are_allowed() -> None:
+    document = make_document()
+    part_of(document).update(
+        files=[{**file_of(document), "path": f"f{number:04d}"} for number in range(MAX_FILES)]
+    )
+    parents = [f"sha256:{number:064x}" for number in range(64)]
+    document["builds"][0].update(provenance={"derived_from": parents})
+    manifest = parse_manifest(canonical_json(document))
+    assert len(list(manifest.iter_files())) == MAX_FILES == 1024
+    derived = manifest.builds[0].provenance
+    assert derived is not None
+    assert len(derived.derived_from) == 64
+
+
+def test_document_of_a_mebibyte_is_read_and_one_byte_more_is_not() -> None:
+    """Filled with strings within their own limit, so that nothing but the size decides."""
+    document = make_document(extensions={"x": []})
+    rest = MAX_DOCUMENT_BYTES - len(canonical_json(document))
+    count, over = divmod(rest + 1, 4003)
+    texts = ["x" * 4000] * count
+    document["extensions"]["x"] = [*texts, "x" * (over - 3)]
+    data = canonical_json(document)
+    assert len(data) == MAX_DOCUMENT_BYTES == 1 << 20
+    assert len(parse_manifest(data).extensions["x"]) == count + 1
+    document["extensions"]["x"][-1] += "x"
+    with pytest.raises(InvalidManifestError, match="has 1048577 bytes, at most 1048576 are allowed"):
+        parse_manifest(canonical_json(document))
 
 
 def test_extensions_are_kept_and_never_interpreted() -> None:

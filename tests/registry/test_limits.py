@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from conceptry.errors import InvalidFileError, InvalidNameError
+from conceptry.errors import ConceptryError, InvalidFileError, InvalidNameError
 from conceptry.names import ConceptName, Tag, parse_version
-from conceptry.registry import Filter, Registry
+from conceptry.registry import Filter, Registry, collection, removal, trash
 from conceptry.registry.publish import MAX_RECORD_BYTES
 from conceptry.registry.rows import make_sort_key
 from conceptry.registry.yanks import MAX_REASON_CHARS
 from tests.registry.folders import CONTENTS, files_below, write_folder
 
+ROOT = Path(__file__).parent.parent.parent
 LONG = "a" * 64
 LONG_VERSION = "1.0.0-" + "A" * 58
 MAX_FILE_NAME_BYTES = 255
@@ -167,3 +170,93 @@ VERSIONS = [
 def test_sort_key_orders_versions_as_semantic_versioning_does() -> None:
     backwards = VERSIONS[::-1]
     assert sorted(backwards, key=lambda text: make_sort_key(parse_version(text))) == VERSIONS
+
+
+REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    "R01": (
+        "tests/core/test_digests.py::test_there_are_enough_bad_digests",
+        "tests/core/test_digests.py::test_text_that_is_no_digest_is_refused_in_a_short_message",
+        "tests/core/test_digests.py::test_only_64_lower_case_digits_ever_become_a_digest",
+        "tests/registry/test_transfer.py::test_hostile_digest_on_a_remote_touches_no_file",
+    ),
+    "R02": ("tests/registry/test_paths.py::test_no_other_module_builds_a_path",),
+    "R03": ("tests/registry/test_paths.py::test_temporary_names_are_drawn_anew",),
+    "R04": (
+        "tests/core/test_manifest.py::test_file_name_that_some_platform_reads_otherwise_is_refused",
+        "tests/core/test_manifest.py::test_longest_and_deepest_file_name_is_allowed_and_one_more_is_not",
+        "tests/registry/test_publish.py::test_manifest_with_an_escaping_file_name_writes_nothing",
+    ),
+    "R05": (
+        "tests/core/test_names.py::test_every_name_has_the_same_alphabet",
+        "tests/core/test_manifest.py::test_document_outside_the_schema_is_refused_at_its_place",
+        "tests/registry/test_limits.py::test_name_beyond_the_limits_reaches_no_file",
+        "tests/registry/test_limits.py::test_every_stored_name_is_lower_case_so_no_disk_merges_two",
+    ),
+    "R06": (
+        "tests/cli/test_view_kinds.py::test_a_planted_link_below_the_folder_of_a_kind_is_never_followed",
+        "tests/cli/test_view_kinds.py::test_a_link_in_the_place_of_a_file_is_a_strangers",
+        "tests/registry/test_bundles.py::test_a_base_that_is_taken_out_replaces_no_file_and_follows_no_link",
+        "tests/registry/test_publish.py::test_link_to_a_folder_on_the_way_to_a_file_is_not_followed",
+        "tests/registry/test_limits.py::test_link_in_the_place_of_a_blob_is_replaced_and_not_followed",
+    ),
+    "R07": (
+        "tests/registry/test_limits.py::test_what_deletes_takes_references_and_digests_and_no_path",
+        "tests/registry/test_limits.py::test_path_in_the_place_of_a_reference_deletes_nothing",
+    ),
+    "R10": (
+        "tests/core/test_manifest.py::test_bytes_that_are_no_document_are_refused",
+        "tests/core/test_manifest.py::test_limits_are_themselves_allowed",
+        "tests/core/test_manifest.py::test_greatest_counts_of_files_and_parents_are_allowed",
+        "tests/core/test_manifest.py::test_document_of_a_mebibyte_is_read_and_one_byte_more_is_not",
+    ),
+    "R11": (
+        "tests/core/test_manifest.py::test_document_outside_the_schema_is_refused_at_its_place",
+        "tests/core/test_manifest.py::test_extensions_are_kept_and_never_interpreted",
+    ),
+    "R12": ("tests/core/test_manifest.py::test_identity_is_of_the_bytes_and_not_of_their_meaning",),
+    "R13": (
+        "tests/registry/test_publish.py::test_file_that_is_not_what_the_manifest_says_is_named",
+        "tests/registry/test_transfer.py::test_damaged_remote_is_named_and_nothing_is_listed",
+        "tests/registry/test_transfer.py::test_partial_with_wrong_bytes_is_fetched_anew",
+    ),
+    "R14": ("tests/registry/test_limits.py::test_no_field_of_a_manifest_opens_a_file_or_a_connection",),
+    "R15": (
+        "tests/cli/test_output.py::test_text_of_packages_is_made_visible",
+        "tests/cli/test_output.py::test_markup_of_packages_means_nothing_at_a_terminal",
+        "tests/cli/test_output.py::test_only_what_a_terminal_obeys_or_hides_is_escaped",
+    ),
+}
+"""Requirement of reliability.md -> the tests that hold it."""
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS)
+def test_requirement_names_tests_that_exist(requirement: str) -> None:
+    for named in REQUIREMENTS[requirement]:
+        file, _, test = named.partition("::")
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), named
+
+
+@pytest.mark.parametrize("module", [collection, removal, trash], ids=lambda module: str(module.__name__))
+def test_what_deletes_takes_references_and_digests_and_no_path(module: ModuleType) -> None:
+    own = [
+        function
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    ]
+    assert own
+    for function in own:
+        taken = {str(one.annotation) for one in inspect.signature(function).parameters.values()}
+        assert not [text for text in taken if "Path" in text or text == "str"], function.__name__
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "../victim", "./victim", "victim/../../x", "~/victim"])
+def test_path_in_the_place_of_a_reference_deletes_nothing(
+    registry: Registry, imp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    registry.publish(imp)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "victim").write_bytes(b"mine")
+    with pytest.raises(ConceptryError):
+        registry.remove(text)
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+    assert registry.verify() == ()

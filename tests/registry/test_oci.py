@@ -141,6 +141,7 @@ def test_standard_client_reads_what_was_pushed(pushed: Registry, host: str, tmp_
 def test_login_comes_from_dockers_configuration_and_reaches_its_host_only(
     registry: Registry, imp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("oras", reason="oras is not installed: make install")
     registry.publish(imp)
     with run_registry(tmp_path / "closed", login=True) as host:
         uri = f"oci+http://{host}/lab"
@@ -158,6 +159,7 @@ def test_login_comes_from_dockers_configuration_and_reaches_its_host_only(
 def test_login_from_the_environment_is_for_the_host_it_names(
     registry: Registry, imp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("oras", reason="oras is not installed: make install")
     registry.publish(imp)
     with run_registry(tmp_path / "closed", login=True) as host:
         monkeypatch.setenv("CONCEPTRY_OCI_USERNAME", USER)
