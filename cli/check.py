@@ -148,6 +148,7 @@ def to_json(plan: Plan, overlaps: tuple[Overlap, ...]) -> dict[str, Any]:
     """Returns the document of ``concepts check --json``."""
     return {
         "base": {"family": plan.identity.family, "prediction_type": plan.identity.prediction_type},
+        "plan": str(plan.digest),
         "concepts": [_member_to_json(member) for member in plan.members],
         "permissions": plan.permissions.model_dump(mode="json"),
         "overlaps": [

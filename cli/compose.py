@@ -88,7 +88,8 @@ def compose(
 ) -> None:
     """Write or check a composition file, or make a concept or weights of the composition.
 
-    References become exact versions, so that the file means the same later, and concepts gc keeps them. It is
+    References become exact versions with their digests, so that the file means the same later, or is refused, and
+    concepts gc keeps them. It is
     written only if the concepts fit the base and one another; concepts generate --composition takes it. Masks of
     regions are named by their digests and lie beside it, in masks. With --export the concepts are added up at their
     strengths into files that other programs read; what weights cannot hold, such as gates and schedules, is refused,
@@ -225,10 +226,11 @@ def _keep(session: Session, path: Path, plan: Plan) -> None:
 
 
 def _pin(session: Session, document: CompositionDocument, base: str | None) -> CompositionDocument:
-    """Returns the document with the versions that its references mean now."""
+    """Returns the document with the versions that its references mean now, and their digests."""
+    found = [session.registry.resolve(member.reference) for member in document.concepts]
     members = [
-        member.model_copy(update={"reference": session.registry.resolve(member.reference).reference})
-        for member in document.concepts
+        member.model_copy(update={"reference": one.reference, "digest": one.digest})
+        for member, one in zip(document.concepts, found, strict=True)
     ]
     return document.model_copy(update={"concepts": tuple(members), "base": base or document.base})
 

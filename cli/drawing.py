@@ -55,7 +55,7 @@ def lock_composition(document: CompositionDocument, report: Report) -> LockedCom
 
     members = [
         LockedMember(
-            **{name: getattr(member, name) for name in type(member).model_fields if name != "reference"},
+            **{name: value for name, value in member if name not in ("reference", "digest")},
             reference=Reference.parse(applied.label),
             digest=applied.digest,
             build=applied.build,

@@ -36,8 +36,11 @@ def expand(
     """Returns the document with the concepts of each composition in the place of its name, and those's masks.
 
     Raises:
-        UsageError, IncompatibleError, NotFoundError, InvalidFileError, IntegrityError: as ``expand_document``.
+        UsageError, IncompatibleError, NotFoundError, InvalidFileError: as ``expand_document``.
+        IntegrityError: likewise, and if the document names a concept by another digest.
     """
+    if any(one.digest is not None for one in document.concepts):
+        document.check_digests([session.registry.resolve(one.reference).digest for one in document.concepts])
     if not any(session.registry.manifest(one.reference).members for one in document.concepts):
         return document, ()
     from conceptry.composer.expansions import expand_document

@@ -89,7 +89,13 @@ class Composition:
     def of_document(
         cls, document: CompositionDocument, concepts: Sequence[Concept], *, masks: Iterable[Mask] = ()
     ) -> Composition:
-        """Returns what a document says, with its concepts in their order. Raises UsageError as the constructor."""
+        """Returns what a document says, with its concepts in their order.
+
+        Raises:
+            UsageError: as the constructor.
+            IntegrityError: if the document names a concept by another digest.
+        """
+        document.check_digests([one.digest for one in concepts])
         weighted = [one * member.strength for one, member in zip(concepts, document.concepts, strict=True)]
         rename = {
             str(member.reference.concept): {str(old): str(new) for old, new in member.rename.items()}

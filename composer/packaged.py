@@ -93,6 +93,7 @@ def _lock(plan: Plan, document: CompositionDocument) -> CompositionDocument:
         member.model_copy(
             update={
                 "reference": Reference(planned.concept.manifest.name, planned.concept.digest),
+                "digest": None,  # the reference says it
                 "rename": {old: new for old, new in planned.words.items() if old != new},
             }
         )

@@ -17,7 +17,6 @@ import torch
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from conceptry.bases import Fingerprint
 from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.fingerprints import fingerprint_component, identify_pipeline
 from conceptry.composer.generate import BLANK, Canvas, generate
@@ -104,12 +103,8 @@ def describe_base(pipeline: Pipeline, name: str | None) -> BaseRecord:
         name=name,
         family=identity.family,
         prediction_type=identity.prediction_type,
-        components={part: _digest(value) for part, value in sorted(prints.items())},
+        components={part: value.digest for part, value in sorted(prints.items())},
     )
-
-
-def _digest(value: Fingerprint) -> Digest:
-    return Digest.of_bytes(" ".join([str(value.layout), *map(float.hex, value.weights)]).encode("ascii"))
 
 
 def describe_machine(pipeline: Pipeline) -> Machine:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from conceptry.bases import FAMILY_BY_ID, BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
-from conceptry.composition import Use, Way
+from conceptry.composition import CompositionDocument, Use, Way
+from conceptry.composition import Member as DocumentMember
 from conceptry.concepts import Concept
+from conceptry.digests import Digest, canonical_json
 from conceptry.errors import IncompatibleError
 from conceptry.kinds import KIND_BY_ID
 from conceptry.licenses import combine_permissions, iter_objections
 from conceptry.manifest import Build, Permissions, RankOneMethod
-from conceptry.names import Placeholder
+from conceptry.names import Placeholder, Reference
 from conceptry.words import choose_words, describe_speaker
 
 _UNET: Final = "unet"
@@ -43,6 +45,55 @@ class Plan:
     members: tuple[PlannedMember, ...]
     permissions: Permissions
     warnings: tuple[str, ...]
+    way: Way = "sum"
+    period: int = 5
+
+    @property
+    def digest(self) -> Digest:
+        """The SHA-256 of ``to_json`` in canonical JSON: equal where one base gets the same bytes in the same way."""
+        return Digest.of_bytes(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all that decides what is computed: base, concepts and builds by digest, words, strengths and uses."""
+        prints = self.identity.fingerprints
+        return {
+            "schema": 1,
+            "base": {
+                "family": self.identity.family,
+                "prediction_type": self.identity.prediction_type,
+                "components": {str(name): str(prints[name].digest) for name in sorted(prints)},
+            },
+            "concepts": [
+                {
+                    "reference": one.concept.label,
+                    "digest": str(one.concept.digest),
+                    "build": one.build.id,
+                    "strength": one.strength,
+                    "words": {str(old): str(new) for old, new in one.words.items()},
+                    **one.use.model_dump(mode="json", exclude_defaults=True),
+                }
+                for one in self.members
+            ],
+            "way": self.way,
+            **({"period": self.period} if self.way == "switch" else {}),
+        }
+
+    def to_document(self) -> CompositionDocument:
+        """Returns the composition with exact versions, digests and words: on the same base it is planned the same."""
+        return CompositionDocument(
+            concepts=tuple(
+                DocumentMember(
+                    reference=Reference(one.concept.manifest.name, one.concept.manifest.version),
+                    digest=one.concept.digest,
+                    strength=one.strength,
+                    rename={old: new for old, new in one.words.items() if old != new},
+                    **dict(one.use),
+                )
+                for one in self.members
+            ),
+            way=self.way,
+            period=self.period,
+        )
 
 
 def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None = None) -> Plan:
@@ -79,6 +130,8 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
         members=members,
         permissions=combine_permissions(license for _, license in licensed),
         warnings=(*_iter_warnings(members), *_iter_idle_uses(composition.way, members), *objections),
+        way=composition.way,
+        period=composition.period,
     )
 
 

@@ -163,6 +163,11 @@ class Fingerprint:
     layout: Digest
     weights: tuple[float, ...]
 
+    @property
+    def digest(self) -> Digest:
+        """The SHA-256 of layout and values."""
+        return Digest.of_bytes(" ".join([str(self.layout), *map(float.hex, self.weights)]).encode("ascii"))
+
     def matches(self, other: Fingerprint) -> bool:
         """Returns whether ``other`` is the same component, perhaps rounded to fp16, bf16, or fp16 and then bf16."""
         if self.layout != other.layout or len(self.weights) != len(other.weights):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import InvalidNameError, UsageError
+from conceptry.errors import IntegrityError, InvalidNameError, UsageError
 from conceptry.fields import Count, DigestText
 from conceptry.manifest import AS_TEXT, TEXT_SCHEMA, Model, Number, PlaceholderText, Text, parsed_by
 from conceptry.names import Reference
@@ -100,6 +101,9 @@ class Member(Use):
     """One concept of a composition."""
 
     reference: ReferenceText
+    digest: DigestText | None = None
+    """What the reference meant when this was written; None in what was written by hand, or by an earlier release."""
+
     strength: Annotated[Number, Field(ge=-MAX_STRENGTH, le=MAX_STRENGTH)] = 1.0
     rename: dict[PlaceholderText, PlaceholderText] = Field(default_factory=dict)
 
@@ -125,7 +129,22 @@ class CompositionDocument(Model):
     @property
     def digest(self) -> Digest:
         """The SHA-256 of the document in canonical JSON: equal where the same concepts are used in the same way."""
-        return Digest.of_bytes(canonical_json(self.model_dump(mode="json", by_alias=True)))
+        document = self.model_dump(mode="json", by_alias=True)
+        for member in document["concepts"]:
+            if member["digest"] is None:  # as before there were any
+                del member["digest"]
+        return Digest.of_bytes(canonical_json(document))
+
+    def check_digests(self, found: Sequence[Digest]) -> None:
+        """Raises IntegrityError where a concept has another digest, in the order of ``concepts``, than is named."""
+        for place, (member, digest) in enumerate(zip(self.concepts, found, strict=True)):
+            if member.digest is not None and member.digest != digest:
+                raise IntegrityError(
+                    f"{member.reference} is {digest.short} here, and the composition names {member.digest.short}",
+                    where=f"concepts.{place}.digest",
+                    hint=f"pull it from whoever wrote the composition, or write what is here into a new one: "
+                    f"concepts compose {member.reference} --out FILE",
+                )
 
     def list_masks(self) -> tuple[Digest, ...]:
         """Returns the digests of the masks that regions name, in order, each once."""

@@ -53,11 +53,13 @@ def test_what_is_asked_is_written_read_back_and_has_a_digest(
         "concepts": [
             {
                 "reference": imp,
+                "digest": written["concepts"][0]["digest"],
                 "strength": 1.0,
                 "region": {"mask": str(digest), "feather": 0.0, "prompt": "an <imp>"},
             },
             {
                 "reference": look,
+                "digest": written["concepts"][1]["digest"],
                 "strength": 0.7,
                 "parts": {"text_encoder": 0.0},
                 "schedule": {"start": 0.2, "stop": 0.8, "ramp": 0.1},

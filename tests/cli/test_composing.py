@@ -65,6 +65,25 @@ def test_check_compares_each_pair_and_says_whom_the_permissions_depend_on(
     assert f"{imp} with me/far@1.0.0: no layer in common" in said
 
 
+def test_a_file_that_names_other_bytes_is_refused_and_one_without_digests_is_read(
+    run: Run, imp: str, look: str
+) -> None:
+    run("compose", "me/imp", "me/look*0.7", "--out", "two.toml")
+    written = Path("two.toml").read_text(encoding="utf-8")
+    named = tomllib.loads(written)["concepts"][1]["digest"]
+    Path("two.toml").write_text(written.replace(named, f"sha256:{'0' * 64}"), encoding="utf-8")
+    for command in (("check",), ("compose",), ("generate", "--prompt", "a", "--out", "pictures")):
+        option = "--composition" if command[0] == "generate" else "--file"
+        refused = run(*command, option, "two.toml", code=4)
+        assert f"{look} is {named[7:19]} here, and the composition names 000000000000" in refused.err
+        assert f"concepts compose {look} --out FILE" in refused.err
+    assert not Path("pictures").exists()
+    plain = "".join(line for line in written.splitlines(True) if not line.startswith("digest = "))
+    Path("two.toml").write_text(plain, encoding="utf-8")
+    read = run("check", "--file", "two.toml", "--json").document["concepts"]
+    assert [row["reference"] for row in read] == [imp, look]
+
+
 def test_check_draws_its_conflicts(run: Run, imp: str, look: str) -> None:
     run("check", "me/imp", "me/look", "--picture", "conflicts.png")
     assert Path("conflicts.png").read_bytes().startswith(b"\x89PNG")
@@ -120,23 +139,15 @@ def test_asking_for_a_closer_fit_than_there_is_is_refused(run: Run, imp: str) ->
 
 
 def test_composition_file_pins_versions_and_can_be_checked(run: Run, imp: str, look: str) -> None:
-    run(
-        "compose",
-        "me/imp",
-        "me/look*0.7",
-        "--base",
-        "sd1",
-        "--rename",
-        "me/imp:<imp>=<devil>",
-        "--out",
-        "two.toml",
-    )
+    options = ("--base", "sd1", "--rename", "me/imp:<imp>=<devil>", "--out", "two.toml", "--json")
+    written = run("compose", "me/imp", "me/look*0.7", *options).document
+    digests = [row["digest"] for row in written["concepts"]]
     assert tomllib.loads(Path("two.toml").read_text(encoding="utf-8")) == {
         "schema": 1,
         "base": "sd1",
         "concepts": [
-            {"reference": imp, "strength": 1.0, "rename": {"<imp>": "<devil>"}},
-            {"reference": look, "strength": 0.7},
+            {"reference": imp, "digest": digests[0], "strength": 1.0, "rename": {"<imp>": "<devil>"}},
+            {"reference": look, "digest": digests[1], "strength": 0.7},
         ],
     }
     checked = run("compose", "--file", "two.toml", "--json").document
