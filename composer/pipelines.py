@@ -205,9 +205,10 @@ def find_last_token(pipeline: Pipeline, prompt: str, word: str) -> int:
     Raises:
         InvalidPlaceholderError: if the word is not in the prompt, or beyond where it is cut off.
     """
-    tokenizer = pipeline.tokenizer
+    name = list_text_encoders(pipeline)[0].tokenizer_name  # SDXL's refiner has the second one alone
+    tokenizer = getattr(pipeline, name)
     ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
-    wanted = split_word(pipeline, word)
+    wanted = split_word(pipeline, word, name)
     for start in range(len(ids) - len(wanted), -1, -1):
         if wanted and ids[start : start + len(wanted)] == wanted:
             return start + len(wanted) - 1

@@ -166,7 +166,8 @@ def detect_family(denoiser: Mapping[str, Any], encoder_widths: Mapping[str, int]
     """Returns the family whose text encoders and cross-attention have these widths.
 
     A UNet of no known width (a small one for tests, a distilled one) is told by its structure: SDXL has two text
-    encoders and extra time embeddings, SD2 projects with linear layers, SD1 does neither.
+    encoders and extra time embeddings, its refiner reads the second encoder alone, SD2 projects with linear layers, SD1
+    does neither.
     """
     context = denoiser.get("cross_attention_dim")
     is_unet = "UNet" in str(denoiser.get("_class_name", "UNet"))
@@ -176,6 +177,8 @@ def detect_family(denoiser: Mapping[str, Any], encoder_widths: Mapping[str, int]
             return family.id
     if not is_unet:
         return _FAMILY_BY_TRANSFORMER.get(str(denoiser.get("_class_name")))
+    if dict(encoder_widths) == {"text_encoder_2": context}:
+        return FamilyId("sdxl_refiner")
     if "text_encoder_2" in encoder_widths or denoiser.get("addition_embed_type") == "text_time":
         return FamilyId("sdxl")
     return FamilyId("sd2" if denoiser.get("use_linear_projection") else "sd1")

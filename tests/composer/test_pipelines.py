@@ -15,10 +15,15 @@ from diffusers import ControlNetModel, StableDiffusionXLImg2ImgPipeline, UNet2DC
 from PIL import Image
 
 from conceptry.composer import Composition, attach
+from conceptry.composer.fingerprints import identify_pipeline
+from conceptry.composer.tensors import from_torch
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
-from tests.fakes.concepts import make_lora
+from conceptry.formats.lora import LORA_NAME, LoraContents, write_lora
+from conceptry.formats.lora_modules import LoraModule
+from tests.fakes.concepts import describe_base, list_paths, make_lora, write_concept
 from tests.fakes.dense import DensePipeline
+from tests.fakes.edits import make_factors
 from tests.fakes.forwards import make_calm_pipeline
 from tests.fakes.kinds import KINDS, find_word, make_kind
 from tests.fakes.pipelines import Shape, assert_same, snapshot
@@ -152,23 +157,67 @@ def test_every_kind_is_what_its_equations_say_in_every_pipeline(
     check(pipeline, concepts)
 
 
-def test_the_refiner_refuses_what_is_for_the_base(sdxl: Any, tmp_path: Path) -> None:
-    parts = {name: copy.deepcopy(part) for name, part in sdxl.components.items()}
-    config = {
-        **parts["unet"].config,
-        "cross_attention_dim": 40,
-        "projection_class_embeddings_input_dim": 5 * 8 + 40,
-    }
+# --- the refiner -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def open_refiner() -> Any:
+    """Returns a pipeline that reads the second text encoder alone, as SDXL's refiner does."""
+    parts = {name: copy.deepcopy(part) for name, part in lend_calm("sdxl").components.items()}
+    sizes = {"cross_attention_dim": 40, "projection_class_embeddings_input_dim": 5 * 8 + 40}
     torch.manual_seed(0)
-    parts |= {
-        "unet": UNet2DConditionModel.from_config(config).eval(),
-        "text_encoder": None,
-        "tokenizer": None,
-    }
+    unet = UNet2DConditionModel.from_config({**parts["unet"].config, **sizes}).eval()
+    parts |= {"unet": unet, "text_encoder": None, "tokenizer": None}
     pipeline = StableDiffusionXLImg2ImgPipeline(
         **parts, requires_aesthetics_score=True, add_watermarker=False
     )
+    pipeline.set_progress_bar_config(disable=True)
+    draw(pipeline, "a cat")  # at its first use transformers puts in hooks of its own, for good
+    return pipeline
+
+
+def make_refiner_lora(folder: Path, pipeline: Any) -> Concept:
+    """Returns a LoRA on the refiner's UNet and on its one text encoder."""
+    query = "encoder.layers.0.self_attn.q_proj"
+    text = query if hasattr(pipeline.text_encoder_2, "encoder") else f"text_model.{query}"
+    factors = {
+        **{f"unet.{path}": one for path, one in make_factors(pipeline.unet, list_paths(pipeline)).items()},
+        f"text_encoder_2.text_model.{query}": make_factors(pipeline.text_encoder_2, [text])[text],
+    }
+    modules = {
+        name: LoraModule.of_factors(
+            down=from_torch(one.down), up=from_torch(one.up), alpha=one.scale * one.rank
+        )
+        for name, one in factors.items()
+    }
+    folder.mkdir(parents=True)
+    write_lora(folder / LORA_NAME, LoraContents(modules=modules))
+    return write_concept(
+        folder,
+        "test/refined",
+        describe_base(identify_pipeline(pipeline)),
+        {"kind": "lora", "rank": 2, "modules": len(modules), "scale": 0.5},
+        files=[LORA_NAME],
+        tokens=[],
+    )
+
+
+def test_the_refiner_takes_what_was_made_for_it(tmp_path: Path) -> None:
+    refiner = open_refiner()
+    assert identify_pipeline(refiner).family == "sdxl_refiner"
+    lora = make_refiner_lora(tmp_path / "lora", refiner)
+    made = {"lora": lora, "embedding": make_kind(tmp_path, refiner, "embedding")}
+    check(refiner, made)
+    check(
+        refiner,
+        {"xti": make_kind(tmp_path, refiner, "xti"), "perfusion": make_kind(tmp_path, refiner, "perfusion")},
+    )
+    with attach(Composition(*made.values()), refiner) as report:
+        assert [applied.fit for applied in report.concepts] == ["exact", "exact"]
+
+
+def test_the_refiner_refuses_what_is_for_the_base(sdxl: Any, tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError) as caught:
-        attach(Composition(make_lora(tmp_path / "base", sdxl)), pipeline)
+        attach(Composition(make_lora(tmp_path / "base", sdxl)), open_refiner())
     assert "test/lora@1.0.0" in caught.value.message
     assert caught.value.hint

@@ -192,7 +192,7 @@ def snapshot(pipeline: Any, *, with_settings: bool = True) -> dict[str, Any]:
                 state[f"{name}.{key}"] = (*identity, value.detach().clone())
             state[f"{name}#hooks"] = _count_hooks(part)
             state[f"{name}#processors"] = {k: id(v) for k, v in getattr(part, "attn_processors", {}).items()}
-        elif name.startswith("tokenizer"):
+        elif name.startswith("tokenizer") and part is not None:
             backend = json.loads(part.backend_tokenizer.to_str())
             for setting in () if with_settings else ("padding", "truncation"):
                 del backend[setting]
