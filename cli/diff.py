@@ -43,6 +43,8 @@ def diff(session: Session, /, first: Reference, second: Reference, base: str | N
         from conceptry.registry.diffs import compare_concepts
 
         found = compare_concepts(before, after, lambda: choose_base(session, base, [before, after]).path)
+    for why in found.unread:
+        session.out.warn(why)
     document = {
         "first": {"reference": before.label, "digest": str(before.digest)},
         "second": {"reference": after.label, "digest": str(after.digest)},

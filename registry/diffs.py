@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from conceptry.bases import FamilyId
 from conceptry.concepts import Concept
 from conceptry.digests import Digest
-from conceptry.errors import UsageError
+from conceptry.errors import InvalidFileError, UsageError
 from conceptry.formats.byte_planes import is_packed, open_planes
 from conceptry.formats.full_files import unpack_values
 from conceptry.formats.header import read_header
@@ -73,6 +73,9 @@ class Difference:
     files: tuple[FieldChange, ...]
     """Files that are no tensors, by digest."""
 
+    unread: tuple[str, ...]
+    """Why a file that is said to hold tensors was compared by its bytes."""
+
     metrics: tuple[MetricChange, ...]
 
     @property
@@ -93,7 +96,6 @@ def compare_concepts(
         find_base: is asked where the base's weights lie, if values are packed as differences to them and are not equal.
 
     Raises:
-        InvalidFileError: if a stored file is malformed.
         UsageError: if the base is needed and is not there.
         IncompatibleError: if it is another one than the values were packed with.
     """
@@ -102,10 +104,16 @@ def compare_concepts(
     removed: list[str] = []
     changed: list[TensorChange] = []
     others: list[FieldChange] = []
+    unread: list[str] = []
     equal = 0
     for place in sorted({*before, *after}):
         one, two = before.get(place), after.get(place)
         if any(stored is not None and stored.file.media_type != SAFETENSORS_TYPE for stored in (one, two)):
+            others += _compare_bytes(place, one, two)
+            continue
+        faults = [fault for stored in (one, two) if stored is not None and (fault := _find_fault(stored))]
+        if faults:
+            unread += faults
             others += _compare_bytes(place, one, two)
             continue
         values_one, values_two = _describe_values(one), _describe_values(two)
@@ -131,6 +139,7 @@ def compare_concepts(
         changed_tensors=tuple(sorted(changed, key=_by_size_of_change)),
         equal_tensors=equal,
         files=tuple(others),
+        unread=tuple(unread),
         metrics=tuple(_compare_metrics(_list_metrics(first.manifest), _list_metrics(second.manifest))),
     )
 
@@ -204,6 +213,7 @@ class _Stored:
     file: File
     part: Part
     family: str
+    concept: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +231,21 @@ class _Values:
 
 def _list_files(concept: Concept) -> dict[str, _Stored]:
     return {
-        f"{build.id}/{file.path}": _Stored(concept.locate(file), file, part, build.base.family)
+        f"{build.id}/{file.path}": _Stored(concept.locate(file), file, part, build.base.family, concept.label)
         for build in concept.manifest.builds
         for part in build.parts
         for file in part.files
     }
+
+
+def _find_fault(stored: _Stored) -> str | None:
+    """Returns why the tensors of a file cannot be named, None if they can."""
+    try:
+        read_header(stored.path)
+    except InvalidFileError as error:
+        said = error.message.replace(repr(stored.path.name), f"{stored.file.path!r} of {stored.concept}")
+        return f"{said}: it is compared by its bytes"
+    return None
 
 
 def _describe_values(stored: _Stored | None) -> _Values:
