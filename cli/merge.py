@@ -104,7 +104,8 @@ def merge(
     what it was made of, credits all authors, and has the strictest terms of all licences; one that allows no
     derivatives is refused. Strengths are written as in me/look*0.7. Methods: sum (exact), ties, dare, dare_ties and
     knots (by entries), orthogonal (later ones give way), slots (checked to be disjoint), custom_diffusion (every word
-    keeps its keys and values) and ridge (each keeps its own activations); the last two open the --base.
+    keeps its keys and values) and ridge (each keeps its own activations); the last two open the --base. A sum with
+    --base takes new weights, DoRA and whatever else depends on the base's weights, as whole differences.
     """
     from conceptry.composer.merge_layers import MergeSettings
     from conceptry.composer.merge_methods import find_merge_method
@@ -159,16 +160,23 @@ def _merge(
     from conceptry.composer.plan import make_plan
 
     check_licenses(make_plan(composition, find_identity(session, None, composition)))
-    if request.method.reads == "nothing":
+    from conceptry.base_locations import resolve_base
+    from conceptry.composer.fingerprints import identify_pipeline
+
+    reads = request.method.reads != "nothing"
+    named = None if base is None else resolve_base(base, session.registry.bases())
+    if not reads and (named is None or named.path is None):
         plan = make_plan(composition, find_identity(session, base, composition))
         with track(session.out, "merging"):
             return merge_concepts(plan, request, folder)
-    from conceptry.composer.fingerprints import identify_pipeline
-    from conceptry.trainer.covariance import read_captions
-
     concepts = [member.concept for member in composition.members]
     pipeline = open_base(session, choose_base(session, base, concepts))
     plan = make_plan(composition, identify_pipeline(pipeline))
+    if not reads:
+        with track(session.out, "merging"):
+            return merge_concepts(plan, request, folder, pipeline=pipeline)
+    from conceptry.trainer.covariance import read_captions
+
     captions = read_captions(plan.identity.family, None)[:_CAPTIONS]
     with track(session.out, "measuring and merging"):
         return merge_concepts(plan, request, folder, pipeline=pipeline, captions=captions)

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from conceptry.bases import ComponentName
+from conceptry.composer.layer_deltas import open_weights
 from conceptry.composer.merge_inputs import MergeInputs, gather_inputs
 from conceptry.composer.merge_measures import Measured, measure_encodings, measure_moments
 from conceptry.composer.merging import Merged, MergeRequest, check_licenses, merge_layers, write_merge
-from conceptry.composer.pipelines import Pipeline, encode_prompts, find_tensor, list_components
+from conceptry.composer.pipelines import Pipeline, encode_prompts
 from conceptry.composer.plan import Plan
 from conceptry.errors import UsageError
 
@@ -37,7 +37,7 @@ def merge_concepts(
         plan: the concepts, their strengths and words.
         request: name, method and numbers.
         folder: where it is written; it appears whole or not at all.
-        pipeline: the open base; needed by methods that read it.
+        pipeline: the open base; needed by methods that read it, and by a sum of what depends on the base's weights.
         captions: ordinary captions, for the method that keeps to them.
         progress: is told which concept is being measured.
 
@@ -49,13 +49,18 @@ def merge_concepts(
     check_licenses(plan)
     method = request.method
     if method.reads == "nothing":
-        inputs = gather_inputs(plan)
+        weights = None if pipeline is None else open_weights(pipeline)
+        inputs = gather_inputs(plan, weights, sums=method.id == "sum")
+        if inputs.whole and request.settings.rank is not None:
+            inputs.warnings.append(
+                f"{len(inputs.whole)} layers are whole differences, which no rank cuts: such as {min(inputs.whole)}"
+            )
         return write_merge(plan, inputs, merge_layers(inputs, request), request, folder)
     if pipeline is None:
         raise UsageError(f"{method.id} asks what the base reads, so it needs one", hint="--base toybox")
     if method.reads == "encodings" and not captions:
         raise UsageError(f"{method.id} keeps to ordinary captions, and there are none")
-    inputs = gather_inputs(plan, lambda name: _find_weight(pipeline, name))
+    inputs = gather_inputs(plan, open_weights(pipeline))
     measured = _measure(pipeline, plan, inputs, request, progress)
     regular = _measure_captions(pipeline, captions) if method.reads == "encodings" else None
     merged = merge_layers(inputs, request, measured, regular)
@@ -76,12 +81,6 @@ def _measure(
         return measure_encodings(pipeline, plan, inputs.factored)
     seed = request.settings.seed
     return measure_moments(pipeline, plan, inputs.factored, seed=seed, progress=progress)
-
-
-def _find_weight(pipeline: Pipeline, name: str) -> Tensor | None:
-    component, _, path = name.partition(".")
-    root = list_components(pipeline).get(ComponentName(component))
-    return None if root is None else find_tensor(root, path)
 
 
 @torch.no_grad()

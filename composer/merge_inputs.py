@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from conceptry.bases import ComponentName
+from conceptry.composer.layer_deltas import Weights
 from conceptry.composer.low_rank import LowRank
-from conceptry.composer.low_rank_modules import needs_base, to_low_rank
+from conceptry.composer.low_rank_modules import find_shape, needs_base, to_low_rank
 from conceptry.composer.plan import Plan, PlannedMember
 from conceptry.composer.tensors import from_torch, to_torch
 from conceptry.composer.unpacking import wrap_tensors
@@ -33,9 +34,6 @@ from conceptry.names import Placeholder
 _ATTACH: Final = "attach them together instead: concepts generate --with takes every kind"
 
 
-Weights = Callable[[str], Tensor | None]
-
-
 @dataclass(slots=True)
 class MergeInputs:
     """What is merged, by layer and by word, in the order of the concepts."""
@@ -49,22 +47,26 @@ class MergeInputs:
     rows: dict[tuple[ComponentName, Placeholder], RawTensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     weights: Weights | None = None
+    sums: bool = False
 
 
-def gather_inputs(plan: Plan, weights: Weights | None = None) -> MergeInputs:
+def gather_inputs(plan: Plan, weights: Weights | None = None, *, sums: bool = False) -> MergeInputs:
     """Returns what the concepts of a plan bring to a merge, each delta at the strength that is asked for.
 
     Args:
         plan: the concepts and their strengths.
         weights: what returns a weight of the base by its name, None where it has none; with it new weights (kind full)
-            are taken as differences from the base's.
+            are taken as differences from the base's, and so is what depends on them (DoRA).
+        sums: whether deltas are to be summed and no more: layers that one concept changes by factors and another by a
+            whole difference are then summed whole. Where weights are given and this is not so, whole differences are
+            taken as factors of full rank.
 
     Raises:
         IncompatibleError: if a part cannot be merged, with the concept and the layer.
         InvalidFileError: if a file is malformed.
         NotFoundError: if a file is not on this machine.
     """
-    found = MergeInputs(weights=weights)
+    found = MergeInputs(weights=weights, sums=sums)
     dense: dict[str, list[tuple[float, LoraModule]]] = {}
     for place, member in enumerate(plan.members):
         for part in member.build.parts:
@@ -76,11 +78,13 @@ def gather_inputs(plan: Plan, weights: Weights | None = None) -> MergeInputs:
                 raise
     _check_shapes(plan, found)
     for name, rows in dense.items():
-        if name in found.factored:
+        if name in found.factored and not sums:
             raise IncompatibleError(
-                f"{name}: one concept changes it by factors, another by {rows[0][1].algorithm}", hint=_ATTACH
+                f"{name}: one concept changes it by factors, another by {rows[0][1].algorithm}",
+                hint="--method sum adds them up whole",
             )
-        found.whole[name] = _add_whole(name, rows)
+        factored = [delta for _, delta in found.factored.pop(name, ())]
+        found.whole[name] = _add_whole(name, rows, factored)
     return found
 
 
@@ -92,16 +96,35 @@ def _sort_module(
 ) -> None:
     place, strength, name = key
     if needs_base(module):
-        raise IncompatibleError(
-            f"{name} is a {module.algorithm}, whose delta depends on the base's weight", hint=_ATTACH
-        )
+        module = _difference(found, name, module)
     delta = to_low_rank(module)
-    if delta is None and found.weights is not None and "diff" in module.parts:
+    if delta is None and found.weights is not None and not found.sums and "diff" in module.parts:
         delta = _spread(module)
     if delta is None:
         dense.setdefault(name, []).append((strength, module))
     else:
         found.factored.setdefault(name, []).append((place, delta.scaled(strength)))
+
+
+def _difference(found: MergeInputs, name: str, module: LoraModule) -> LoraModule:
+    """Returns what a module makes of the base's weight, as a whole difference from it."""
+    if found.weights is None:
+        raise IncompatibleError(
+            f"{name} is a {module.algorithm}, whose delta depends on the base's weight",
+            hint="add --base with that base, and it is summed as a whole difference",
+        )
+    weight, bias = (
+        None if tensor is None else tensor.detach().to("cpu", torch.float32).numpy()
+        for tensor in (found.weights(f"{name}.weight"), found.weights(f"{name}.bias"))
+    )
+    if weight is None:
+        raise IncompatibleError(f"the base has no weight {name}.weight to make a {module.algorithm} of")
+    deltas = {
+        "diff": dense_delta(module, weight.shape, weight, "float32"),
+        "diff_b": dense_bias_delta(module, bias, "float32"),
+    }
+    parts = {part: _narrow(delta) for part, delta in deltas.items() if delta is not None}
+    return LoraModule(algorithm="full", parts=parts, rule="none")
 
 
 def _spread(module: LoraModule) -> LowRank:
@@ -129,13 +152,22 @@ def _check_shapes(plan: Plan, found: MergeInputs) -> None:
                 )
 
 
-def _add_whole(name: str, rows: list[tuple[float, LoraModule]]) -> LoraModule:
+def _add_whole(
+    name: str, rows: list[tuple[float, LoraModule]], factored: Sequence[LowRank] = ()
+) -> LoraModule:
     """Returns the sum as a plain difference, of a weight or of a norm, and of a bias."""
     modules = [module for _, module in rows]
     norm = all(module.algorithm == "norm" for module in modules)
-    shapes = {_find_shape(module) for module in modules} - {None}
-    if len(shapes) > 1:
-        raise IncompatibleError(f"{name} has several shapes: {sorted(map(str, shapes))}")
+    shapes = {_find_shape(module) for module in modules} - {None} or {
+        (one.shape[0], one.shape[1] // math.prod(one.kernel), *one.kernel) for one in factored[:1]
+    }
+    if len(shapes) > 1 or any(
+        one.shape != (shape[0], math.prod(shape[1:])) for one in factored for shape in shapes if shape
+    ):
+        raise IncompatibleError(
+            f"{name} has several shapes: {sorted({*map(str, shapes), *(str(one.shape) for one in factored)})}",
+            hint="they were made for different bases",
+        )
     parts: dict[str, RawTensor] = {}
     for shape in shapes:
         weights = [
@@ -143,8 +175,10 @@ def _add_whole(name: str, rows: list[tuple[float, LoraModule]]) -> LoraModule:
             for strength, module in rows
             if shape is not None and (delta := dense_delta(module, shape)) is not None
         ]
+        weights += [one.to_dense().double().numpy().reshape(shape or ()) for one in factored]
         parts["w_norm" if norm else "diff"] = _narrow(sum(weights))
     biases = [strength * bias for strength, module in rows if (bias := dense_bias_delta(module)) is not None]
+    biases += [one.bias.double().numpy() for one in factored if one.bias is not None]
     if biases:
         parts["b_norm" if norm else "diff_b"] = _narrow(sum(biases))
     return LoraModule(algorithm="norm" if norm else "full", parts=parts, rule="none")
@@ -152,17 +186,10 @@ def _add_whole(name: str, rows: list[tuple[float, LoraModule]]) -> LoraModule:
 
 def _find_shape(module: LoraModule) -> tuple[int, ...] | None:
     """Returns the shape of the weight that a module changes; None where it changes a bias alone."""
-    for part in ("diff", "w_norm"):
-        if part in module.parts:
-            return module.parts[part].shape
-    if module.algorithm in ("full", "norm"):
-        return None
-    match = module.match()
-    sizes, form = match.sizes, match.form
-    outputs, inputs = sizes.product(form.outputs), sizes.product(form.inputs)
-    if outputs is None or inputs is None:
+    shape = find_shape(module)
+    if shape is None and module.algorithm not in ("full", "norm"):
         raise IncompatibleError(f"nothing tells the shape that a {module.algorithm} is for", hint=_ATTACH)
-    return (outputs, inputs, *(sizes.kernel or ()))
+    return shape
 
 
 def _narrow(array: object) -> RawTensor:
@@ -177,7 +204,7 @@ _Modules = Iterator[tuple[str, LoraModule]]
 def _read_part(found: MergeInputs, member: PlannedMember, part: Part) -> _Modules:
     read = None if part.kind == "full" and found.weights is None else _READERS.get(part.kind)
     if read is None:
-        hint = "--method custom_diffusion or ridge takes it" if part.kind == "full" else _ATTACH
+        hint = "add --base with the base that it was made for" if part.kind == "full" else _ATTACH
         raise IncompatibleError(f"a part of kind {part.kind} cannot be merged with others", hint=hint)
     return read(found, member, part)
 

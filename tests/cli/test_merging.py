@@ -11,6 +11,9 @@ from conceptry.cli.merge import METHODS
 from conceptry.composer.merge_methods import METHOD_BY_ID
 from tests.cli.conftest import Run
 from tests.cli.packages import TO_Q, write_package
+from tests.composer.test_fusing import make_algorithm
+from tests.fakes.concepts import make_lora
+from tests.fakes.pipelines import make_pipeline
 
 
 @pytest.fixture
@@ -68,3 +71,18 @@ def test_nothing_is_published_when_a_licence_forbids_it(run: Run, imp: str, tmp_
     refused = run("merge", "me/imp", "me/tied", "--name", "me/both", code=6)
     assert "me/tied@1.0.0 allows no derivatives" in refused.err
     run("show", "me/both", code=3)
+
+
+def test_what_depends_on_the_base_is_merged_where_it_is_named(run: Run, base: Path, tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    make_algorithm(tmp_path / "one", pipeline, "dora", name="me/one", placeholder="uno")
+    make_lora(tmp_path / "two", pipeline, name="me/two")
+    for name in ("one", "two"):
+        run("publish", str(tmp_path / name))
+    words = ("merge", "me/one", "me/two*0.5", "--name", "me/both")
+    refused = run(*words, code=6)
+    assert "is a dora, whose delta depends on the base's weight" in refused.err
+    assert "hint: add --base with that base" in refused.err
+    document = run(*words, "--base", str(base), "--json").document
+    assert document["recipe"]["method"] == "sum"
+    assert run("check", "me/both", "me/two", "--base", str(base), "--json").document["conflicts"][0]["layers"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conceptry.composer import Composition, attach, identify_pipeline, make_plan
+from conceptry.composer import Composition, attach, fuse, identify_pipeline, make_plan
 from conceptry.composer.low_rank import LowRank
 from conceptry.composer.merge_bases import merge_concepts
 from conceptry.composer.merge_closed import choose_independent
@@ -19,9 +19,11 @@ from conceptry.composer.merge_measures import measure_moments
 from conceptry.composer.merge_methods import find_merge_method
 from conceptry.composer.merging import Merged, MergeRequest, merge_layers
 from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError, UsageError
 from conceptry.names import ConceptName, parse_version
 from tests.fakes.concepts import make_full, make_lora
+from tests.fakes.modules import FORMS, fits_layer, make_module
 
 OUT, COLUMNS = 12, 16
 
@@ -218,3 +220,70 @@ def test_a_concept_without_a_word_is_refused_where_words_are_kept(sd1: Any, tmp_
     other = make_full(tmp_path / "b", sd1, name="test/b")
     with pytest.raises(IncompatibleError, match=r"test/mute@1\.0\.0 has no word"):
         merge_on(sd1, tmp_path, "custom_diffusion", mute, other)
+
+
+# --- whole differences ----------------------------------------------------------------------------------------------
+
+
+def make_one(folder: Path, pipeline: Any, algorithm: str, form: int, strength: float, place: int) -> Any:
+    """Returns a concept of one algorithm on a convolution and a linear layer, times a strength."""
+    row, shapes = [(row, form) for _, row, form in FORMS if row.id == algorithm][form]
+    paths = ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.resnets.0.conv1"]
+    modules = {
+        f"unet.{path}": make_module(row, shapes, size, seed=7 * place + len(path))
+        for path in paths
+        if fits_layer(row, shapes, size := tuple(pipeline.unet.get_submodule(path).weight.shape))
+    }
+    assert modules
+    return (
+        make_lora(folder, pipeline, name=f"test/c{place}", placeholder=f"w{place}", modules=modules)
+        * strength
+    )
+
+
+def merge(folder: Path, *weighted: Any, method: str = "sum", pipeline: Any = None) -> Concept:
+    """Returns the concept that a merge makes, as ``concepts merge`` does."""
+    composition = Composition(*weighted)
+    identity = composition.members[0].concept.manifest.builds[0].base.identity
+    request = MergeRequest(
+        name=ConceptName.parse("me/both"), version=parse_version("1.0.0"), method=find_merge_method(method)
+    )
+    return merge_concepts(make_plan(composition, identity), request, folder, pipeline=pipeline).concept
+
+
+def fuse_weights(pipeline: Any, *concepts: Any) -> dict[str, torch.Tensor]:
+    """Returns all weights and biases with concepts inside."""
+    with fuse(Composition(*concepts), pipeline):
+        return {name: value.double() for name, value in pipeline.unet.state_dict().items()}
+
+
+def test_a_sum_of_several_structures_is_whole_and_with_a_base_takes_what_depends_on_it(
+    sd1: Any, tmp_path: Path
+) -> None:
+    pieces = [
+        ("lora", 0, 1.0),
+        ("locon", 0, 0.7),
+        ("loha", 1, 0.8),
+        ("lokr", 0, -0.5),
+        ("dora", 0, 0.6),
+        ("oft", 0, 0.4),
+    ]
+    concepts = [make_one(tmp_path / str(place), sd1, *piece, place) for place, piece in enumerate(pieces)]
+    concepts.append(make_full(tmp_path / "full", sd1, name="test/full") * 0.3)
+    expected = fuse_weights(sd1, *concepts)
+    merged = merge(tmp_path / "all", *concepts, pipeline=sd1)
+    found = fuse_weights(sd1, merged)
+    plain = {name: value.double() for name, value in sd1.unet.state_dict().items()}
+    changed = [name for name in plain if not torch.equal(expected[name], plain[name])]
+    assert len(changed) >= 4
+    for name in plain:
+        error = float((found[name] - expected[name]).abs().max())
+        assert error <= 1e-6 * float(expected[name].abs().max()), name
+    # Without a base, what is known without one: factors and whole differences of one layer.
+    known = merge(tmp_path / "known", *concepts[:4])
+    close_to = fuse_weights(sd1, *concepts[:4])
+    for name, value in fuse_weights(sd1, known).items():
+        assert float((value - close_to[name]).abs().max()) <= 1e-6 * float(close_to[name].abs().max()), name
+    with pytest.raises(IncompatibleError, match="by factors, another by") as caught:
+        merge(tmp_path / "ties", *concepts[:4], method="ties")
+    assert "--method sum" in str(caught.value.hint)
