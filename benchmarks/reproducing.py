@@ -1,10 +1,11 @@
 """Claim: pictures come back byte for byte from what they carry, an empty store and a remote; elsewhere they come close.
 
 ``python benchmarks/reproducing.py [OUT.json]``: 100 pictures of the bundled base, with every kind of concept, words
-that collide, weights, tags, batches, samplers, pictures and masks to draw over, are drawn by ``concepts generate`` with
-one and two threads, and drawn again by ``concepts reproduce`` in a process of its own, with an empty store. Then
-some of them once more with the instructions of older processors, which is what another machine does to sums: the
-largest and the mean difference are measured. ``STEPS=20`` takes the base's usual number of steps.
+that collide, kinds that are drawn each by itself, weights, tags, batches, samplers, pictures and masks to draw over,
+are drawn by ``concepts generate`` with one and two threads, and drawn again by ``concepts reproduce`` in a process of
+its own, with an empty store. Then some of them once more with the instructions of older processors, which is what
+another machine does to sums: the largest and the mean difference are measured. ``STEPS=20`` takes the base's usual
+number of steps.
 """
 
 from __future__ import annotations
@@ -26,13 +27,29 @@ ELSEWHERE: Final = int(os.environ.get("ELSEWHERE", "20"))
 
 # Words of concepts generate, and how many pictures: 100 together.
 SERIES: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
-    (10, ("--prompt", "a photo of a red cup")),
+    (5, ("--prompt", "a photo of a red cup")),
     (12, ("--with", "test/lora*0.7", "--prompt", "a photo of zork cat", "--batch", "4")),
     (10, ("--with", "test/one", "--with", "test/two", "--prompt", "<e> and <e-2>", "--batch", "3")),
     (10, ("--with", "test/rank-one", "--prompt", "a <r> on grass", "--negative", "blue")),
     (10, ("--with", "test/one", "--prompt", "a (<e>:1.3) [cat] on grass", "--sampler", "dpmpp_2m")),
     (8, ("--prompt", "zork cat <lora:test/lora:0.5>, embedding:two")),
-    (10, ("--with", "test/full*0.5", "--prompt", "a zork cat", "--sampler", "euler")),
+    (5, ("--with", "test/full*0.5", "--prompt", "a zork cat", "--sampler", "euler")),
+    (5, ("--with", "test/lora", "--with", "test/rank-one", "--prompt", "zork and (<r>:1.2)", "--batch", "2")),
+    (
+        5,
+        (
+            "--with",
+            "test/rank-one*0.8",
+            "--with",
+            "test/one",
+            "--prompt",
+            "a <r> and <e>",
+            "--image",
+            "room.png",
+            "--mask",
+            "mask.png",
+        ),
+    ),
     (10, ("--with", "test/lora", "--prompt", "zork cat", "--sampler", "euler_a", "--batch", "5")),
     (10, ("--with", "test/lora", "--prompt", "zork cat", "--image", "room.png", "--strength", "0.7")),
     (

@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from conceptry.composer import Composition, attach
+from conceptry.composer.emphasis import emphasized, join_pieces
+from conceptry.composer.generate import BLANK, Canvas, adapt_pipeline, generate
+from conceptry.composer.prompts import parse_weights
 from conceptry.composition import Region, Use, Way
 from conceptry.concepts import Concept
 from tests.fakes.forwards import make_calm_pipeline
@@ -184,3 +189,41 @@ def test_all_kinds_work_together_in_every_way_as_passes_by_hand(
     tmp_path: Path, shape: Shape, kinds: tuple[str, str]
 ) -> None:
     check_pair(lend_calm(shape), make_pair(tmp_path, lend_calm(shape), kinds))
+
+
+# --- a whole drawing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        "a mask",
+        pytest.param("nothing", marks=pytest.mark.slow),
+        pytest.param("a picture", marks=pytest.mark.slow),
+    ],
+)
+def test_several_pictures_of_locked_keys_and_an_adapter_are_drawn_together_as_alone(
+    tmp_path: Path, over: str
+) -> None:
+    """The default of ``concepts generate`` for two concepts that the prompt calls, with --image, --mask and --batch."""
+    base = lend_calm("sd1")
+    pair = make_pair(tmp_path, base, ("lora", "perfusion"))
+    room = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    mask = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+    canvas = {"nothing": BLANK, "a picture": Canvas(image=room), "a mask": Canvas(image=room, mask=mask)}[
+        over
+    ]
+    pipeline, pieces = adapt_pipeline(base, canvas), parse_weights("a (<2pe>:1.3) and 1lo")
+
+    def paint(*seeds: int) -> list[np.ndarray[Any, Any]]:
+        with emphasized(pipeline, pieces):
+            prompts = [join_pieces(pieces)] * len(seeds)
+            drawn = generate(pipeline, prompts, seeds, steps=3, guidance=3.0, negative="a dog", canvas=canvas)
+        return [np.asarray(picture, int) for picture in drawn]
+
+    plain = paint(1)
+    with attach(Composition(*pair, way="focus"), pipeline):
+        together, alone = paint(1, 2, 3), [paint(seed)[0] for seed in (1, 2, 3)]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one - other).max() <= 2
+    assert np.abs(plain[0] - alone[0]).max() > 2
