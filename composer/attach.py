@@ -20,7 +20,7 @@ from conceptry.composer.plan import Plan, PlannedMember, make_plan
 from conceptry.composer.protection import find_compiled
 from conceptry.composer.report import Report
 from conceptry.composer.slots import Slot, exchange_slots, prepare_slots, return_slots, take_all_out
-from conceptry.composer.standins import settle, together
+from conceptry.composer.standins import end_all, settle, together
 from conceptry.composer.steering import Steering
 from conceptry.composer.undoing import run_all
 from conceptry.concepts import Concept, WeightedConcept
@@ -53,6 +53,7 @@ class Attachment:
     def __init__(
         self, composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None, fused: bool = False
     ) -> None:
+        end_all()
         self._pipeline = pipeline
         self._fit = fit
         self._fused = fused
@@ -122,6 +123,7 @@ class Attachment:
         """
         if self not in self._pipeline.__dict__.get(_ATTACHMENTS, ()):
             raise UsageError("this composition was taken out of the pipeline", hint="attach it again")
+        end_all()
         self._undo()
         before, kept = self._state, (*self._state.slots, *self._spare)
         state = self._prepare(composition, before.report.plan.identity, kept)
@@ -155,6 +157,7 @@ class Attachment:
 
         After an exception, in here or elsewhere, the next call finishes what is left to do.
         """
+        end_all()
         states = [self._state] if self._next is None else [self._next, self._state]
         slots = [*self._spare, *(slot for state in reversed(states) for slot in state.slots)]
         with together():
@@ -272,6 +275,7 @@ def fuse(composition: Composition, pipeline: Pipeline, *, fit: Fit | None = None
 
 def detach(pipeline: Pipeline) -> None:
     """Takes everything out that ``attach`` or ``fuse`` put into ``pipeline``, also what an exception left in it."""
+    end_all()
     attachments = list(reversed(pipeline.__dict__.get(_ATTACHMENTS, ())))
     run_all([*(one.detach for one in attachments), settle, partial(release_readers, pipeline)])
 

@@ -9,8 +9,10 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
+from conceptry.composer.undoing import run_all
 from conceptry.names import Placeholder
 
 Tokenizer = Any
@@ -104,8 +106,8 @@ def release_tokenizer(pipeline: Any, name: str, holder: object) -> None:
 def release_readers(pipeline: Any) -> None:
     """Releases what blocks of ``private_tokenizers`` held that an exception cut short at their very end."""
     for name, held in _HELD.get(pipeline, {}).items():
-        for holder in [one for one in held.holders if isinstance(one, _Reader)]:
-            release_tokenizer(pipeline, name, holder)
+        held.holders -= {one for one in held.holders if isinstance(one, _Reader)}
+        release_tokenizer(pipeline, name, None)
 
 
 @contextmanager
@@ -118,8 +120,7 @@ def private_tokenizers(pipeline: Any) -> Iterator[None]:
                 hold_tokenizer(pipeline, name, reader)
         yield
     finally:
-        for name in _NAMES:
-            release_tokenizer(pipeline, name, reader)
+        run_all(partial(release_tokenizer, pipeline, name, reader) for name in _NAMES)
 
 
 def make_private_copy(tokenizer: Tokenizer) -> Tokenizer:

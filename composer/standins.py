@@ -209,6 +209,11 @@ def together() -> Iterator[None]:
         settle()
 
 
+def end_all() -> None:
+    """Ends the blocks of ``together`` that an exception cut short at their very end; to be called outside of any."""
+    _Waiting.depth = 0
+
+
 def settle() -> None:
     """Shows what is wanted of every weight that does not show it yet; inside of ``together`` that is its end's work."""
     if _Waiting.depth:
