@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders
@@ -23,6 +23,14 @@ from conceptry.errors import IncompatibleError, UsageError
 _LEAST_MEAN: Final = 1e-3
 _WEIGHTED: Final[weakref.WeakKeyDictionary[Any, dict[str, Sequence[Piece]]]] = weakref.WeakKeyDictionary()
 Rows = dict[tuple[int, ...], Float[Tensor, " positions"]]
+_TABLES: Final[weakref.WeakKeyDictionary[nn.Module, Rows]] = weakref.WeakKeyDictionary()
+"""What is weighed now, by the module that reads ids."""
+
+
+class Reweighing:
+    """Whether a sequence is encoded once more by someone who weighs it himself, as it was weighed before."""
+
+    active: bool = False
 
 
 def join_pieces(pieces: Sequence[Piece]) -> str:
@@ -61,6 +69,12 @@ def emphasized(pipeline: Pipeline, *prompts: Sequence[Piece]) -> Iterator[None]:
 def find_pieces(pipeline: Pipeline, prompt: str) -> Sequence[Piece]:
     """Returns a prompt in pieces with the weights that ``emphasized`` gives it now; one piece where it has none."""
     return _WEIGHTED.get(pipeline, {}).get(prompt) or (Piece(prompt),)
+
+
+def find_weights(inner: nn.Module, ids: Int[Tensor, " positions"]) -> Float[Tensor, " positions"] | None:
+    """Returns the weights that a sequence is given in an encoder now; None where they are all 1."""
+    table = _TABLES.get(inner)
+    return table.get(tuple(ids.tolist())) if table else None
 
 
 def _make_table(pipeline: Pipeline, encoder: TextEncoder, prompts: Sequence[Sequence[Piece]]) -> Rows:
@@ -109,7 +123,7 @@ def _weigh(encoder: TextEncoder, table: Rows) -> Iterator[None]:
         seen[:] = [tuple(row) for row in ids.tolist()] if isinstance(ids, Tensor) else []
 
     def weigh(_: nn.Module, __: Any, output: Any) -> Any:
-        rows = [table.get(ids) for ids in seen]
+        rows = [None if Reweighing.active else table.get(ids) for ids in seen]
         if all(row is None for row in rows):
             return None
         ones = torch.ones(len(seen[0]))
@@ -126,9 +140,12 @@ def _weigh(encoder: TextEncoder, table: Rows) -> Iterator[None]:
         encoder.inner.register_forward_pre_hook(remember, with_kwargs=True, prepend=True),
         encoder.inner.register_forward_hook(weigh, prepend=True),
     ]
+    before = _TABLES.get(encoder.inner, {})
     try:
+        _TABLES[encoder.inner] = before | table
         yield
     finally:
+        _TABLES[encoder.inner] = before
         for handle in handles:
             handle.remove()
 

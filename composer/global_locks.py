@@ -109,7 +109,7 @@ class GlobalLock:
     ) -> dict[str | None, Tensor]:
         parts = [
             self._log.encode(
-                place, [ids[row][place] for row in rows], [found[row][place][1] for row in rows], paths
+                place, [ids[row][place] for row in rows], [found[row][place] for row in rows], paths
             )
             for place in range(len(self._log.encoders))
         ]

@@ -133,8 +133,7 @@ class _Stack:
         parts = []
         for place in range(len(self._log.encoders)):
             mine = [found[row][place] for row in rows]
-            ids, states = [one.ids for one, _ in mine], [which for _, which in mine]
-            parts.append(self._log.encode(place, ids, states, self._paths))
+            parts.append(self._log.encode(place, [one.ids for one, _ in mine], mine, self._paths))
         own = torch.cat(parts, dim=-1).to(context)
         places = torch.tensor(rows, device=context.device)
         contexts = {}

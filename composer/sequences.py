@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from conceptry.composer.emphasis import Reweighing, find_weights, weigh_states
 from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders
 from conceptry.composer.presence import RECENT_SEQUENCES, list_states
 from conceptry.composer.tokens import PLAIN, Reading
@@ -31,6 +32,8 @@ class Encoded:
 
     ids: Int[Tensor, " positions"]
     last: Float[Tensor, "states width"]
+    weights: Float[Tensor, " positions"] | None = None
+    """What its words weighed (``emphasized``)."""
 
 
 Match = tuple[Encoded, int]
@@ -65,7 +68,8 @@ class SequenceLog:
                 states, ids = list_states(output), pending.pop()
                 for number, row in enumerate(ids):
                     last = torch.stack([state[number, -1].detach() for state in states])
-                    self._seen[encoder.component].append(Encoded(row, last))
+                    weights = find_weights(encoder.inner, row)
+                    self._seen[encoder.component].append(Encoded(row, last, weights))
 
         # Before all others: the patches put harmless ids in the place of theirs.
         yield encoder.inner.register_forward_pre_hook(keep_ids, with_kwargs=True, prepend=True)
@@ -94,23 +98,28 @@ class SequenceLog:
         return tuple(found)
 
     def encode(
-        self, place: int, ids: Sequence[Tensor], states: Sequence[int], paths: tuple[str | None, ...]
+        self, place: int, ids: Sequence[Tensor], matches: Sequence[Match], paths: tuple[str | None, ...]
     ) -> Float[Tensor, "paths rows positions width"]:
-        """Returns the hidden states ``states`` of sequences, in one encoder, as each of ``paths`` reads them.
+        """Returns what was read of the sequences that matched, with other ``ids``, as each of ``paths`` reads it.
 
-        All are encoded as one batch. Gradients flow where they are on.
+        All are encoded as one batch, and weigh what they weighed before. Gradients flow where they are on.
         """
         encoder = self.encoders[place]
         stacked = torch.stack(list(ids))
         device = encoder.table.weight.device
         # Asked for only where it was read: at the first such call transformers puts in hooks of its own, for good.
-        deep = any(which > 0 for which in states)
+        deep = any(which > 0 for _, which in matches)
         with _reading(paths), torch.autocast(device.type, enabled=False):
             output = encoder.inner(
                 input_ids=stacked.repeat(len(paths), 1).to(device), output_hidden_states=deep
             )
         made = [state.reshape(len(paths), len(ids), *state.shape[1:]) for state in list_states(output)]
-        return torch.stack([made[which][:, row] for row, which in enumerate(states)], dim=1)
+        rows = [_weigh(made[which][:, row], one.weights) for row, (one, which) in enumerate(matches)]
+        return torch.stack(rows, dim=1)
+
+
+def _weigh(states: Tensor, weights: Tensor | None) -> Tensor:
+    return states if weights is None else weigh_states(states, weights.expand(states.shape[:2]))
 
 
 def _find(entries: deque[Encoded], row: Tensor, start: int) -> Match | None:
@@ -124,8 +133,9 @@ def _find(entries: deque[Encoded], row: Tensor, start: int) -> Match | None:
 
 @contextmanager
 def _reading(paths: tuple[str | None, ...]) -> Iterator[None]:
-    before, Reading.paths = Reading.paths, paths
+    before, Reading.paths = (Reading.paths, Reweighing.active), paths
+    Reweighing.active = True
     try:
         yield
     finally:
-        Reading.paths = before
+        Reading.paths, Reweighing.active = before

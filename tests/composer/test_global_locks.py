@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from conceptry.composer import Composition, attach
+from conceptry.composer.emphasis import emphasized, join_pieces
 from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.composer.prompts import parse_weights
 from conceptry.composer.rank_one import encode_superclass
 from conceptry.concepts import Concept
 from tests.fakes.concepts import make_embedding, make_layered, make_rank_one
@@ -163,3 +165,31 @@ def test_a_superclass_of_another_length_than_the_word_locks_keys_locally_and_say
         (warning,) = report.warnings
         assert "locked locally, since 'red cat'" in warning
         assert torch.equal(render(sd1, PROMPT), expected)
+
+
+@torch.no_grad()
+def test_words_that_were_weighed_weigh_the_same_in_locked_keys_and_whenever_they_are_read_again(
+    sd1: Any, tmp_path: Path
+) -> None:
+    """As prompts of regions, and of concepts each by itself, which are weighed before anything is drawn."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def weigh(prompt: str) -> Tensor:
+        pieces = parse_weights(prompt)
+        with emphasized(sd1, pieces):
+            return encode_prompts(sd1, [join_pieces(pieces)])
+
+    locked, plain = weigh("a photo of a (cat:1.6) on grass"), encode_prompts(sd1, [LOCKED])
+    assert not torch.allclose(project(sd1, locked), project(sd1, plain), atol=1e-2)
+    with attach(Composition(make_rank_one(tmp_path / "r", sd1, key_lock="global")), sd1):
+        context = weigh("a photo of a (<r>:1.6) on grass")
+        with read_projections(sd1) as found:
+            sd1.unet(noise, 5, encoder_hidden_states=context)
+    assert torch.allclose(found["keys"], project(sd1, locked), atol=1e-5)
+    with attach(Composition(make_layered(tmp_path / "p", sd1)), sd1):
+        pieces = parse_weights("a (<p>:1.6) on grass")
+        with emphasized(sd1, pieces):
+            context = encode_prompts(sd1, [join_pieces(pieces)])
+            expected = sd1.unet(noise, 5, encoder_hidden_states=context).sample
+        again = sd1.unet(noise, 5, encoder_hidden_states=context.clone()).sample
+    assert torch.allclose(again, expected, atol=1e-4)
