@@ -236,7 +236,7 @@ def test_document_of_a_mebibyte_is_read_and_one_byte_more_is_not() -> None:
     document["extensions"]["x"] = [*texts, "x" * (over - 3)]
     data = canonical_json(document)
     assert len(data) == MAX_DOCUMENT_BYTES == 1 << 20
-    assert len(parse_manifest(data).extensions["x"]) == count + 1
+    assert parse_manifest(data).extensions == document["extensions"]
     document["extensions"]["x"][-1] += "x"
     with pytest.raises(InvalidManifestError, match="has 1048577 bytes, at most 1048576 are allowed"):
         parse_manifest(canonical_json(document))

@@ -13,10 +13,16 @@ from typing import Final
 import pytest
 
 from conceptry.registry.operations import FileOperations, use_operations
+from tests.faults.crowd import AlwaysLocked
 from tests.faults.doubles import NetworkShare, WindowsRules
 
-DOUBLES: Final[dict[str, Callable[[], FileOperations]]] = {"windows": WindowsRules, "share": NetworkShare}
+DOUBLES: Final[dict[str, Callable[[], FileOperations]]] = {
+    "windows": WindowsRules,
+    "share": NetworkShare,
+    "lockless": AlwaysLocked,
+}
 
+_NOBODY_WAITS: Final = "nobody waits for a lock there"
 _NO_OWNERS: Final = "files have no owners and no modes there"
 LEFT_OUT: Final[dict[str, dict[str, str]]] = {
     "windows": {
@@ -27,7 +33,10 @@ LEFT_OUT: Final[dict[str, dict[str, str]]] = {
         "test_folder_that_others_can_write_is_made_private_unless_the_store_is_shared": _NO_OWNERS,
     },
     "share": {
-        "test_lock_held_by_another_process_is_waited_for_and_then_named": "nobody waits for a lock there",
+        "test_lock_held_by_another_process_is_waited_for_and_then_named": _NOBODY_WAITS,
+    },
+    "lockless": {
+        "test_lock_held_by_another_process_is_waited_for_and_then_named": _NOBODY_WAITS,
     },
 }
 """By double: part of a test's name, and why it says nothing about that system."""

@@ -1,0 +1,144 @@
+"""A network share seen from two machines: what one did not see yet never makes it overwrite or lose anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conceptry.digests import Digest
+from conceptry.errors import ConflictError, NotFoundError
+from conceptry.names import ConceptName, RemoteName, Tag, parse_version
+from conceptry.registry import Registry
+from conceptry.registry.operations import use_operations
+from conceptry.registry.paths import Layout
+from conceptry.registry.refs import VersionRef, read_version, write_version
+from tests.faults.doubles import NetworkShare
+from tests.registry.folders import write_folder
+
+STUDIO = RemoteName("studio")
+IMP = ConceptName("me", "imp")
+
+
+@pytest.fixture
+def slow_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets what was seen stay so for as long as a test takes, unless it waits."""
+    monkeypatch.setattr(NetworkShare, "CACHE_SECONDS", 2.0)
+
+
+def make_machine(folder: Path, share: Path) -> Registry:
+    registry = Registry(folder)
+    registry.add_remote(STUDIO, share.as_uri())
+    return registry
+
+
+def test_old_sizes_and_absence_are_seen_for_a_while_and_then_no_more(
+    tmp_path: Path, slow_share: None
+) -> None:
+    mine, theirs = NetworkShare(), NetworkShare()
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        mine.status(path)
+    theirs.close(theirs.create(path))
+    with pytest.raises(FileNotFoundError):
+        mine.status(path)
+    with pytest.raises(FileNotFoundError):
+        mine.open(path)
+    with pytest.raises(FileExistsError):
+        mine.create(path)
+    assert mine.status(path).st_size == 0
+    descriptor = theirs.open_for_update(path)
+    theirs.write(descriptor, b"four")
+    theirs.close(descriptor)
+    assert (mine.status(path).st_size, theirs.status(path).st_size) == (0, 4)
+    time.sleep(2.1)
+    assert mine.status(path).st_size == 4
+
+
+def test_version_that_was_not_there_a_moment_ago_is_never_overwritten(
+    tmp_path: Path, slow_share: None
+) -> None:
+    mine, theirs = NetworkShare(), NetworkShare()
+    share = tmp_path / "share"
+    with use_operations(theirs):
+        second = make_machine(tmp_path / "second", share)
+        second.publish(write_folder(tmp_path / "hat", "me/hat"))
+        second.push("me/hat", STUDIO)
+    with use_operations(mine):
+        first = make_machine(tmp_path / "first", share)
+        first.publish(write_folder(tmp_path / "a", file=b"mine"))
+        with pytest.raises(NotFoundError):
+            first.pull("studio::me/imp@1.0.0")
+    with use_operations(theirs):
+        second.publish(write_folder(tmp_path / "b", file=b"theirs"))
+        pushed = second.push("me/imp", STUDIO)
+    with use_operations(mine):
+        with pytest.raises(ConflictError):
+            first.push("me/imp", STUDIO)
+        assert first.push("me/imp@1.0.0", (tmp_path / "other").as_uri()).created
+    with use_operations(NetworkShare()):
+        third = make_machine(tmp_path / "third", share)
+        assert third.pull("studio::me/imp@1.0.0").digest == pushed.digest
+        assert third.verify() == ()
+
+
+def test_tag_that_two_machines_move_at_once_is_moved_by_one_of_them(tmp_path: Path, slow_share: None) -> None:
+    mine, theirs = NetworkShare(), NetworkShare()
+    share = tmp_path / "share"
+    machines = []
+    for name, operations in (("first", mine), ("second", theirs)):
+        with use_operations(operations):
+            machine = make_machine(tmp_path / name, share)
+            for version in ("1.0.0", "1.1.0"):
+                machine.publish(write_folder(tmp_path / f"{name}-{version}", version=version))
+            machine.tag("me/imp@1.0.0", Tag("stable"))
+            machines.append(machine)
+    with use_operations(mine):
+        machines[0].push("me/imp@1.1.0", STUDIO)
+        machines[0].push("me/imp:stable", STUDIO)
+        machines[0].tag("me/imp@1.1.0", Tag("stable"))
+    with use_operations(theirs):
+        seen = machines[1].open_remote(STUDIO).read_tag(IMP, Tag("stable"))
+        assert seen is not None
+    with use_operations(mine):
+        machines[0].push("me/imp:stable", STUDIO)
+    with use_operations(theirs):
+        remote, newer = machines[1].open_remote(STUDIO), machines[1].resolve("me/imp@1.1.0")
+        with pytest.raises(ConflictError):
+            remote.move_tag(IMP, Tag("stable"), newer, expected=seen)
+
+
+class Interrupted(NetworkShare):
+    """Lets another write the same version between the moment in which a name is made and its bytes."""
+
+    def __init__(self, other: Callable[[], object]) -> None:
+        super().__init__()
+        self._other: Callable[[], object] | None = other
+
+    def create(self, path: Path) -> int:
+        """Opens a new file; the other comes before anything is in it."""
+        descriptor = super().create(path)
+        if path.parent.name == "versions" and self._other is not None:
+            other, self._other = self._other, None
+            other()
+        return descriptor
+
+
+@pytest.mark.xfail(
+    reason="refs.write_version takes a name that another is about to fill for one that a crash left cut short, and "
+    "replaces it: both are told that the version is theirs. Known since 2026-11-22; disks with hard links are safe",
+    raises=pytest.fail.Exception,
+)
+def test_version_that_is_being_written_without_second_names_is_not_replaced(tmp_path: Path) -> None:
+    layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
+    first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
+
+    def write_second() -> None:
+        with pytest.raises(ConflictError):
+            write_version(layout, IMP, version, second)
+
+    with use_operations(Interrupted(write_second)):
+        assert write_version(layout, IMP, version, first)
+        assert read_version(layout, IMP, version) == first
