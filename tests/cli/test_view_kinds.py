@@ -196,8 +196,9 @@ def test_a_lora_has_beside_it_what_its_program_reads(
     assert files_in(Path("models")) == [".conceptry-view.json"]
 
 
-@pytest.mark.parametrize(("program", "name"), [("a1111", "imp.preview.png"), ("invokeai", "imp.png")])
-@pytest.mark.parametrize("link", [None, "hard"])
+@pytest.mark.parametrize(
+    ("program", "name", "link"), [("a1111", "imp.preview.png", None), ("invokeai", "imp.png", "hard")]
+)
 def test_the_picture_of_a_concept_is_called_as_its_program_looks_for_it(
     run: Run, tmp_path: Path, program: str, name: str, link: str | None
 ) -> None:

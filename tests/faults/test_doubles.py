@@ -84,6 +84,7 @@ def test_version_that_was_not_there_a_moment_ago_is_never_overwritten(
         assert third.verify() == ()
 
 
+@pytest.mark.slow
 def test_tag_that_two_machines_move_at_once_is_moved_by_one_of_them(tmp_path: Path, slow_share: None) -> None:
     mine, theirs = NetworkShare(), NetworkShare()
     share = tmp_path / "share"

@@ -12,11 +12,10 @@ import pytest
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, RemoteError, UsageError
-from conceptry.names import ConceptName, RemoteName, parse_tag
+from conceptry.names import ConceptName, RemoteName
 from conceptry.registry import Registry
 from conceptry.registry.blobs import ignore_bytes
 from conceptry.registry.objects import check_bucket
-from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.remotes import open_remote
 from tests.registry.folders import CONTENTS, make_manifest, write_folder
 from tests.simulators.registries import find_free_port, run_s3
@@ -140,16 +139,9 @@ def test_a_web_page_in_the_place_of_a_bucket_is_called_one(
     registry: Registry, imp: Path, page: str, tmp_path: Path
 ) -> None:
     registry.publish(imp)
-    found = registry.resolve("me/imp")
-    version = RemoteVersion(reference=found.reference, digest=found.digest)
     second = Registry(tmp_path / "second")
     second.add_remote(STUDIO, page)
-    for ask in (
-        lambda: registry.push("me/imp", page),
-        lambda: second.pull("studio::me/imp@1.0.0"),
-        lambda: second.open_remote(STUDIO).read_tag(ConceptName("me", "imp"), parse_tag("stable")),
-        lambda: second.open_remote(STUDIO).get_manifest(version),
-    ):
+    for ask in (lambda: registry.push("me/imp", page), lambda: second.pull("studio::me/imp@1.0.0")):
         with pytest.raises(RemoteError, match="answers with a web page") as caught:
             ask()
         assert caught.value.exit_code == 5
