@@ -25,7 +25,9 @@ _ROWS: Final[Mapping[str, frozenset[str]]] = {
     "locon": frozenset({"up", "bias", "diff_b"}),
     "loha": frozenset({"hada_w1_a", "hada_w2_a", "diff_b"}),
     "dora": frozenset({"up", "magnitude_out", "diff_b"}),
+    "doha": frozenset({"hada_w1_a", "hada_w2_a", "magnitude_out", "diff_b"}),
     "full": frozenset({"diff", "diff_b"}),
+    "value": frozenset({"value"}),
 }
 """Algorithm -> parts of which each row is of one output; all others are of the inputs and the rank."""
 
@@ -114,9 +116,14 @@ def _split(name: str, module: LoraModule, sizes: Sequence[int]) -> list[LoraModu
 
 def _turn(name: str, module: LoraModule) -> LoraModule:
     """Returns the module with both halves of its outputs exchanged, where it makes a shift and a scale alone."""
-    shape = _find_shape(module)
-    if shape is None or shape[0] != 2 * shape[1]:
+    outputs, inputs = _measure(module)
+    if outputs is not None and inputs is not None and outputs != 2 * inputs:
         return module
+    if outputs is None or inputs is None or (_find_shape(module) is None and not _has_rows(module)):
+        raise IncompatibleError(
+            f"{name} is a {module.algorithm}, and diffusers may have its outputs in another order",
+            hint="use it with the program that it was made for: concepts export --for comfyui",
+        )
     whole = _by_rows(name, module)
     rows = {}
     for part in _ROWS[whole.algorithm] & whole.parts.keys():
@@ -129,7 +136,7 @@ def _turn(name: str, module: LoraModule) -> LoraModule:
 
 def _by_rows(name: str, module: LoraModule) -> LoraModule:
     """Returns the module, or its whole difference, as parts of which some have a row for each output."""
-    if module.algorithm in _ROWS and not _UNSPLIT & module.parts.keys():
+    if _has_rows(module):
         return module
     shape = _find_shape(module)
     if shape is None:
@@ -144,6 +151,20 @@ def _by_rows(name: str, module: LoraModule) -> LoraModule:
         if value is not None
     }
     return LoraModule(algorithm="full", parts=given, rule="none")
+
+
+def _has_rows(module: LoraModule) -> bool:
+    return module.algorithm in _ROWS and not _UNSPLIT & module.parts.keys()
+
+
+def _measure(module: LoraModule) -> tuple[int | None, int | None]:
+    """Returns the outputs and inputs of the weight that the module is for, as far as it alone tells."""
+    for part in ("diff", "value"):
+        if part in module.parts:
+            shape = module.parts[part].shape
+            return shape[0], shape[1] if len(shape) > 1 else None
+    match = module.match()
+    return match.sizes.product(match.form.outputs), match.sizes.product(match.form.inputs)
 
 
 def _find_shape(module: LoraModule) -> tuple[int, ...] | None:

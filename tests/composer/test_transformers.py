@@ -184,13 +184,14 @@ def write_kohya(path: Path, family: str, seed: int = 0) -> Path:
     return path
 
 
-def import_adapter(path: Path, family: str, name: str = "test/imported") -> Concept:
-    """Returns the concept that is made of a file."""
+def import_adapter(path: Path, family: str, name: str = "test/imported", *, pipeline: Any = None) -> Concept:
+    """Returns the concept that is made of a file, for the pipeline of a family or another."""
+    base = describe_base(identify_pipeline(pipeline or get_pipeline(family)))
     settings = ImportSettings(
         name=ConceptName.parse(name),
         version=parse_version("1.0.0"),
         placeholder=Placeholder("zork"),
-        base=Base.model_validate(describe_base(identify_pipeline(get_pipeline(family)))),
+        base=Base.model_validate(base),
     )
     import_file(path, path.with_suffix(""), settings)
     return open_concept(path.with_suffix(""))

@@ -224,3 +224,33 @@ def make_flow_pipeline(family: str, *, seed: int = 0) -> Any:
                     torch.nn.init.normal_(parameter, std=0.02)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+_PUBLISHED: Final[Mapping[str, Callable[[], Any]]] = {
+    # Where nothing is said, the defaults of diffusers are the published numbers: FLUX.1-dev, SD3 medium, Qwen-Image,
+    # Wan 2.1 14B, Z-Image.
+    "flux": lambda: FluxTransformer2DModel(num_layers=2, num_single_layers=2, guidance_embeds=True),
+    "sd3": lambda: SD3Transformer2DModel(
+        num_layers=2,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=192,
+    ),
+    "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
+    "wan": lambda: WanTransformer3DModel(num_layers=2),
+    "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
+}
+
+
+def make_published_pipeline(family: str, *, seed: int = 0) -> Any:
+    """Returns a pipeline whose transformer has two blocks of the published size; its other parts stay narrow."""
+    pipeline = make_flow_pipeline(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = _PUBLISHED[family]().eval()
+        with torch.no_grad():
+            for parameter in transformer.parameters():
+                if not bool(parameter.any()):
+                    torch.nn.init.normal_(parameter, std=0.02)
+    pipeline.register_modules(transformer=transformer)
+    return pipeline
