@@ -110,7 +110,8 @@ class Steering(Patch):
                 self._wrap(scheduler, name, make(self, getattr(scheduler, name)))
         if self._in_passes:
             # What is compiled would be traced through us, and anew whenever a pass has other strengths.
-            self._bypass = BypassPatch(self._pipeline, [component]).attach()
+            self._bypass = BypassPatch(self._pipeline, [component])
+            self._bypass.attach()
             self._prompts = {
                 place: _encode(self._pipeline, region.prompt)
                 for place, region in self._regions.items()

@@ -105,8 +105,9 @@ def _make_algorithm(algorithm: str, *, biased: bool = True) -> Make:
         }
         if not biased:
             modules = {name: drop_bias(module) for name, module in modules.items()}
-        settings = {"name": name_concept(label), "placeholder": _make_word(label)}
-        return make_lora(folder, pipeline, modules=modules, **settings)
+        return make_lora(
+            folder, pipeline, modules=modules, name=name_concept(label), placeholder=_make_word(label)
+        )
 
     return make
 
