@@ -25,7 +25,7 @@ from conceptry.composer.pipelines import (
     list_text_encoders,
     spell_published,
 )
-from conceptry.composer.standins import read_original
+from conceptry.composer.standins import is_made, read_original
 from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError
 
@@ -153,8 +153,9 @@ def _to_floats(values: list[Tensor]) -> list[float]:
 def _make_reading(module: nn.Module) -> _Reading:
     names, tensors = {}, {}
     for name, tensor in iter_state(module):
-        published = spell_published(module, name)
-        names[published], tensors[published] = name, tensor
+        if not is_made(tensor):
+            published = spell_published(module, name)
+            names[published], tensors[published] = name, tensor
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     indices: dict[str, list[tuple[int, ...]]] = {}
     for probe in choose_probes(shapes):

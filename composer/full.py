@@ -6,21 +6,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from conceptry.composer.hooks import Generation, Patch
 from conceptry.composer.pipelines import find_place, find_tensor, read_place
-from conceptry.composer.standins import Contribution, Replacement, forget, is_wanted, read_original, want
+from conceptry.composer.standins import (
+    Contribution,
+    Replacement,
+    forget,
+    is_made,
+    is_wanted,
+    mark_made,
+    read_original,
+    want,
+)
 from conceptry.composer.undoing import run_all
 from conceptry.errors import IncompatibleError
 
 __all__ = ["FullPatch", "WeightPatch", "read_original", "require_tensor"]
-
-
-_MADE: Final = "_conceptry_made"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +114,7 @@ class WeightPatch(Patch):
             current = read_place(place.module, place.leaf)
             if current is not None and current is not place.target:
                 _restore_elsewhere(place.module, place.leaf, current, original)
-            if hasattr(place.target, _MADE):
+            if is_made(place.target):
                 place.module._parameters[place.leaf] = None
         del self._places[name]
 
@@ -153,13 +158,13 @@ def require_tensor(root: nn.Module, name: str, value: Tensor) -> Tensor:
 def _make_bias(module: nn.Module) -> Tensor:
     weight = module.weight
     bias = nn.Parameter(torch.zeros(weight.shape[0]).to(weight), requires_grad=False)  # type: ignore[arg-type, index]
-    setattr(bias, _MADE, True)
+    mark_made(bias)
     return bias
 
 
 def find_made(root: nn.Module) -> str | None:
     """Returns the name of a bias that a concept brought to a layer without one; None where there is none."""
-    return next((name for name, value in root.named_parameters() if hasattr(value, _MADE)), None)
+    return next((name for name, value in root.named_parameters() if is_made(value)), None)
 
 
 @torch.no_grad()

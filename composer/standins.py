@@ -150,6 +150,8 @@ def _needs_original(rows: list[tuple[float, Contribution]]) -> bool:
     return any(isinstance(contribution, Replacement) for _, contribution in rows)
 
 
+_MADE: Final = "_conceptry_made"
+
 # By the tensor itself, so that patches of several attachments to one pipeline know of each other.
 _STAND_INS: Final[MutableMapping[Tensor, StandIn]] = WeakTensorKeyDictionary()
 
@@ -186,6 +188,16 @@ def read_original(tensor: Tensor) -> Tensor:
     """Returns the base's own values of a parameter or buffer, also while patches stand in for it."""
     found = _STAND_INS.get(tensor)
     return tensor.data if found is None else found.original
+
+
+def mark_made(tensor: Tensor) -> None:
+    """Lets ``is_made`` say that ``tensor`` is none of the base's, but made for what concepts add."""
+    setattr(tensor, _MADE, True)
+
+
+def is_made(tensor: Tensor) -> bool:
+    """Returns whether the base lacks ``tensor``: it goes with the last concept that wants anything of it."""
+    return hasattr(tensor, _MADE)
 
 
 def is_wanted(tensor: Tensor) -> bool:

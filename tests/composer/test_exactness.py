@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
+import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +15,7 @@ from typing import Any, Final
 import accelerate
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,11 +27,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from conceptry.composer import Composition, attach, fuse
+from conceptry.composer import Composition, attach, export, fuse
 from conceptry.composer.attach import Attachment
 from conceptry.composer.pipelines import encode_prompts
+from conceptry.composition import Region, Schedule, Use
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError
+from tests.composer.test_failures import Strike
 from tests.composer.test_fusing import make_dora
 from tests.fakes.concepts import (
     make_embedding,
@@ -38,7 +44,8 @@ from tests.fakes.concepts import (
     make_rank_one,
 )
 from tests.fakes.forwards import measure_difference, run_components
-from tests.fakes.pipelines import make_pipeline, render
+from tests.fakes.kinds import KIND_BY_ID, find_word, make_kind
+from tests.fakes.pipelines import Shape, make_pipeline, render
 
 MAKERS: Final[dict[str, Callable[[Path, Any], Concept]]] = {
     "embedding": make_embedding,
@@ -49,7 +56,12 @@ MAKERS: Final[dict[str, Callable[[Path, Any], Concept]]] = {
     "full": make_full,
     "hypernetwork": make_hypernetwork,
 }
-FUSABLE: Final = ("embedding", "lora", "dora", "full")
+TOKENIZERS: Final = ("tokenizer", "tokenizer_2")
+GROUPS: Final = {
+    "onload_device": torch.device("cpu"),
+    "offload_device": torch.device("cpu"),
+    "offload_type": "leaf_level",
+}
 PROMPT: Final = "a <e> and a <p> and a <r>, zork cat"
 
 
@@ -65,10 +77,11 @@ def concepts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Concept]:
 
 
 def read_bits(pipeline: Any) -> dict[str, torch.Tensor]:
-    """Return every weight and buffer under the name that it has without adapters of peft around."""
+    """Return every weight and buffer, also those not saved, under its name without adapters of peft around."""
     found = {}
-    for component in ("unet", "text_encoder"):
-        for name, value in getattr(pipeline, component).state_dict().items():
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        part = getattr(pipeline, component, None)
+        for name, value in () if part is None else (*part.named_parameters(), *part.named_buffers()):
             if ".lora_" not in name:
                 found[f"{component}.{name.replace('.base_layer.', '.')}"] = value.detach().clone()
     return found
@@ -84,20 +97,31 @@ def assert_equal_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.
 # --- any sequence --------------------------------------------------------------------------------------------------
 
 
+HALVES: Final = (torch.float16, torch.bfloat16)
+
+
 class Sequences(RuleBasedStateMachine):
     """A pipeline that concepts go into and out of, and its twin to which only the rest is done."""
 
+    folder: Path
+    shape: Shape
     concepts: dict[str, Concept]
     other: Concept
 
-    @initialize(dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-    def open(self, dtype: torch.dtype) -> None:
+    @initialize(
+        dtype=st.sampled_from([torch.float32, *HALVES]), compiled=st.sampled_from([False, False, True])
+    )
+    def open(self, dtype: torch.dtype, compiled: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.pipeline, self.twin = (make_pipeline("sd1").to(dtype) for _ in range(2))
-        self.tokenizer = self.pipeline.tokenizer
+            self.pipeline, self.twin = (make_pipeline(self.shape).to(dtype) for _ in range(2))
+        self.tokenizers = [getattr(self.pipeline, name, None) for name in TOKENIZERS]
         self.inside: dict[str, Attachment] = {}
-        self.has_adapter = False
+        self.has_adapter = self.is_offloaded = False
+        self.is_compiled = compiled
+        if compiled:
+            self.do(lambda pipeline: pipeline.unet.compile(backend=Compiler()))
+        self.call = vars(self.pipeline.unet).get("_compiled_call_impl")
 
     def do(self, change: Callable[[Any], None]) -> None:
         """Do the same to both."""
@@ -106,11 +130,29 @@ class Sequences(RuleBasedStateMachine):
             change(self.pipeline)
             change(self.twin)
 
-    @rule(kind=st.sampled_from(list(MAKERS)), fused=st.booleans(), strength=st.sampled_from([1.0, 0.4, 0.0]))
+    def check_refusal(self, error: IncompatibleError, known: str) -> None:
+        """Weights that lie elsewhere may be refused, and what is known."""
+        found = re.search(known, error.message) if known else None
+        if found is None and not (self.is_offloaded and "not in memory" in error.message):
+            raise error
+
+    def choose(self, data: st.DataObject) -> tuple[Attachment, Concept]:
+        attachment = self.inside[data.draw(st.sampled_from(sorted(self.inside)))]
+        return attachment, attachment.composition.members[0].concept
+
+    @rule(
+        kind=st.sampled_from(sorted(KIND_BY_ID)),
+        fused=st.booleans(),
+        strength=st.sampled_from([1.0, 0.4, 0.0]),
+    )
     def put_in(self, kind: str, fused: bool, strength: float) -> None:
-        if kind not in self.inside:
-            put = fuse if fused and kind in FUSABLE else attach
+        if kind in self.inside:
+            return
+        put = fuse if fused and KIND_BY_ID[kind].fusable else attach
+        try:
             self.inside[kind] = put(Composition(self.concepts[kind] * strength), self.pipeline)
+        except IncompatibleError as error:
+            self.check_refusal(error, "")
 
     @precondition(lambda self: self.inside)
     @rule(data=st.data())
@@ -120,9 +162,47 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.inside)
     @rule(data=st.data(), strength=st.sampled_from([1.0, -0.7, 0.0]))
     def change_strength(self, data: st.DataObject, strength: float) -> None:
-        attachment = self.inside[data.draw(st.sampled_from(sorted(self.inside)))]
-        (member,) = attachment.composition.members
-        attachment.set_strengths({str(member.concept.manifest.name): strength})
+        attachment, concept = self.choose(data)
+        attachment.set_strengths({str(concept.manifest.name): strength})
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data(), place=st.integers(1, 12), strength=st.sampled_from([0.3, 0.9]))
+    def run_out_of_memory(self, data: st.DataObject, place: int, strength: float) -> None:
+        attachment, concept = self.choose(data)
+        before, bits = attachment.composition, read_bits(self.pipeline)
+        try:
+            with Strike(place):
+                attachment.set_strengths({str(concept.manifest.name): strength})
+        except MemoryError:
+            assert attachment.composition is before
+            assert_equal_bits(read_bits(self.pipeline), bits)
+
+    @precondition(lambda self: self.inside)
+    @rule(
+        data=st.data(),
+        schedule=st.sampled_from([None, Schedule(start=0.5), Schedule(stop=0.4, ramp=0.2)]),
+        region=st.sampled_from([None, None, Region(box=(0, 0, 0.5, 1))]),
+        parts=st.sampled_from([{}, {"unet.mid_block": 0.5}, {"unet": 0.0}]),
+    )
+    def change_use(self, data: st.DataObject, schedule: Any, region: Any, parts: dict[str, float]) -> None:
+        attachment, concept = self.choose(data)
+        use = {str(concept.manifest.name): Use(parts=parts, schedule=schedule, region=region)}
+        try:
+            attachment.change(Composition(concept, use=use))
+        except IncompatibleError as error:
+            self.check_refusal(error, "follows the steps|cannot be run in passes")
+
+    @precondition(lambda self: not self.is_offloaded)
+    @rule(way=st.sampled_from(["sum", "switch", "composite", "focus"]))
+    def draw_all_at_once(self, way: Any) -> None:
+        """All kinds in one composition, in every way, and an error when the picture is drawn."""
+        if self.inside or (self.is_compiled and way in ("composite", "focus")):
+            return
+        composition = Composition(*self.concepts.values(), way=way)
+        with suppress(KeyboardInterrupt), attach(composition, self.pipeline):
+            if not self.is_compiled:
+                self.draw()
+            raise KeyboardInterrupt
 
     @precondition(lambda self: "lora" in self.inside)
     @rule()
@@ -133,29 +213,40 @@ class Sequences(RuleBasedStateMachine):
         other = self.other if here == self.concepts["lora"].manifest.name else self.concepts["lora"]
         attachment.replace(str(here), other)
 
-    @rule()
-    def fail_inside(self) -> None:
-        if not self.inside:
-            with (
-                pytest.raises(KeyboardInterrupt),
-                attach(Composition(*self.concepts.values()), self.pipeline),
-            ):
-                raise KeyboardInterrupt
-
     @rule(kind=st.sampled_from([AttnProcessor, AttnProcessor2_0]))
     def set_processor(self, kind: Any) -> None:
         self.do(lambda pipeline: pipeline.unet.set_attn_processor(kind()))
 
+    @precondition(lambda self: not self.is_offloaded)
     @rule()
     def move(self) -> None:
         self.do(lambda pipeline: pipeline.to("cpu"))
 
+    @precondition(lambda self: self.pipeline.unet.dtype == torch.float32 and not self.is_offloaded)
+    @rule(dtype=st.sampled_from(HALVES))
+    def cast(self, dtype: torch.dtype) -> None:
+        self.do(lambda pipeline: pipeline.to(dtype))
+
+    @precondition(lambda self: not self.is_offloaded and not self.has_adapter)
+    @rule()
+    def offload(self) -> None:
+        self.do(lambda pipeline: accelerate.cpu_offload(pipeline.unet, execution_device="cpu"))
+        self.is_offloaded = True
+
+    @precondition(lambda self: not self.is_offloaded and not self.has_adapter)
+    @rule()
+    def export(self) -> None:
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        export(Composition(self.concepts["lora"] * 0.5), self.pipeline, folder / "lora.safetensors")
+
+    @precondition(lambda self: not self.is_compiled)
     @rule()
     def draw(self) -> None:
-        prompt = PROMPT if self.pipeline.unet.dtype == torch.float32 else "a cat"
-        if self.pipeline.unet.dtype == torch.float32:
-            render(self.pipeline, prompt, steps=1)
+        words = [find_word(concept) for kind, concept in self.concepts.items() if kind in self.inside]
+        picture = render(self.pipeline, " ".join(["a cat", *words]), steps=1)
+        assert picture.dtype == self.pipeline.unet.dtype
 
+    @precondition(lambda self: not self.is_offloaded)
     @rule()
     def load_adapter_of_diffusers(self) -> None:
         if not self.has_adapter:
@@ -171,21 +262,38 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.inside)
     @rule()
     def join_projections(self) -> None:
-        weights = {"lora", "dora", "full", "rank_one", "hypernetwork"} & self.inside.keys()
-        if weights:
+        if not self.inside.keys() <= {"embedding"}:
             with pytest.raises(IncompatibleError, match="fuse_qkv_projections"):
                 self.pipeline.fuse_qkv_projections()
 
     def teardown(self) -> None:
-        if hasattr(self, "inside"):
-            for attachment in self.inside.values():
-                attachment.detach()
-            assert_equal_bits(read_bits(self.pipeline), read_bits(self.twin))
-            assert self.pipeline.tokenizer is self.tokenizer
-            processors = [type(one) for one in self.pipeline.unet.attn_processors.values()]
-            assert processors == [type(one) for one in self.twin.unet.attn_processors.values()]
-            assert not any(module._forward_hooks for module in self.pipeline.unet.modules())
-            assert "encode_prompt" not in vars(self.pipeline)
+        if not hasattr(self, "inside"):
+            return
+        for attachment in self.inside.values():
+            attachment.detach()
+        if self.is_offloaded:
+            self.do(lambda pipeline: accelerate.hooks.remove_hook_from_module(pipeline.unet, recurse=True))
+        assert_equal_bits(read_bits(self.pipeline), read_bits(self.twin))
+        assert [getattr(self.pipeline, name, None) for name in TOKENIZERS] == self.tokenizers
+        processors = [type(one) for one in self.pipeline.unet.attn_processors.values()]
+        assert processors == [type(one) for one in self.twin.unet.attn_processors.values()]
+        assert list_hooks(self.pipeline) == list_hooks(self.twin)
+        assert vars(self.pipeline.unet).get("_compiled_call_impl") is self.call
+        for name in ("unet", "scheduler"):
+            mine, twins = (vars(getattr(one, name)).keys() for one in (self.pipeline, self.twin))
+            assert mine == twins, name
+        assert "encode_prompt" not in vars(self.pipeline)
+
+
+def list_hooks(pipeline: Any) -> dict[str, int]:
+    """Return how many hooks of either sort stand before and after each module."""
+    return {
+        f"{component}.{name.replace('.base_layer', '')}": len(module._forward_hooks)
+        + len(module._forward_pre_hooks)
+        for component, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        for name, module in part.named_modules()
+    }
 
 
 def add_adapter(pipeline: Any) -> None:
@@ -197,12 +305,19 @@ def add_adapter(pipeline: Any) -> None:
     pipeline.unet.add_adapter(config, adapter_name="theirs")
 
 
-def run_sequences(concepts: dict[str, Concept], folder: Path, *, examples: int, steps: int) -> None:
+def run_sequences(folder: Path, shape: Shape, *, examples: int, steps: int) -> None:
+    pipeline = make_pipeline(shape)
+    made = {kind: make_kind(folder, pipeline, kind) for kind in KIND_BY_ID}
+    other_lora = make_kind(folder, pipeline, "lora", label="other", seed=21)
+    for concept in (*made.values(), other_lora):
+        for path in concept.blobs.values():
+            path.chmod(0o444)  # as in a store; factors are then used where they lie
+
     class WithConcepts(Sequences):
         pass
 
-    WithConcepts.concepts = concepts
-    WithConcepts.other = make_lora(folder / "other", make_pipeline("sd1"), seed=21, name="test/other")
+    WithConcepts.folder, WithConcepts.shape = folder, shape
+    WithConcepts.concepts, WithConcepts.other = made, other_lora
     run_state_machine_as_test(
         WithConcepts,
         settings=settings(
@@ -215,13 +330,14 @@ def run_sequences(concepts: dict[str, Concept], folder: Path, *, examples: int, 
     )
 
 
-def test_every_bit_comes_back_after_any_sequence(concepts: dict[str, Concept], tmp_path: Path) -> None:
-    run_sequences(concepts, tmp_path, examples=5, steps=8)
+def test_every_bit_comes_back_after_any_sequence(tmp_path: Path) -> None:
+    run_sequences(tmp_path, "sd1", examples=5, steps=8)
 
 
 @pytest.mark.slow
-def test_every_bit_comes_back_after_many_long_sequences(concepts: dict[str, Concept], tmp_path: Path) -> None:
-    run_sequences(concepts, tmp_path, examples=100, steps=20)
+@pytest.mark.parametrize("shape", ["sd1", "sdxl"])
+def test_every_bit_comes_back_after_many_long_sequences(shape: Shape, tmp_path: Path) -> None:
+    run_sequences(tmp_path, shape, examples=100 if shape == "sd1" else 40, steps=20)
 
 
 # --- what is done in between ---------------------------------------------------------------------------------------
@@ -262,6 +378,33 @@ def test_weights_that_were_offloaded_before_are_refused(concepts: dict[str, Conc
     with pytest.raises(IncompatibleError, match="not in memory") as caught:
         attach(Composition(concepts["full"]), pipeline)
     assert "remove_all_hooks" in str(caught.value.hint)
+
+
+def test_weights_that_are_offloaded_by_group_take_nothing_into_them(concepts: dict[str, Concept]) -> None:
+    """diffusers keeps copies by group, and puts them in the place of what is changed since."""
+    pipeline = make_pipeline("sd1")
+    apply_group_offloading(pipeline.unet, **GROUPS)
+    before, plain = read_bits(pipeline), render(pipeline, PROMPT)
+    for put, kind in ((fuse, "lora"), (fuse, "full"), (attach, "full"), (attach, "dora")):
+        with pytest.raises(IncompatibleError, match="offloaded by group") as caught:
+            put(Composition(concepts[kind]), pipeline)
+        assert "unfused" in str(caught.value.hint)
+    for kind in ("lora", "rank_one"):  # beside the weights
+        with attach(Composition(concepts[kind]), pipeline):
+            assert not torch.allclose(render(pipeline, PROMPT), plain, rtol=1e-3, atol=1e-3), kind
+        assert torch.equal(render(pipeline, PROMPT), plain), kind
+    assert_equal_bits(read_bits(pipeline), before)
+
+
+def test_weights_that_are_offloaded_by_group_meanwhile_come_back(concepts: dict[str, Concept]) -> None:
+    pipeline = make_pipeline("sd1")
+    before = read_bits(pipeline)
+    attachment = fuse(Composition(concepts["lora"]), pipeline)
+    with pytest.raises(IncompatibleError, match="enable_group_offload"):
+        pipeline.unet.enable_group_offload(**GROUPS)
+    apply_group_offloading(pipeline.unet, **GROUPS)  # a function of its own, which nothing can refuse
+    attachment.detach()
+    assert_equal_bits(read_bits(pipeline), before)
 
 
 def test_calls_that_would_break_what_is_inside_are_refused_and_work_again_after(
@@ -359,11 +502,12 @@ def test_pictures_of_a_compiled_pipeline_change_and_return(way: str, concepts: d
     plain_pipeline, pipeline = make_pipeline("sd1"), make_pipeline("sd1")
     before = copy.deepcopy(read_bits(pipeline))
     compile_parts(pipeline, way, Compiler())
-    plain = render(pipeline, PROMPT)
+    plain, uncompiled = render(pipeline, PROMPT), render(plain_pipeline, PROMPT)
     for kinds in (("lora",), ("full", "dora"), ("embedding",), ("rank_one", "layered"), tuple(MAKERS)):
         composition = Composition(*(concepts[kind] for kind in kinds))
         with attach(composition, plain_pipeline):
             expected = render(plain_pipeline, PROMPT)
+        assert not torch.allclose(expected, uncompiled, rtol=0.1, atol=0.1), kinds
         with attach(composition, pipeline):
             assert torch.allclose(render(pipeline, PROMPT), expected, rtol=1e-2, atol=2e-2), kinds
         assert torch.equal(render(pipeline, PROMPT), plain), kinds

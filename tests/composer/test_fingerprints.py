@@ -11,10 +11,12 @@ import torch
 
 from conceptry.base_locations import BaseLocation, resolve_base
 from conceptry.bases import Fit, judge_fit
+from conceptry.composer import Composition, attach, fingerprints
 from conceptry.composer.fingerprints import fingerprint_component, identify_pipeline
 from conceptry.composer.full import FullPatch
 from conceptry.composer.loading import load_pipeline
 from conceptry.composer.pipelines import iter_tensors
+from tests.fakes.kinds import make_kind
 from tests.fakes.pipelines import make_pipeline
 
 LIMIT_SECONDS = 0.010
@@ -104,3 +106,15 @@ def test_a_declared_family_has_no_weights_to_open() -> None:
 
     with pytest.raises(UsageError, match="declared"):
         load_pipeline(BaseLocation(kind="family", family=resolve_base("sdxl", {}).family))
+
+
+def test_a_bias_that_a_concept_brings_is_none_of_the_bases(tmp_path: Path) -> None:
+    pipeline = make_pipeline("sd1")
+    concept = make_kind(tmp_path, pipeline, "loha")
+    names = {name for name, _ in pipeline.unet.named_parameters()}
+    before = identify_pipeline(make_pipeline("sd1"))
+    with attach(Composition(concept), pipeline):
+        assert {name for name, _ in pipeline.unet.named_parameters()} > names
+        fingerprints._READINGS.clear()  # as when an adapter of others was put around layers meanwhile
+        assert identify_pipeline(pipeline) == before
+    assert identify_pipeline(pipeline) == before
