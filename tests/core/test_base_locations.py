@@ -133,3 +133,16 @@ def test_widths_and_structure_tell_the_family(
     unet: dict[str, Any], encoders: dict[str, int], family: str | None
 ) -> None:
     assert detect_family(unet, encoders) == family
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"), [(None, ".cache/huggingface/hub"), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
+def test_a_cache_that_nobody_named_is_where_the_hub_client_keeps_it(
+    variable: str | None, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable or "HOME", str(tmp_path))
+    model = make_cache(tmp_path / below, "main")
+    assert resolve_base("hf://org/model", {}).path == (model / "snapshots" / COMMIT).resolve()

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from conceptry.composition import CompositionDocument, format_composition, parse_member, read_composition
+from conceptry.composition import (
+    CompositionDocument,
+    format_composition,
+    parse_composition,
+    parse_member,
+    read_composition,
+)
 from conceptry.errors import InvalidNameError, UsageError
 
 
@@ -54,3 +60,17 @@ def test_file_that_is_no_composition_is_named(tmp_path: Path, text: str) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"composition\.toml"):
         read_composition(path)
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read .*missing\.toml"):
+        read_composition(tmp_path / "missing.toml")
+
+
+def test_renamed_words_and_parts_are_written_and_nothing_that_is_empty() -> None:
+    plain = parse_member("bob/ukiyo@1.0.0").model_dump(by_alias=True)
+    renamed = {**plain, "reference": "alice/imp@1.2.0", "rename": {"<a>": "<b>"}, "parts": {"unet": 0.5}}
+    document = CompositionDocument.model_validate({"schema": 1, "concepts": [renamed, plain]})
+    text = format_composition(document)
+    assert (text.count("rename"), text.count("parts")) == (1, 1)
+    assert parse_composition(text.encode(), "text") == document

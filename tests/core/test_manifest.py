@@ -20,8 +20,11 @@ from conceptry.errors import (
     InvalidManifestError,
     NotFoundError,
 )
+from conceptry.fields import Model
 from conceptry.kinds import KIND_BY_ID, KINDS
 from conceptry.manifest import MAX_FILES, Manifest, check_member_path, parse_manifest
+from conceptry.methods import CompositionMethod, HypernetworkMethod, LoraMethod, Packing
+from conceptry.words import describe_speaker
 from tests.registry.folders import CONTENTS, make_document, make_manifest, write_folder
 
 Edit = Callable[[dict[str, Any]], object]
@@ -377,3 +380,58 @@ def test_folder_with_a_wrong_file_is_refused_at_its_place(
     with pytest.raises(InvalidFileError) as caught:
         open_concept(folder)
     assert caught.value.where == place
+
+
+METHODS: dict[str, tuple[type[Model], dict[str, Any], dict[str, Any]]] = {
+    "counted algorithms that are not mixed": (
+        LoraMethod,
+        {"variant": "mixed", "algorithms": {"lora": 1}, "modules": 1},
+        {"variant": "lora"},
+    ),
+    "one concept twice": (
+        CompositionMethod,
+        {"members": [{"concept": "me/imp", "version": "1.0.0", "digest": "sha256:" + "0" * 64}]},
+        {"members": [{"concept": "me/imp", "version": "1.0.0", "digest": "sha256:" + "0" * 64}] * 2},
+    ),
+    "a structure that ends with another width": (
+        HypernetworkMethod,
+        {"cross_attention": [768], "structure": [1, 2, 1]},
+        {"structure": [1, 1, 2]},
+    ),
+    "a structure that begins with another width": (
+        HypernetworkMethod,
+        {"cross_attention": [768], "structure": [1, 1]},
+        {"structure": [2, 1]},
+    ),
+    "an error below nothing": (
+        Packing,
+        {
+            "component": "unet",
+            "base_files": ["sha256:" + "0" * 64],
+            "base_tensors": "sha256:" + "0" * 64,
+            "tensors": "sha256:" + "0" * 64,
+            "lossless": False,
+            "relative_error": 0.25,
+        },
+        {"relative_error": -0.25},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_method_says_what_agrees_with_itself(what: str) -> None:
+    model, right, wrong = METHODS[what]
+    document = model.model_validate(right).model_dump(mode="json")
+    assert model.model_validate(document).model_dump(mode="json") == document
+    with pytest.raises(ValueError, match="validation error"):
+        model.model_validate({**right, **wrong})
+
+
+def test_only_words_of_a_kind_with_tokens_of_its_own_are_expanded() -> None:
+    tokens = [{"placeholder": "<imp>", "vectors": 2}, {"placeholder": "horns"}]
+    lora = make_manifest(tokens=tokens)
+    assert describe_speaker(lora, None, {}).expanding == frozenset()
+    document = make_document(tokens=tokens)
+    part_of(document).update(kind="embedding", method={"kind": "embedding", "components": ["text_encoder"]})
+    speaker = describe_speaker(Manifest.model_validate(document), None, {})
+    assert (speaker.words, speaker.expanding) == (("<imp>", "horns"), {"<imp>"})

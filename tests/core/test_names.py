@@ -23,6 +23,7 @@ from conceptry.names import (
     parse_version,
     pick_latest,
 )
+from conceptry.sources import parse_source
 
 HEX = "0123456789abcdef" * 4
 
@@ -282,3 +283,12 @@ def test_text_that_is_no_placeholder_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["<blue-imp>", "sks", "größe", "青い", "a b", "x" * 64])
 def test_placeholder_may_be_any_short_word(text: str) -> None:
     assert parse_placeholder(text) == text
+
+
+@pytest.mark.parametrize("text", ["urn:air:sdxl", "urn:air:sdxl:lora:civitai:1 2", "urn:" + "x" * 5000])
+def test_text_that_is_no_air_is_refused(text: str) -> None:
+    assert (
+        str(parse_source("urn:air:sdxl:lora:civitai:12345@67890")) == "urn:air:sdxl:lora:civitai:12345@67890"
+    )
+    with pytest.raises(InvalidNameError, match="not an AIR"):
+        parse_source(text)

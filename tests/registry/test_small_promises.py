@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from conceptry.digests import Digest
-from conceptry.errors import ConceptryError, InvalidNameError, NotFoundError, RemoteError, UsageError
+from conceptry.errors import (
+    ConceptryError,
+    IntegrityError,
+    InvalidNameError,
+    InvalidProjectError,
+    NotFoundError,
+    RemoteError,
+    UsageError,
+)
 from conceptry.names import ConceptName, Reference, RemoteName, Tag, Version, parse_version
 from conceptry.registry import Filter, Registry
-from conceptry.registry.answers import read_strong_etag
+from conceptry.registry.answers import check_address, explain_status, read_strong_etag
 from conceptry.registry.attempts import Patience, Retry
 from conceptry.registry.catalogs import derive_version_list, parse_catalog
 from conceptry.registry.choosing import choose_version
+from conceptry.registry.collection import delete_trash
+from conceptry.registry.credentials import redact
 from conceptry.registry.events import Progress
 from conceptry.registry.files import remove_file
 from conceptry.registry.foreign import fetch_source
 from conceptry.registry.http import Transport
-from conceptry.registry.hub_layout import HubAddress
+from conceptry.registry.hub_layout import HubAddress, name_member
 from conceptry.registry.lockfile import write_lock
+from conceptry.registry.oci_layout import CONCEPT_TYPE, read_document
 from conceptry.registry.paths import Layout
+from conceptry.registry.project import parse_project
 from conceptry.registry.protocol import RemoteEntry
+from conceptry.registry.refs import parse_version_line
 from conceptry.registry.rows import CELL_BREAK
 from conceptry.registry.tags import TagMove
 from conceptry.registry.wire import Limits, Watch
@@ -223,3 +237,109 @@ def test_progress_of_every_step_begins_with_nothing(pushed: Registry, tmp_path: 
 def test_removing_what_is_not_there_says_no(tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(b"")
     assert [remove_file(tmp_path / name) for name in ("there", "there")] == [True, False]
+
+
+def test_waits_grow_from_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    patience = Patience(Limits(backoff_seconds=1.0, attempts=4), deadline_seconds=60)
+    for _ in range(3):
+        patience.wait(Retry(RemoteError("busy")))
+    assert [0.5 * 2**n <= wait <= 1.5 * 2**n for n, wait in enumerate(waited)] == [True] * 3
+
+
+@pytest.mark.parametrize(("status", "word"), [(499, "answered with status"), (500, "fails"), (503, "fails")])
+def test_only_a_server_that_fails_is_said_to_fail(status: int, word: str) -> None:
+    assert word in explain_status("https://example.org/x", status).message
+
+
+@pytest.mark.parametrize("uri", ["https://me:secret@host/x", "https://", "https://h:x/", "nonsense"])
+def test_address_of_a_site_that_cannot_be_one_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_address(uri)
+    assert "secret" not in str(caught.value)
+    assert check_address("https://example.org/x/") == "https://example.org/x"
+
+
+def test_text_of_others_is_told_without_its_secrets() -> None:
+    said = redact("Authorization: Bearer abcdef123 at https://h/x?Signature=abc&id=1 with hf_abcdefgh")
+    assert said == "Authorization: Bearer *** at https://h/x?***&id=1 with ***"
+
+
+def test_nothing_is_collected_where_there_is_no_store(registry: Registry) -> None:
+    collected = registry.collect_garbage()
+    assert (collected.items, collected.leftovers, collected.leftover_bytes) == ((), 0, 0)
+    assert delete_trash(registry.store) == (0, 0)
+
+
+def test_listing_with_a_limit_counts_all(pushed: Registry, tmp_path: Path) -> None:
+    pushed.publish(write_folder(tmp_path / "cup", "me/cup", file=b"cup"))
+    found = pushed.survey(Filter(limit=1))
+    assert (len(found.rows), found.count) == (1, 2)
+    assert pushed.survey().count == 2
+
+
+def test_listing_shows_the_latest_version_that_was_not_yanked(pushed: Registry, tmp_path: Path) -> None:
+    pushed.publish(write_folder(tmp_path / "next", version="1.1.0", file=b"more"))
+    pushed.yank("me/imp@1.1.0", "the wrong pictures")
+    (pushed.root / "index.sqlite").unlink()
+    assert [row.text for row in pushed.list()] == ["me/imp@1.0.0"]
+
+
+def test_file_of_a_concept_with_a_name_that_the_hub_needs_is_moved_aside() -> None:
+    assert name_member("lora.safetensors") == "lora.safetensors"
+    moved = name_member("README.md")
+    assert moved.endswith("/README.md")
+    assert name_member(moved) != moved
+
+
+@pytest.mark.parametrize("name", ["a--b", "a.git"])
+def test_name_that_the_hub_takes_for_none_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a repository"):
+        HubAddress.parse("hf://alice").name_repository(ConceptName("alice", name))
+
+
+def test_document_of_something_else_in_a_registry_is_no_version() -> None:
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 1, "digest": str(KNOWN)}
+    document = {"schemaVersion": 2, "config": config, "annotations": {}, "layers": []}
+    with pytest.raises(RemoteError, match="its config is"):
+        read_document(json.dumps(document).encode(), "there")
+    assert config["mediaType"] != CONCEPT_TYPE
+
+
+@pytest.mark.parametrize("line", [b"", b"damaged", b"sha256:0 published\n"])
+def test_damaged_line_of_a_version_is_said(line: bytes) -> None:
+    with pytest.raises(IntegrityError, match="is damaged"):
+        parse_version_line(line, IMP, parse_version("1.0.0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('[remotes]\nstudio = "ftp://host/x"\n', "remotes.studio"),
+        ('[concepts]\n"me/x" = { placeholder = "<x>" }\n', 'concepts."me/x"'),
+    ],
+)
+def test_project_that_names_no_place_is_refused(text: str, where: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidProjectError) as caught:
+        parse_project(text.encode(), tmp_path)
+    assert caught.value.where == where
+
+
+def test_folder_that_is_not_there_is_not_adopted(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no folder"):
+        registry.adopt(tmp_path / "missing")
+
+
+def test_answers_that_are_no_toml_are_named(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "adopt.toml").write_text("[[file]\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"cannot read .*adopt\.toml"):
+        registry.adopt(tmp_path)
+
+
+def test_answer_with_an_unknown_word_is_told_the_nearest_or_all(registry: Registry, tmp_path: Path) -> None:
+    for key, hint in (("plaecholder", "did you mean 'placeholder'?"), ("colour", "known: ")):
+        (tmp_path / "adopt.toml").write_text(f'[[file]]\npath = "x"\n{key} = "x"\n', encoding="utf-8")
+        with pytest.raises(UsageError) as caught:
+            registry.adopt(tmp_path)
+        assert hint in (caught.value.hint or "")
