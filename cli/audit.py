@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if something is newer, or not as it was locked.")
 @pass_session
 def outdated(session: Session, /, *, exit_code: bool) -> int:
-    """Show which locked concepts have newer versions, were yanked, or are not on their remote as they were locked."""
+    """Show which locked concepts are not the newest, or not sound.
+
+    Besides newer versions it names what was yanked, and what is not on its remote as it was locked.
+    """
     from conceptry.registry.reports import find_outdated
 
     workspace = find_workspace(session)

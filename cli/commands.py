@@ -63,7 +63,9 @@ COMMANDS: Final[tuple[CommandRow, ...]] = (
     CommandRow("sync", "sync:sync", "Bring all that the project requires into the store.", _PROJECT),
     CommandRow("tree", "tree:tree", "Show what the project requires, and what that requires.", _PROJECT),
     CommandRow("why", "tree:why", "Say why a concept is part of the project.", _PROJECT),
-    CommandRow("outdated", "audit:outdated", "Show which locked concepts have newer versions.", _PROJECT),
+    CommandRow(
+        "outdated", "audit:outdated", "Show which locked concepts are not the newest, or not sound.", _PROJECT
+    ),
     CommandRow(
         "audit", "audit:audit", "List what should be looked at before the concepts are used.", _PROJECT
     ),

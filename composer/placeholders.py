@@ -76,7 +76,9 @@ _HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKey
 
 
 class _Reader:
-    """A block of ``private_tokenizers`` that runs."""
+    """A block of ``private_tokenizers``."""
+
+    has_ended = False
 
 
 def hold_tokenizer(pipeline: Any, name: str, holder: object) -> Tokenizer:
@@ -104,9 +106,12 @@ def release_tokenizer(pipeline: Any, name: str, holder: object) -> None:
 
 
 def release_readers(pipeline: Any) -> None:
-    """Releases what blocks of ``private_tokenizers`` held that an exception cut short at their very end."""
+    """Releases what blocks of ``private_tokenizers`` held that an exception cut short at their very end.
+
+    Blocks that still run keep theirs: somebody may attach and detach inside of one.
+    """
     for name, held in _HELD.get(pipeline, {}).items():
-        held.holders -= {one for one in held.holders if isinstance(one, _Reader)}
+        held.holders -= {one for one in held.holders if isinstance(one, _Reader) and one.has_ended}
         release_tokenizer(pipeline, name, None)
 
 
@@ -118,7 +123,10 @@ def private_tokenizers(pipeline: Any) -> Iterator[None]:
         for name in _NAMES:
             if getattr(pipeline, name, None) is not None:
                 hold_tokenizer(pipeline, name, reader)
-        yield
+        try:
+            yield
+        finally:
+            reader.has_ended = True
     finally:
         run_all(partial(release_tokenizer, pipeline, name, reader) for name in _NAMES)
 
