@@ -197,9 +197,9 @@ def test_all_kinds_work_together_in_every_way_as_passes_by_hand(
 @pytest.mark.parametrize(
     "over",
     [
-        "a mask",
         pytest.param("nothing", marks=pytest.mark.slow),
         pytest.param("a picture", marks=pytest.mark.slow),
+        pytest.param("a mask", marks=pytest.mark.slow),
     ],
 )
 def test_several_pictures_of_locked_keys_and_an_adapter_are_drawn_together_as_alone(
