@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from conceptry.composer.hooks import Generation, Patch
+from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import find_place, find_tensor, read_place
 from conceptry.composer.standins import (
     Contribution,
@@ -73,7 +73,7 @@ class WeightPatch(Patch):
         if value != self._strength:
             # Like no other until every weight knows the new one: an exception may come in between.
             self._strength = math.nan
-            Generation.strengths += 1
+            self._note_strength()
             self._want(value)
             self._strength = value
 

@@ -20,6 +20,9 @@ class Generation:
     strengths: int = 0
     """Grows whenever the strength of any patch is set."""
 
+    texts: int = 0
+    """Grows whenever that of a patch on a text encoder is."""
+
 
 class Probing:
     """Whether a layer is being asked what it makes of vectors that are no prompt's; readers of prompts look away."""
@@ -54,7 +57,12 @@ class Patch(ABC):
     @strength.setter
     def strength(self, value: float) -> None:
         self._strength = value
+        self._note_strength()
+
+    def _note_strength(self) -> None:
         Generation.strengths += 1
+        if self.component.startswith("text_encoder"):
+            Generation.texts += 1
 
     @property
     def attached(self) -> bool:

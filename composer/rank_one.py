@@ -120,7 +120,7 @@ class _Stack:
         self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
         self._solved: dict[bool, _Solved] = {}
         self._tables = Tables()
-        self._supers: tuple[int, list[Tensor | None]] = (-1, [])
+        self._supers: tuple[tuple[int, int] | None, list[Tensor | None]] = (None, [])
         self._lock: GlobalLock | None = None
         for path, attention in layers.items():
             for layer, is_key in ((attention.to_k, True), (attention.to_v, False)):
@@ -156,7 +156,7 @@ class _Stack:
     def _forget(self) -> None:
         self._solved = {}
         self._tables.clear()
-        self._supers = (-1, [])
+        self._supers = (None, [])
 
     def _look_ahead(self, _: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         # Once for all layers, and outside of them: a layer whose activations are computed twice must do the same twice.
@@ -273,13 +273,14 @@ class _Stack:
             Probing.active = False
 
     def _encode_superclasses(self) -> list[Tensor | None]:
-        """Returns e_super of each edit (None where its keys are given), anew after any patch came or went."""
+        """Returns e_super of each edit (None where its keys are given), anew when a patch or a strength changed it."""
         made_at, encodings = self._supers
-        if made_at != Generation.value:
+        now = (Generation.value, Generation.texts)
+        if made_at != now:
             encodings = [
                 find_superclass(patch.pipeline, edit) for patch in self._patches for edit in patch.edits
             ]
-            self._supers = (Generation.value, encodings)
+            self._supers = (now, encodings)
         return encodings
 
 

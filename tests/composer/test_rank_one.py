@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conceptry.composer.lora import LoraFactors, LoraPatch
-from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.composer.pipelines import encode_prompts, iter_cross_attention, list_text_encoders
 from conceptry.composer.rank_one import RankOneEdit, RankOnePatch, encode_superclass
 from conceptry.composer.tokens import TokenPatch
 from conceptry.errors import IncompatibleError, InvalidPlaceholderError
@@ -92,6 +92,22 @@ def test_keys_are_locked_to_the_superclass(pipeline: Any) -> None:
     with RankOnePatch(pipeline, edits):
         found = layer.to_k(context)
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_locked_keys_follow_the_strength_of_what_is_in_the_text_encoder(sd1: Any) -> None:
+    encoder, layer = list_text_encoders(sd1)[0], get_layer(sd1)
+    path = next(name for name, one in encoder.module.named_modules() if name.endswith("q_proj"))
+    context = torch.randn(1, 5, context_width(sd1), generator=torch.Generator().manual_seed(5))
+    delta = LoraPatch(encoder.module, make_factors(encoder.module, [path], scale=4.0))
+    delta.component = encoder.component
+    found = []
+    with torch.no_grad(), delta, RankOnePatch(sd1, [make_edit(sd1, None)]):
+        for delta.strength in (1.0, 0.0):
+            found.append(layer.to_k(context).clone())
+    with torch.no_grad(), RankOnePatch(sd1, [make_edit(sd1, None)]):
+        expected = layer.to_k(context)
+    assert not torch.allclose(found[0], expected)
+    assert torch.equal(found[1], expected)
 
 
 def test_one_concept_gives_the_numbers_of_the_public_implementation(
