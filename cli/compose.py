@@ -89,13 +89,12 @@ def compose(
     """Write or check a composition file, or make a concept or weights of the composition.
 
     References become exact versions with their digests, so that the file means the same later, or is refused, and
-    concepts gc keeps them. It is
-    written only if the concepts fit the base and one another; concepts generate --composition takes it. Masks of
-    regions are named by their digests and lie beside it, in masks. With --export the concepts are added up at their
-    strengths into files that other programs read; what weights cannot hold, such as gates and schedules, is refused,
-    and the composition file is written only if --out names it. With --publish the composition becomes a concept,
-    which is pushed, pulled, locked and composed like any other; pulling it brings what it names. A composition among
-    REF is its concepts, times its strength.
+    concepts gc keeps them. It is written only if the concepts fit the base and one another; concepts generate
+    --composition takes it. Masks of regions are named by their digests and lie beside it, in masks. With --export
+    the concepts are added up at their strengths into files that other programs read; what weights cannot hold, such
+    as gates and schedules, is refused, and the composition file is written only if --out names it. With --publish
+    the composition becomes a concept, which is pushed, pulled, locked and composed like any other; pulling it
+    brings what it names. A composition among REF is its concepts, times its strength.
     """
     asked = _read_asked(session, members, file=file, base=base, given=given)
     composition = fetch_composition(session, asked.document, asked.masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from conceptry.cli.bases import TOYBOX, choose_base, open_base
+from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.check import FIT
 from conceptry.cli.composing import is_asked, use_concepts, use_options
 from conceptry.cli.drawing import (
@@ -23,6 +22,7 @@ from conceptry.cli.drawing import (
     name_base,
     write_picture,
 )
+from conceptry.cli.drawing_settings import Settings, make_settings
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.members import expand, fetch_composition, read_document, read_masks, rename_members
 from conceptry.cli.options import MEMBER, PATH, RENAME, SEED, base_option, device_option
@@ -46,28 +46,6 @@ if TYPE_CHECKING:
 
 MAX_PICTURES: Final = 10_000
 MAX_BATCH: Final = 64
-_USUAL: Final = (30, 7.5)
-# As their pipelines in diffusers have it.
-_USUAL_BY_FAMILY: Final = {"sd3": (28, 7.0), "flux": (28, 3.5), "qwen_image": (50, 4.0), "z_image": (50, 5.0)}
-_USUAL_STRENGTH: Final = 0.75
-_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How pictures are drawn, beside words and concepts."""
-
-    base: str | None
-    """As it was named, None where the toybox is taken."""
-
-    seed: int
-    count: int
-    batch: int
-    steps: int
-    guidance: float
-    sampler: str | None
-    strength: float
-    size: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +139,7 @@ def generate(session: Session, /, *, out: Path, **given: Any) -> None:
     members = [member for group in groups if group.composition for member in group.composition.members]
     named = given["base"] or (groups[0].document.base if groups[0].document else None)
     location = choose_base(session, named, [member.concept for member in members])
-    settings = _make_settings(given, named, location.family)
+    settings = make_settings(given, named, location.family)
     pipeline, canvas, facts = _open(session, location, settings, given)
     if asked.way_is_free:
         groups = [_choose_way(group, pipeline, given["fit"]) for group in groups]
@@ -297,42 +275,6 @@ def _choose_way(group: Group, pipeline: Any, fit: Fit | None) -> Group:
         document=document.model_copy(update={"way": "focus"}),
         composition=composition.with_way("focus"),
     )
-
-
-def _make_settings(given: dict[str, Any], named: str | None, family: str | None) -> Settings:
-    from conceptry.toybox import GUIDANCE_SCALE, INFERENCE_STEPS
-
-    if given["image"] is None and (given["mask"] or given["strength"]):
-        raise UsageError("--mask and --strength say how --image is drawn over", hint="add --image FILE")
-    known = {TOYBOX: (INFERENCE_STEPS, GUIDANCE_SCALE), **_USUAL_BY_FAMILY}
-    usual = known.get(family or "", _USUAL)
-    steps, guidance, strength = given["steps"], given["guidance"], given["strength"]
-    steps = usual[0] if steps is None else steps
-    strength = _USUAL_STRENGTH if strength is None else strength
-    if given["image"] is not None and int(steps * strength) < 1:
-        raise UsageError(
-            f"{steps} steps at strength {strength:g} are none", hint=f"--steps {int(1 / strength) + 1}"
-        )
-    return Settings(
-        base=named,
-        seed=given["seed"],
-        count=given["count"],
-        batch=given["batch"],
-        steps=steps,
-        guidance=usual[1] if guidance is None else guidance,
-        sampler=given["sampler"],
-        strength=strength,
-        size=_parse_size(given["size"]),
-    )
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"not a size: {text[:40]!r}", hint="--size 512x768")
-    return int(match[1]), int(match[2])
 
 
 # --- what is drawn -------------------------------------------------------------------------------------------------

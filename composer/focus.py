@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -125,41 +126,35 @@ class Focus:
         steer: Steer,
     ) -> tuple[Tensor, Any]:
         """Returns what the passes predict together, and the denoiser's answer to the first of them."""
+        with self._running():
+            given = kwargs["encoder_hidden_states"]
+            start, prompts = self._find_prompts(given)
+            read = prompts.read if prompts else ()
+            steer(passes[0])
+            answer = original(*args, **_exchange(kwargs, read[0] if read else None, start))
+            base = answer[0]
+            changes = []
+            for place, one in enumerate(passes[1:], start=1):
+                steer(one)
+                # Guidance leads away from what the base alone predicts: a concept is asked of the prompt's rows only.
+                rows = functools.partial(_take_rows, start=start, count=len(given))
+                own = _exchange(rows(kwargs), read[place] if read else None, 0)
+                changes.append(original(*rows(args), **own)[0] - base[start:])
+            found = locate(torch.stack(changes), self._found)
+            self._found = found
+            if prompts:
+                found = found * prompts.called.to(found)
+            total = base.clone()
+            total[start:] += (share_places(found).to(base) * torch.stack(changes)).sum(dim=0)
+            return total, answer
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
         self._is_running = True
         try:
-            return self._run(original, args, kwargs, passes=passes, steer=steer)
+            yield
         finally:
             self._is_running = False
-
-    def _run(
-        self,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        passes: Sequence[Pass],
-        steer: Steer,
-    ) -> tuple[Tensor, Any]:
-        given = kwargs["encoder_hidden_states"]
-        start, prompts = self._find_prompts(given)
-        read = prompts.read if prompts else ()
-        steer(passes[0])
-        answer = original(*args, **_exchange(kwargs, read[0] if read else None, start))
-        base = answer[0]
-        changes = []
-        for place, one in enumerate(passes[1:], start=1):
-            steer(one)
-            # Guidance leads away from what the base alone predicts: a concept is asked of the prompt's rows only.
-            rows = functools.partial(_take_rows, start=start, count=len(given))
-            own = _exchange(rows(kwargs), read[place] if read else None, 0)
-            changes.append(original(*rows(args), **own)[0] - base[start:])
-        found = locate(torch.stack(changes), self._found)
-        self._found = found
-        if prompts:
-            found = found * prompts.called.to(found)
-        total = base.clone()
-        total[start:] += (share_places(found).to(base) * torch.stack(changes)).sum(dim=0)
-        return total, answer
 
     def _find_prompts(self, given: Tensor) -> tuple[int, _Prompts | None]:
         """Returns the first row that a prompt draws, and the prompts: None for foreign encodings."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,20 @@ from conceptry.composer import Composition, attach, fuse
 from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.pipelines import UNET, iter_cross_attention
 from conceptry.composer.tensors import from_torch, to_torch
-from conceptry.concepts import MANIFEST_NAME, Concept, open_concept
+from conceptry.concepts import Concept
 from conceptry.formats.embedding import EMBEDDING_NAME, read_embedding
 from conceptry.formats.full import FullContents, write_full
 from conceptry.formats.lora import LoraModule
-from conceptry.manifest import Manifest
 from tests.fakes.concepts import describe_base, make_embedding, make_lora, write_concept
 from tests.fakes.edits import make_factors
 from tests.fakes.forwards import TOLERANCE, make_calm_pipeline, measure_difference, run_components
+from tests.fakes.kinds import join_concepts
 from tests.fakes.pipelines import assert_same, snapshot
 
 
 @pytest.fixture(scope="module")
 def calm() -> Any:
     return make_calm_pipeline("sd1")
-
-
-def join(folder: Path, *concepts: Concept) -> Concept:
-    """Returns one package with the parts of all, as pivotal tuning and Custom Diffusion publish them."""
-    folder.mkdir(parents=True)
-    builds = [concept.manifest.builds[0] for concept in concepts]
-    for concept in concepts:
-        for file in concept.manifest.iter_files():
-            shutil.copyfile(concept.locate(file), folder / file.path)
-    described = concepts[0].manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
-    parts = [
-        part.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for build in builds
-        for part in build.parts
-    ]
-    described["builds"][0]["parts"] = parts
-    (folder / MANIFEST_NAME).write_bytes(Manifest.model_validate(described).to_bytes())
-    return open_concept(folder)
 
 
 def draw_new_projections(pipeline: Any) -> dict[str, Tensor]:
@@ -81,7 +62,7 @@ def test_custom_diffusion_reads_its_word_through_its_own_keys_and_values(calm: A
         tokens=[],
     )
     word = make_embedding(tmp_path / "word", calm, "<new1>", vectors=1)
-    concept = join(tmp_path / "both", word, weights)
+    concept = join_concepts(tmp_path / "both", word, weights)
     before = snapshot(calm, with_settings=False)
     expected = run_by_hand(calm, "a <new1> cat", find_row(concept), new)
     for put in (attach, fuse):
@@ -112,7 +93,7 @@ def test_a_word_and_the_adapter_trained_beside_it_work_together(calm: Any, tmp_p
     module = LoraModule.of_factors(down=from_torch(factors.down), up=from_torch(factors.up), alpha=2.0)
     adapter = make_lora(tmp_path / "adapter", calm, modules={f"unet.{path}.to_v": module})
     word = make_embedding(tmp_path / "word", calm, "<new1>", vectors=1)
-    concept = join(tmp_path / "both", word, adapter)
+    concept = join_concepts(tmp_path / "both", word, adapter)
     weights = {f"{path}.to_v.weight": calm.unet.get_submodule(path).to_v.weight.detach() + factors.to_delta()}
     expected = run_by_hand(calm, "a <new1> cat", find_row(concept), weights)
     for put in (attach, fuse):
