@@ -12,6 +12,7 @@ from conceptry.composer.plan import Plan, PlannedMember
 from conceptry.formats.byte_planes import is_packed, open_planes
 from conceptry.formats.header import read_header
 from conceptry.formats.lora_modules import split_canonical
+from conceptry.formats.original_names import spell_name
 from conceptry.kinds import KindId
 
 _VALUE_TARGET: Final = "o_v/"
@@ -75,7 +76,13 @@ def _iter_modules(member: PlannedMember) -> Iterator[str]:
         find = _MODULES.get(part.kind)
         for file in part.files if find else ():
             if find and file.role == "weights":
-                yield from find(PurePosixPath(file.path).stem, list_full_names(member.concept.locate(file)))
+                names = find(PurePosixPath(file.path).stem, list_full_names(member.concept.locate(file)))
+                yield from _spell(names, member.build.base.family) if part.kind == "lora" else names
+
+
+def _spell(names: Iterable[str], family: str) -> Iterator[str]:
+    """Returns names of modules as diffusers has them, which is how the composer finds the layers of an adapter."""
+    return (layer for name in names for layer in spell_name(name, family))
 
 
 def list_full_names(path: Path) -> tuple[str, ...]:

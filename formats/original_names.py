@@ -74,6 +74,12 @@ def is_original(name: str, family: str) -> bool:
     return _find(name, family) is not None
 
 
+def spell_name(name: str, family: str) -> tuple[str, ...]:
+    """Returns what diffusers calls the layers of one module; its own name alone where both call it the same."""
+    place = _find(name, family)
+    return (name,) if place is None else place[1]
+
+
 def spell_as_diffusers(modules: Mapping[str, LoraModule], family: str) -> dict[str, LoraModule]:
     """Returns the modules by the names that diffusers has for the layers that they change; the rest as they are.
 

@@ -16,6 +16,9 @@ from diffusers.loaders import single_file_utils
 from torch import Tensor
 
 from conceptry.composer import Composition, attach, export, fuse, identify_pipeline
+from conceptry.composer.overlaps import find_idle_parts, find_overlaps
+from conceptry.composer.plan import make_plan
+from conceptry.composition import Use
 from conceptry.concepts import Concept, open_concept
 from conceptry.errors import IncompatibleError
 from conceptry.formats.deltas import dense_bias_delta, dense_delta
@@ -244,6 +247,36 @@ def test_two_in_different_names_are_exported_as_the_sum_that_is_attached(family:
         assert differ(ask(family, pipeline), attached) <= LIMIT
     export(Composition(first * 0.7, second * 0.5), pipeline, tmp_path / "sum.safetensors")
     assert differ(load_in_diffusers(family, tmp_path, "sum.safetensors"), attached) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "flux",
+        "z_image",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "qwen_image", "wan")),
+    ],
+)
+def test_where_two_in_different_names_meet_is_told_by_the_layers_that_both_change(
+    family: str, tmp_path: Path
+) -> None:
+    pipeline = get_pipeline(family)
+    first = import_adapter(write_kohya(tmp_path / "a.safetensors", family), family, "test/a")
+    export(Composition(first), pipeline, tmp_path / "b.safetensors")
+    second = import_adapter(tmp_path / "b.safetensors", family, "test/b")
+    use = {"test/a": Use(parts={"transformer": 0.5, find_layers(pipeline, first)[0]: 1.0})}
+    plan = make_plan(Composition(first, second, use=use), identify_pipeline(pipeline))
+    (overlap,) = find_overlaps(plan)
+    assert list(overlap.modules) == find_layers(pipeline, first) == find_layers(pipeline, second)
+    assert find_idle_parts(plan) == ()
+
+
+def find_layers(pipeline: Any, concept: Concept) -> list[str]:
+    """Return the layers whose weights are others while a concept is fused."""
+    before = copy_weights(pipeline)
+    with fuse(Composition(concept), pipeline):
+        changed = [name for name, value in copy_weights(pipeline).items() if not value.equal(before[name])]
+    return sorted(f"transformer.{name.rpartition('.')[0]}" for name in changed)
 
 
 # --- names and rows ------------------------------------------------------------------------------------------------
