@@ -21,7 +21,7 @@ from conceptry.composer.hooks import Patch
 from conceptry.composer.hypernetworks import HypernetworkPatch
 from conceptry.composer.layered import LayeredPatch
 from conceptry.composer.mapped import MappedFile
-from conceptry.composer.pipelines import Pipeline, list_components, list_text_encoders
+from conceptry.composer.pipelines import UNET, Pipeline, list_components, list_text_encoders
 from conceptry.composer.rank_one import RankOnePatch
 from conceptry.composer.tokens import TokenPatch
 
@@ -45,6 +45,8 @@ def protect(
     """
     roots = list_components(pipeline)
     changed = {ComponentName(patch.component) for patch in patches if patch.component in roots}
+    if any(isinstance(patch, LayeredPatch) for patch in patches):
+        changed.add(UNET)  # it gives each layer's projections what they read
     weighted = {
         ComponentName(patch.component) for patch in patches if isinstance(patch, WeightPatch)
     } & changed
