@@ -254,7 +254,7 @@ def _try_warm(
 
         def pytest_runtestloop(self, session: Any) -> bool:
             """Tries mutants instead of running tests."""
-            tests = warm.WarmTests(sorted({module for module, _ in sample}))
+            tests = warm.WarmTests()
             tests.collect(session)
             for module, mutation in wanted:
                 if time.monotonic() > deadline:

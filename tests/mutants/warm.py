@@ -1,8 +1,10 @@
 """Mutants in children of a process that has collected every test: one costs the tests that call what it changes.
 
-First a child runs all tests once and notes which functions each calls, and how long it takes. A wrong function is then
-put in the place of the right one by its code object alone, in a child again, so that everybody who has imported it has
-the wrong one. Whatever stands outside functions is for ``__main__``'s way, which imports the module anew.
+First a child runs each test once and notes which functions it calls, and how long it takes; that is kept by name, and
+only what is new is run again. A test that calls a function only since then is missed, which may let a mutant live and
+never kills one. A wrong function is then put in the place of the right one by its code object alone, in a child again,
+so that everybody who has imported it has the wrong one. Whatever stands outside functions is for ``__main__``'s way,
+which imports the module anew.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import ast
 import functools
 import gc
-import hashlib
 import json
 import os
 import resource
@@ -43,8 +44,8 @@ MOST_SECONDS: Final = 10.0
 
 LEAST_CPU_SECONDS: Final = 10
 WALL_SECONDS: Final = 900
-Place = tuple[str, int]
-"""A function: its module's file as seen from the root, and its first line."""
+Place = tuple[str, str]
+"""A function: its module's file as seen from the root, and its qualified name."""
 
 
 class NotInFunctionError(Exception):
@@ -63,21 +64,23 @@ class Calls:
 class WarmTests:
     """All tests, collected in this process: a pytest plugin whose loop is ours."""
 
-    modules: Sequence[str]
     items: dict[str, pytest.Item] = field(default_factory=dict)
     functions: dict[Place, list[FunctionType]] = field(default_factory=dict)
     calls: Calls = field(default_factory=lambda: Calls({}, {}))
 
     def collect(self, session: pytest.Session) -> None:
-        """Takes the tests of a session over, and notes what they call unless that is known of these sources."""
+        """Takes the tests of a session over, and notes what those call of which it is not known."""
         self.items = {item.nodeid: item for item in session.items}
         self.functions = _find_functions()
-        place = Path(tempfile.gettempdir()) / f"conceptry-calls-{_digest_sources(self.modules)}.json"
+        place = Path(tempfile.gettempdir()) / f"conceptry-calls-{os.getuid()}.json"
         document = _read_calls(place)
         if not self.items.keys() <= document["seconds"].keys():
             _fork(lambda: self._note_calls(place), cpu_seconds=3600)
             document = _read_calls(place)
-        tests = {(path, line): names for path, line, names in document["tests"]}
+        tests: dict[Place, list[str]] = {(path, name): names for path, name, names in document["tests"]}
+        moved = {name: names for (_, name), names in tests.items()}
+        for path, name in self.functions.keys() - tests.keys():
+            tests[path, name] = moved.get(name, [])  # a function that was moved to another module
         self.calls = Calls(tests, document["seconds"])
         gc.collect()
         gc.freeze()
@@ -107,14 +110,15 @@ class WarmTests:
         """
         source = (ROOT / module).read_text(encoding="utf-8")
         line, qualified = _find_function(source, mutation)
-        living = self.functions.get((module, line), [])
+        place = module, qualified
+        living = self.functions.get(place, [])
         code = _pick_code(
             compile(apply_mutation(source, mutation), str(ROOT / module), "exec"), qualified, line
         )
         if not living or code is None or any(one.__code__.co_freevars != code.co_freevars for one in living):
             raise NotInFunctionError(module)
-        names = self.choose_tests(module, (module, line))
-        if not self.calls.tests.get((module, line)):
+        names = self.choose_tests(module, place)
+        if not self.calls.tests.get(place):
             raise NotInFunctionError(module)
         seconds = sum(self.calls.seconds[name] for name in names)
 
@@ -140,7 +144,7 @@ class WarmTests:
     def _note_calls(self, place: Path) -> None:
         called: set[CodeType] = set()
         document = _read_calls(place)
-        tests: dict[Place, list[str]] = {(path, line): names for path, line, names in document["tests"]}
+        tests: dict[Place, list[str]] = {(path, name): names for path, name, names in document["tests"]}
         seconds: dict[str, float] = document["seconds"]
 
         def trace(frame: FrameType, event: str, argument: Any) -> None:
@@ -174,7 +178,7 @@ def locate_code(code: CodeType) -> Place | None:
     path = _follow(code.co_filename)
     if not path.startswith((f"{ROOT}/core/", f"{ROOT}/registry/")):
         return None
-    return path[len(str(ROOT)) + 1 :], code.co_firstlineno
+    return path[len(str(ROOT)) + 1 :], code.co_qualname
 
 
 _follow = functools.lru_cache(maxsize=None)(os.path.realpath)
@@ -267,12 +271,3 @@ def _read_calls(place: Path) -> dict[str, Any]:
         return {"tests": [], "seconds": {}}
     document: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     return document
-
-
-def _digest_sources(modules: Sequence[str]) -> str:
-    hasher = hashlib.sha256()
-    for module in sorted(modules):
-        data = (ROOT / module).read_bytes()
-        hasher.update(f"{module} {len(data)}\n".encode())
-        hasher.update(data)
-    return hasher.hexdigest()[:16]
