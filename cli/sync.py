@@ -61,7 +61,7 @@ def sync(session: Session, /, *, frozen: bool, bundle: Path | None, base_out: Pa
 def _sync(session: Session, workspace: Workspace, *, frozen: bool) -> Synced:
     from conceptry.cli.progress import follow_transfer, track
     from conceptry.cli.projects import report_moves
-    from conceptry.errors import IntegrityError, LockStaleError, NotFoundError
+    from conceptry.errors import LockStaleError
 
     try:
         lock = workspace.check()
@@ -73,16 +73,8 @@ def _sync(session: Session, workspace: Workspace, *, frozen: bool) -> Synced:
             change = workspace.lock()
         report_moves(session, change)
         lock = change.lock
-    try:
-        with track(session.out, "syncing") as meter:
-            synced = workspace.sync(lock, on_event=follow_transfer(meter))
-    except (NotFoundError, IntegrityError) as error:
-        from conceptry.registry.reports import explain_failed_sync
-
-        explained = explain_failed_sync(workspace, lock)
-        if explained is None:
-            raise
-        raise explained from error
+    with track(session.out, "syncing") as meter:
+        synced = workspace.sync(lock, on_event=follow_transfer(meter))
     _warn_of_yanks(session, workspace, synced)
     return synced
 

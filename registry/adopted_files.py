@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, IntegrityError
 from conceptry.names import ConceptName
-from conceptry.registry.files import is_folder, names_in, read_small_file, remove_file, write_file
+from conceptry.registry.file_reading import is_folder, names_in, read_small_file
+from conceptry.registry.files import remove_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.places import read_place
 from conceptry.registry.store import Store

@@ -17,7 +17,7 @@ from conceptry.registry.adoption_answers import Answers, add_doubts, read_answer
 from conceptry.registry.adoption_looking import iter_models, look_at_model
 from conceptry.registry.adoption_moves import follow_moves, give_names
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import is_folder
+from conceptry.registry.file_reading import is_folder
 from conceptry.registry.places import CollectionLayout
 from conceptry.registry.store import Store
 

@@ -16,7 +16,8 @@ from conceptry.bases import FAMILY_BY_ID
 from conceptry.errors import InvalidNameError, UsageError, suggest_nearest
 from conceptry.names import parse_placeholder
 from conceptry.registry.adopted_files import AdoptedFile
-from conceptry.registry.files import read_small_file, write_file
+from conceptry.registry.file_reading import read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.places import CollectionLayout
 
 _LIMIT_BYTES: Final = 64 << 20

@@ -13,7 +13,8 @@ from conceptry.registry.adopted_files import AdoptedFile, Collection, replace_fi
 from conceptry.registry.adoption_looking import make_stamp
 from conceptry.registry.blobs import CountBytes
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import explain_os_errors, look_at, open_regular
+from conceptry.registry.file_reading import look_at, open_regular
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import CollectionLayout
 from conceptry.registry.store import Store
 

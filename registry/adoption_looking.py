@@ -15,7 +15,8 @@ from conceptry.errors import ConceptryError, InvalidNameError
 from conceptry.formats.sidecar_reading import MAX_SIDECAR_BYTES, PREVIEW_ENDS, READERS, Claims, read_sidecars
 from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.events import Meter, ignore_event
-from conceptry.registry.files import explain_os_errors, look_at, names_in, open_regular, read_small_file
+from conceptry.registry.file_reading import look_at, names_in, open_regular, read_small_file
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import CollectionLayout
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Final
 from conceptry.errors import InvalidNameError
 from conceptry.names import ConceptName
 from conceptry.registry.adopted_files import AdoptedFile, Collection, read_collections
-from conceptry.registry.files import is_folder
+from conceptry.registry.file_reading import is_folder
 from conceptry.registry.paths import Layout
 
 _MAX_NAME_CHARS: Final = 56

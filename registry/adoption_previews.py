@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from conceptry.errors import ConceptryError
 from conceptry.registry.adopted_files import AdoptedFile
-from conceptry.registry.files import read_small_file, write_file
+from conceptry.registry.file_reading import read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.places import CollectionLayout, draw_name_beside, locate_preview
 
 if TYPE_CHECKING:

@@ -8,19 +8,17 @@ from pathlib import Path
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError
+from conceptry.registry.file_reading import digest_file, look_at, read_chunks
 from conceptry.registry.files import (
     BLOB_MODE,
     NewFile,
     change_mode,
-    digest_file,
-    explain_os_errors,
     give_new_name,
-    look_at,
     move_file,
-    read_chunks,
     remove_file,
     write_new_file,
 )
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.written_files import FileStamp
 

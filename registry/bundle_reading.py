@@ -30,7 +30,8 @@ from conceptry.registry.bundles import (
     make_header,
 )
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import explain_os_errors, is_file, open_regular
+from conceptry.registry.file_reading import is_file, open_regular
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import LOCK_FILE, PROJECT_FILE
 from conceptry.registry.protocol import Capabilities, RemoteVersion
 

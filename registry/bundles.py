@@ -17,16 +17,11 @@ from typing import IO, Any, Final, cast
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import IntegrityError
-from conceptry.registry.files import (
-    STATE_MODE,
-    NewFile,
-    explain_os_errors,
-    open_regular,
-    read_small_file,
-    write_new_file,
-)
+from conceptry.registry.file_reading import open_regular, read_small_file
+from conceptry.registry.files import STATE_MODE, NewFile, write_new_file
 from conceptry.registry.lockfile import Lock
 from conceptry.registry.manifests import check_manifest, read_manifest_bytes
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, draw_name_beside
 from conceptry.registry.refs import Resolved

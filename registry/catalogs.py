@@ -17,7 +17,8 @@ from conceptry.digests import Digest, canonical_json
 from conceptry.errors import ConceptryError, IntegrityError
 from conceptry.names import ConceptName, Tag, Version, parse_namespace, parse_tag, parse_version
 from conceptry.registry import refs, tags, yanks
-from conceptry.registry.files import names_in, read_small_file, write_file
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.protocol import RemoteConcept, RemoteEntry
 from conceptry.registry.tags import TagMove

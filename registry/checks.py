@@ -16,7 +16,8 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.errors import StoreError
 from conceptry.registry.blobs import is_intact
-from conceptry.registry.files import connect_database, is_file, look_at, remove_file
+from conceptry.registry.file_reading import is_file, look_at
+from conceptry.registry.files import connect_database, remove_file
 from conceptry.registry.listing import BUSY_SECONDS
 from conceptry.registry.paths import Layout
 

@@ -19,7 +19,7 @@ from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import ConceptryError, IntegrityError, InvalidNameError
 from conceptry.manifest import parse_manifest
 from conceptry.names import Reference
-from conceptry.registry.files import look_at, names_in, read_small_file
+from conceptry.registry.file_reading import look_at, names_in, read_small_file
 from conceptry.registry.leases import ELSEWHERE_SECONDS, list_leased, remove_abandoned
 from conceptry.registry.locks import hold_lock
 from conceptry.registry.manifests import read_manifest

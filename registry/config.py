@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 from conceptry.bases import FAMILY_BY_ID
 from conceptry.errors import ConceptryError, ConflictError, NotFoundError, UsageError, suggest_nearest
 from conceptry.names import RemoteName, parse_base_name, parse_remote_name
-from conceptry.registry.files import look_at, read_small_file, write_file
+from conceptry.registry.file_reading import look_at, read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.places import locate_base
 from conceptry.registry.remotes import find_remote_row

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from conceptry.digests import Digest
-from conceptry.registry.files import (
-    STATE_MODE,
-    ensure_folder,
-    explain_os_errors,
-    open_regular,
-    replace_name,
-    write_new_file,
-)
+from conceptry.registry.file_reading import open_regular
+from conceptry.registry.files import STATE_MODE, ensure_folder, replace_name, write_new_file
 from conceptry.registry.operations import current_operations
+from conceptry.registry.os_errors import explain_os_errors
 
 
 def copy_file(source: Path, target: Path, *, temporary: Path, mode: int = STATE_MODE) -> Digest:

@@ -22,17 +22,11 @@ from conceptry.registry import refs, tags, yanks
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, is_intact
 from conceptry.registry.catalogs import update_lists
 from conceptry.registry.choosing import search_concepts
-from conceptry.registry.files import (
-    ensure_folder,
-    explain_os_errors,
-    is_file,
-    is_folder,
-    open_regular,
-    read_small_file,
-    write_file,
-)
+from conceptry.registry.file_reading import is_file, is_folder, open_regular, read_small_file
+from conceptry.registry.files import ensure_folder, write_file
 from conceptry.registry.generations import begin_change
 from conceptry.registry.manifests import add_manifest
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.places import locate_file_uri
 from conceptry.registry.protocol import (

@@ -19,7 +19,8 @@ from conceptry.registry import refs
 from conceptry.registry.blobs import is_intact, quarantine_blob
 from conceptry.registry.collection import collect_garbage
 from conceptry.registry.events import OnEvent, ignore_event
-from conceptry.registry.files import change_mode, look_at
+from conceptry.registry.file_reading import look_at
+from conceptry.registry.files import change_mode
 from conceptry.registry.index import is_index_equal, rebuild_index
 from conceptry.registry.manifests import quarantine_manifest
 from conceptry.registry.operations import current_operations

@@ -18,38 +18,14 @@ from typing import Final
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import StoreError
-from conceptry.registry.operations import DatabaseMode, FileOperations, current_operations
+from conceptry.registry.file_reading import digest_file, is_folder, look_at, read_chunks
+from conceptry.registry.operations import DatabaseMode, current_operations
+from conceptry.registry.os_errors import explain_os_errors
 
-CHUNK_BYTES: Final = 1 << 20
 BLOB_MODE: Final = 0o444
 STATE_MODE: Final = 0o644
 
-_HINTS: Final[dict[int, str]] = {
-    errno.ENOSPC: "free some space on that disk, then run the same command again",
-    errno.EDQUOT: "your quota is used up: free some space, then run the same command again",
-    errno.EFBIG: "files of this size are not allowed there: raise the limit (ulimit -f) or use another disk",
-    errno.EACCES: "give yourself permission, or use another folder (CONCEPTRY_HOME names the store)",
-    errno.EPERM: "give yourself permission, or use another folder (CONCEPTRY_HOME names the store)",
-    errno.EROFS: "it can be read but not changed: use another folder (CONCEPTRY_HOME names the store)",
-    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
-    errno.EIO: "the disk reports an error: check it, then run concepts verify",
-}
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-
-
-@contextmanager
-def explain_os_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns an OSError inside the block into a StoreError with the path and the next step."""
-    try:
-        yield
-    except OSError as error:
-        raise _explain(doing, path, error) from error
-
-
-def _explain(doing: str, path: Path | str, error: OSError) -> StoreError:
-    reason = (error.strerror or str(error)).lower()
-    hint = _HINTS.get(error.errno or 0, "check the folder, then run the same command again")
-    return StoreError(f"cannot {doing} {str(path)!r}: {reason}", hint=hint)
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,37 +45,6 @@ def ensure_folder(folder: Path, *, mode: int = 0o777) -> None:
             if not is_folder(folder):
                 raise
         sync_folder(folder.parent)
-
-
-# --- looking -------------------------------------------------------------------------------------------------------
-
-
-def look_at(path: Path | str) -> os.stat_result | None:
-    """Returns what the system says of ``path``, links not followed; None if nothing is there or it cannot be seen."""
-    try:
-        return current_operations().status(path)
-    except (OSError, ValueError):
-        return None
-
-
-def is_file(path: Path) -> bool:
-    """Returns whether ``path`` is a regular file and no link to one."""
-    status = look_at(path)
-    return status is not None and stat.S_ISREG(status.st_mode)
-
-
-def is_folder(path: Path) -> bool:
-    """Returns whether ``path`` is a folder, or a link to one."""
-    try:
-        current_operations().names(path)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-# --- writing -------------------------------------------------------------------------------------------------------
 
 
 class NewFile:
@@ -288,97 +233,6 @@ def connect_database(path: Path, mode: DatabaseMode, *, timeout_seconds: float) 
     return current_operations().connect(path, mode, timeout_seconds=timeout_seconds)
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-def read_small_file(path: Path | str, limit_bytes: int) -> bytes | None:
-    """Returns the bytes of ``path``, None if there is no such file; at most one byte more than the limit is read.
-
-    Raises:
-        StoreError: if the file cannot be read.
-    """
-    operations = current_operations()
-    try:  # no context managers: an index is made of thousands of small files
-        descriptor = operations.open(path)
-        try:
-            _refuse_irregular(operations.status_of(descriptor))
-            return _read_pieces(operations, descriptor, limit_bytes + 1)
-        finally:
-            operations.close(descriptor)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _explain("read", path, error) from error
-
-
-def _read_pieces(operations: FileOperations, descriptor: int, count: int) -> bytes:
-    pieces: list[bytes] = []
-    while count > 0 and (piece := operations.read(descriptor, min(count, CHUNK_BYTES))):
-        pieces.append(piece)
-        count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-class OpenFile:
-    """An open file, read in full pieces."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def read(self, count: int) -> bytes:
-        """Returns the next ``count`` bytes, fewer only at the end."""
-        return _read_pieces(current_operations(), self.descriptor, count)
-
-    def iter_chunks(self, offset: int = 0) -> Iterator[bytes]:
-        """Yields the bytes from ``offset`` on."""
-        operations = current_operations()
-        operations.seek(self.descriptor, offset)
-        while piece := operations.read(self.descriptor, CHUNK_BYTES):
-            yield piece
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[OpenFile]:
-    """Yields ``path`` opened for reading. Raises OSError, also for anything but a regular file, such as a link."""
-    operations = current_operations()
-    descriptor = operations.open(path)
-    try:
-        _refuse_irregular(operations.status_of(descriptor))
-        yield OpenFile(descriptor)
-    finally:
-        operations.close(descriptor)
-
-
-def _refuse_irregular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no regular file")
-
-
-def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """Yields the bytes of ``path`` from ``offset`` on. Raises OSError."""
-    with open_regular(path) as file:
-        yield from file.iter_chunks(offset)
-
-
-def digest_file(path: Path) -> tuple[Digest, int]:
-    """Returns the digest and size of the bytes of ``path``. Raises OSError."""
-    hasher, size = new_hasher(), 0
-    for chunk in read_chunks(path):
-        hasher.update(chunk)
-        size += len(chunk)
-    return Digest(hasher.hexdigest()), size
-
-
-def names_in(folder: Path | str) -> list[str]:
-    """Returns the names in ``folder`` in order, none if it is absent. Raises StoreError."""
-    try:
-        return sorted(current_operations().names(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _explain("read", folder, error) from error
-
-
 def _name_new(source: Path, target: Path, *, named_by_contents: bool) -> bool:
     operations = current_operations()
     try:
@@ -404,12 +258,16 @@ def _move_new(source: Path, target: Path) -> bool:
 
 
 def _copy_new(source: Path, target: Path) -> bool:
-    """For file systems without hard links; a file cut short by a crash here is found by its digest or its form."""
+    """For file systems without hard links; a file cut short by a crash here is found by its digest or its form.
+
+    Who finds it unfinished may take it for such a one and put another in its place: then it is not new.
+    """
     operations = current_operations()
     try:
         file = NewFile(target, operations.create(target))
     except FileExistsError:
         return False
+    own = operations.status_of(file.descriptor)
     try:
         for chunk in read_chunks(source):
             file.write(chunk)
@@ -420,6 +278,10 @@ def _copy_new(source: Path, target: Path) -> bool:
         with suppress(OSError):
             file.close()
         with suppress(OSError):
-            operations.unlink(target)
+            if os.path.samestat(operations.status(target), own):
+                operations.unlink(target)
         raise
-    return True
+    try:
+        return digest_file(target)[0] == file.digest
+    except FileNotFoundError:
+        return False

@@ -16,17 +16,12 @@ from conceptry.errors import ConceptryError, IntegrityError, NotFoundError, Remo
 from conceptry.manifest import Base, Manifest, parse_manifest
 from conceptry.names import ConceptName, parse_version
 from conceptry.registry.answers import read_length
-from conceptry.registry.files import (
-    STATE_MODE,
-    digest_file,
-    explain_os_errors,
-    is_file,
-    write_file,
-    write_new_file,
-)
+from conceptry.registry.file_reading import digest_file, is_file
+from conceptry.registry.files import STATE_MODE, write_file, write_new_file
 from conceptry.registry.http import Transport
 from conceptry.registry.hub_files import fetch_hub_file
 from conceptry.registry.lockfile import LockedSource
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import (
     draw_name_beside,
     locate_download,

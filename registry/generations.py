@@ -17,16 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from conceptry.errors import ConceptryError
-from conceptry.registry.files import (
-    ensure_folder,
-    explain_os_errors,
-    look_at,
-    names_in,
-    read_small_file,
-    replace_name,
-    write_file,
-)
+from conceptry.registry.file_reading import look_at, names_in, read_small_file
+from conceptry.registry.files import ensure_folder, replace_name, write_file
 from conceptry.registry.operations import current_operations
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import CHANGE, Layout, draw_name
 from conceptry.registry.processes import is_running
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError, NotFoundError
 from conceptry.names import LATEST, ConceptName, Tag, Version
-from conceptry.registry.files import digest_file, explain_os_errors
+from conceptry.registry.file_reading import digest_file
 from conceptry.registry.hub_client import ATTEMPTS, PassingError
 from conceptry.registry.hub_layout import (
     CARD_PATH,
@@ -28,6 +28,7 @@ from conceptry.registry.hub_layout import (
     name_version_tag,
 )
 from conceptry.registry.hub_reading import HubReader, State
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.protocol import EVERYTHING, Capabilities
 from conceptry.registry.refs import Resolved, describe_conflict
 from conceptry.registry.tags import TagMove

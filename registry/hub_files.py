@@ -8,9 +8,10 @@ from typing import Final
 
 from conceptry.errors import IntegrityError, NotFoundError, RemoteError
 from conceptry.registry.credentials import find_hub_endpoint
-from conceptry.registry.files import digest_file, explain_os_errors
+from conceptry.registry.file_reading import digest_file
 from conceptry.registry.http import is_offline
 from conceptry.registry.hub_client import HubClient
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import read_place
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -19,13 +19,8 @@ from conceptry.errors import StoreError
 from conceptry.manifest import Manifest
 from conceptry.names import ConceptName, Reference, parse_version
 from conceptry.registry.entries import Entry, choose_latest, iter_entries, make_entry
-from conceptry.registry.files import (
-    STATE_MODE,
-    connect_database,
-    explain_os_errors,
-    read_chunks,
-    write_new_file,
-)
+from conceptry.registry.file_reading import read_chunks
+from conceptry.registry.files import STATE_MODE, connect_database, write_new_file
 from conceptry.registry.generations import Change, draw_generation, read_generation
 from conceptry.registry.listing import (
     APPLICATION_ID,
@@ -38,6 +33,7 @@ from conceptry.registry.listing import (
     read_index_generation,
 )
 from conceptry.registry.migrations import INDEX_MIGRATIONS, SEARCHED_COLUMNS
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
 from conceptry.registry.rows import COLUMNS, seal_row

@@ -15,7 +15,8 @@ from typing import Final
 
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, StoreError
-from conceptry.registry.files import look_at, names_in, read_small_file, remove_file, write_file
+from conceptry.registry.file_reading import look_at, names_in, read_small_file
+from conceptry.registry.files import remove_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.processes import describe_process, is_running
 from conceptry.registry.store import Store

@@ -10,13 +10,14 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from conceptry.digests import Digest
 from conceptry.names import ConceptName
-from conceptry.registry.files import connect_database, is_file
+from conceptry.registry.file_reading import is_file
+from conceptry.registry.files import connect_database
 from conceptry.registry.generations import read_generation
 from conceptry.registry.paths import Layout
 from conceptry.registry.rows import COLUMNS, ListedVersion, is_sound, read_line
@@ -77,15 +78,9 @@ class IndexBehindError(Exception):
 def connect_current(layout: Layout) -> sqlite3.Connection:
     """Returns the index, opened for reading only. Raises IndexBehindError if it cannot be believed."""
     connection = connect_fixed(layout)
-    try:
+    with _closed_on_failure(connection):
         if read_index_generation(connection) != read_generation(layout):
             raise IndexBehindError
-    except sqlite3.Error as error:
-        connection.close()
-        raise IndexBehindError from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -97,17 +92,23 @@ def connect_fixed(layout: Layout) -> sqlite3.Connection:
         connection = connect_database(layout.index, "fixed", timeout_seconds=BUSY_SECONDS)
     except sqlite3.Error as error:
         raise IndexBehindError from error
-    try:
+    with _closed_on_failure(connection):
         connection.execute("PRAGMA trusted_schema = OFF")
         if not is_ours(connection):
             raise IndexBehindError
-    except sqlite3.Error as error:
-        connection.close()
-        raise IndexBehindError from error
-    except IndexBehindError:
-        connection.close()
-        raise
     return connection
+
+
+@contextmanager
+def _closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
+    """Closes a connection that is not to be given out; what SQLite says against it becomes an IndexBehindError."""
+    try:
+        yield
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise IndexBehindError from error
+        raise
 
 
 def is_ours(connection: sqlite3.Connection) -> bool:

@@ -27,7 +27,8 @@ from conceptry.names import (
     parse_remote_name,
     parse_version,
 )
-from conceptry.registry.files import STATE_MODE, read_small_file, write_file
+from conceptry.registry.file_reading import read_small_file
+from conceptry.registry.files import STATE_MODE, write_file
 from conceptry.registry.places import LOCK_FILE, draw_name_beside
 
 FORMAT: Final = 1

@@ -20,7 +20,7 @@ from conceptry.errors import (
 )
 from conceptry.names import LATEST, ConceptName, Placeholder, Reference, RemoteName
 from conceptry.registry.builds import choose_build
-from conceptry.registry.files import is_folder, look_at
+from conceptry.registry.file_reading import is_folder, look_at
 from conceptry.registry.foreign import ForeignPackage, read_foreign
 from conceptry.registry.lockfile import Lock, LockedBase, LockedConcept, LockedFile
 from conceptry.registry.manifests import add_manifest

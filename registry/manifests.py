@@ -8,7 +8,8 @@ from conceptry.digests import Digest
 from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import IntegrityError, InvalidManifestError
 from conceptry.manifest import File, Manifest, parse_manifest
-from conceptry.registry.files import BLOB_MODE, move_file, read_small_file, write_file
+from conceptry.registry.file_reading import read_small_file
+from conceptry.registry.files import BLOB_MODE, move_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved
 from conceptry.registry.trash import MOST_RECALLS, recall_if_possible

@@ -14,7 +14,8 @@ from typing import Any, Final
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, IdentityChangedError
 from conceptry.names import LATEST, ConceptName, Tag, Version, parse_tag, parse_version
-from conceptry.registry.files import read_small_file, write_file
+from conceptry.registry.file_reading import read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.store import Store

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from conceptry.digests import Digest, new_hasher
 from conceptry.errors import ConceptryError, IntegrityError, MissingExtraError, RemoteError, UsageError
-from conceptry.registry.files import explain_os_errors, open_regular
+from conceptry.registry.file_reading import open_regular
 from conceptry.registry.http import is_offline
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import KEYS
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from conceptry.documents import MAX_DOCUMENT_BYTES
 from conceptry.errors import IntegrityError, MissingExtraError, NotFoundError, RemoteError
 from conceptry.registry.answers import Answer, UnauthorizedError, find_host, find_origin, follow_redirect
 from conceptry.registry.blobs import CountBytes
-from conceptry.registry.files import OpenFile, explain_os_errors, open_regular
+from conceptry.registry.file_reading import OpenFile, open_regular
 from conceptry.registry.http import Body, Credential, Transport
 from conceptry.registry.oci_layout import MANIFEST_TYPE
+from conceptry.registry.os_errors import explain_os_errors
 
 HOST_VARIABLE: Final = "CONCEPTRY_OCI_HOST"
 USERNAME_VARIABLE: Final = "CONCEPTRY_OCI_USERNAME"

@@ -1,8 +1,8 @@
 """The calls to the operating system that change or read files: the one place where this room makes any.
 
-``registry/files.py`` makes what the rest of the room uses out of these; nothing else calls the system itself, and
-``tests/registry/test_operations.py`` holds the modules to that. So a test can put a double in their place that fails
-at a chosen call, or that has the rules of another system or of a network share.
+``registry/files.py`` and ``file_reading.py`` make what the rest of the room uses out of these; nothing else calls the
+system itself, and ``tests/registry/test_operations.py`` holds the modules to that. So a test can put a double in their
+place that fails at a chosen call, or that has the rules of another system or of a network share.
 """
 
 from __future__ import annotations

@@ -13,18 +13,11 @@ from conceptry.manifest import check_member_path
 from conceptry.registry.bundle_reading import Bundle, BundledFile, open_bundle
 from conceptry.registry.bundles import BaseFile, Bundled, begins_as_bundle, write_bundle
 from conceptry.registry.events import OnEvent, ignore_event
-from conceptry.registry.files import (
-    STATE_MODE,
-    digest_file,
-    explain_os_errors,
-    is_folder,
-    look_at,
-    names_in,
-    read_small_file,
-    write_new_file,
-)
+from conceptry.registry.file_reading import digest_file, is_folder, look_at, names_in, read_small_file
+from conceptry.registry.files import STATE_MODE, write_new_file
 from conceptry.registry.lockfile import MAX_LOCK_BYTES, LockedBase, read_lock_bytes, write_lock
 from conceptry.registry.locking import locate_base
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import draw_name_beside, locate_base_file, locate_project
 from conceptry.registry.project_edits import write_project
 from conceptry.registry.registry import Registry

@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, InvalidNameError, NotFoundError, StoreError
 from conceptry.registry.blobs import CountBytes, check_received, commit_blob
-from conceptry.registry.files import (
-    NewFile,
-    explain_os_errors,
-    look_at,
-    names_in,
-    read_chunks,
-    remove_file,
-    replace_name,
-    write_new_file,
-)
+from conceptry.registry.file_reading import look_at, names_in, read_chunks
+from conceptry.registry.files import NewFile, remove_file, replace_name, write_new_file
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.processes import is_running
 from conceptry.registry.protocol import RemoteVersion

@@ -13,7 +13,9 @@ from conceptry.digests import Digest
 from conceptry.errors import IncompatibleError, IntegrityError, UsageError, suggest_nearest
 from conceptry.manifest import FullMethod
 from conceptry.registry.copies import copy_file, link_file
-from conceptry.registry.files import explain_os_errors, read_chunks, write_file
+from conceptry.registry.file_reading import read_chunks
+from conceptry.registry.files import write_file
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import ViewLayout, draw_name_beside
 
 if TYPE_CHECKING:

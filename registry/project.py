@@ -36,7 +36,7 @@ from conceptry.names import (
     parse_remote_name,
 )
 from conceptry.registry.config import refuse_credentials
-from conceptry.registry.files import read_small_file
+from conceptry.registry.file_reading import read_small_file
 from conceptry.registry.places import PROJECT_FILE, locate_lock, locate_project
 from conceptry.registry.remotes import find_remote_row
 from conceptry.sources import Source, parse_air, parse_hub_source, parse_path_source, parse_url_source
@@ -220,17 +220,17 @@ def _read_foreign(value: dict[str, Any], kinds: list[str], where: str) -> Foreig
         kind: _parse(_SOURCES[kind], _read_text(value, kind, where) or "", f"{where}.{kind}")
         for kind in kinds
     }
-    air = sources.pop("air", None)
-    if len(sources) > 1:
+    air = sources.get("air")
+    named = [one for kind, one in sources.items() if kind != "air"] or list(sources.values())
+    if len(named) > 1:
         raise InvalidProjectError(
-            f"two sources at once: {', '.join(sources)}", where=where, hint="keep one of them"
+            f"two sources at once: {', '.join(kind for kind in kinds if kind != 'air')}",
+            where=where,
+            hint="keep one of them",
         )
-    source = next(iter(sources.values()), air)
-    if source is None:
-        raise InvalidProjectError("no source", where=where)
     placeholder = _read_text(value, "placeholder", where)
     return Foreign(
-        source=source,
+        source=named[0],
         air=None if air is None else air.text,
         placeholder=None
         if placeholder is None

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError
 from conceptry.names import ConceptName, parse_version
-from conceptry.registry.files import is_file, look_at, names_in, read_small_file, write_file
+from conceptry.registry.file_reading import is_file, look_at, names_in, read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.generations import is_settled, read_generation
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import read_version

@@ -18,7 +18,8 @@ from conceptry.names import Reference
 from conceptry.registry.blobs import CountBytes, add_blob_from_file, move_blob
 from conceptry.registry.duplicates import find_same_tensors
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import STATE_MODE, look_at, read_small_file, write_file
+from conceptry.registry.file_reading import look_at, read_small_file
+from conceptry.registry.files import STATE_MODE, write_file
 from conceptry.registry.index import record_version
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.manifests import add_manifest, iter_places

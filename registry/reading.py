@@ -13,7 +13,7 @@ from conceptry.manifest import File, Manifest
 from conceptry.names import Reference, Tag, Version
 from conceptry.registry.blobs import has_blob
 from conceptry.registry.checks import BlobChecks
-from conceptry.registry.files import is_file, look_at
+from conceptry.registry.file_reading import is_file, look_at
 from conceptry.registry.manifests import iter_places, read_manifest
 from conceptry.registry.refs import Origin, Resolved, list_versions, read_version
 from conceptry.registry.store import Store

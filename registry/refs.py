@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +22,15 @@ from conceptry.errors import (
     suggest_nearest,
 )
 from conceptry.names import ConceptName, Reference, Version, parse_namespace
-from conceptry.registry.files import (
-    BLOB_MODE,
-    move_file,
-    names_in,
-    read_small_file,
-    remove_file,
-    write_file,
-)
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import BLOB_MODE, move_file, remove_file, write_file
 from conceptry.registry.paths import Layout, read_version_file_name
 
 Origin = Literal["published", "pulled"]
 T = TypeVar("T")
 
 _LIMIT_BYTES: Final = 256
+_TRIES: Final = 3
 _CUT_SHORT: Final = re.compile(rb"sha256:[0-9a-f]{0,64}(?: [a-z]{0,9})?")
 _LINE: Final = re.compile(r"sha256:([0-9a-f]{64}) (published|pulled)\n", re.ASCII)
 
@@ -76,7 +72,7 @@ def find_version(layout: Layout, name: ConceptName, version: Version) -> Version
         IntegrityError: if its file is malformed in any other way.
     """
     data = read_small_file(layout.version(name, version), _LIMIT_BYTES)
-    if data is not None and (b"sha256:".startswith(data) or _CUT_SHORT.fullmatch(data)):
+    if data is not None and _is_cut_short(data):
         return None
     return read_version(layout, name, version)
 
@@ -89,17 +85,46 @@ def write_version(layout: Layout, name: ConceptName, version: Version, ref: Vers
     """
     line = f"{ref.digest} {ref.origin}\n".encode("ascii")
     path = layout.version(name, version)
-    if write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE):
-        return True
-    found_bytes = read_small_file(path, _LIMIT_BYTES)
-    if found_bytes is not None and len(found_bytes) < len(line) and line.startswith(found_bytes):
-        return write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE, replace=True)
+    for _ in range(_TRIES):
+        if write_file(path, line, temporary=layout.temporary(), mode=BLOB_MODE):
+            return True
+        if not _put_cut_short_aside(layout, name, version):
+            break
     found = read_version(layout, name, version)
     if found is None or found.digest != ref.digest:
         raise describe_conflict(
             Resolved(Reference(name, version), ref.digest), found.digest if found else None
         )
     return False
+
+
+def _put_cut_short_aside(layout: Layout, name: ConceptName, version: Version) -> bool:
+    """Returns whether the name of a version is free: it was, or what a crash had cut short there is gone.
+
+    Where files have no second names, it may be another who has the file open. So it is moved, and looked at where
+    nobody else finds it: if it was completed in that moment it comes back, and if not, its writer sees that the name
+    holds something else by now, and that the version is not his.
+
+    Raises:
+        StoreError: if the store cannot be written.
+    """
+    path = layout.version(name, version)
+    data = read_small_file(path, _LIMIT_BYTES)
+    if data is not None and not _is_cut_short(data):
+        return False
+    aside = layout.trashed_version(name, version, time.time_ns())
+    if not move_file(path, aside):
+        return True
+    data = read_small_file(aside, _LIMIT_BYTES) or b""
+    is_cut_short = _is_cut_short(data)
+    if not is_cut_short and not write_file(path, data, temporary=layout.temporary(), mode=BLOB_MODE):
+        return True  # a third one has it: what was completed stays in the trash
+    remove_file(aside)
+    return is_cut_short
+
+
+def _is_cut_short(data: bytes) -> bool:
+    return b"sha256:".startswith(data) or _CUT_SHORT.fullmatch(data) is not None
 
 
 def describe_conflict(version: Resolved, found: Digest | None) -> ConflictError:

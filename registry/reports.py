@@ -24,7 +24,6 @@ from conceptry.registry.inspection import (
 )
 from conceptry.registry.lockfile import Lock, LockedConcept
 from conceptry.registry.parallel import Stop, run_parallel
-from conceptry.registry.places import LOCK_FILE
 from conceptry.registry.project import Project
 from conceptry.registry.protocol import Remote
 from conceptry.registry.resolver import Option
@@ -118,33 +117,6 @@ def find_yanked(workspace: Workspace, references: Iterable[Reference]) -> tuple[
         return describe_standing(one, options, one.manifest)
 
     return tuple(row for row in run_parallel(ask, asked, stop=Stop()) if row is not None)
-
-
-def explain_failed_sync(workspace: Workspace, lock: Lock) -> ConceptryError | None:
-    """Returns why something locked could not be had: a remote has other contents under its name, or it is gone.
-
-    None if no remote says so.
-    """
-    open_remote = _keep_open(workspace, lock, workspace.read_project())
-    gone: ConceptryError | None = None
-    for one in lock.concepts:
-        if one.remote is None:
-            continue
-        try:
-            found = open_remote(one.remote).read_version(one.name, one.version)
-        except ConceptryError:
-            continue
-        if found is None:
-            gone = gone or NotFoundError(
-                f"{one.reference} is not on {one.remote} any more",
-                hint=f"ask who keeps that remote; concepts lock --upgrade-package {one.name} takes another version",
-            )
-        elif found != one.manifest:
-            return IdentityChangedError(
-                f"{one.reference} on {one.remote} is {found}, but {one.manifest} was locked",
-                hint=f"ask who keeps that remote; to take what is there now: remove {LOCK_FILE}, then concepts lock",
-            )
-    return gone
 
 
 def _keep_open(workspace: Workspace, lock: Lock, project: Project) -> OpenRemote:

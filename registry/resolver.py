@@ -236,8 +236,7 @@ class _Search:
         refused = "".join(f"; {text}" for text in failed.refused[:_SHOWN])
         message = f"no version of {name} will do: {asked}; {name} {_describe_options(options)}{refused}"
         if not failed.refused and not self._list_askers(name):
-            newest = max(option.version for option in options)
-            return NotFoundError(message, hint=f"concepts add {name}@^{newest.major}.{newest.minor}")
+            return NotFoundError(message, hint=_suggest_range(name, options))
         return IncompatibleError(
             message, hint="widen one of these ranges in concepts.toml, or leave one concept out"
         )
@@ -245,6 +244,14 @@ class _Search:
 
 def _names(requirements: Iterable[Requirement], name: ConceptName, version: Version) -> bool:
     return any(asked.concept == name and version in asked.versions for asked in requirements)
+
+
+def _suggest_range(name: ConceptName, options: Sequence[Option]) -> str:
+    """Returns the command that asks for the newest version that nobody yanked, or what to do if there is none."""
+    newest = max((option.version for option in options if option.yanked is None), default=None)
+    if newest is None:
+        return f"all of it was yanked: ask who publishes {name} for another, or take it out of concepts.toml"
+    return f"concepts add {name}@^{newest.major}.{newest.minor}"
 
 
 def _describe_options(options: Sequence[Option]) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, get_args
 
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, IntegrityError, NotFoundError, suggest_nearest
-from conceptry.registry.files import names_in, read_small_file, remove_file, write_file
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import remove_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.store import Store
 

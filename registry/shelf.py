@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from conceptry.names import Reference, Tag
 from conceptry.registry import listing
 from conceptry.registry.events import OnEvent, ignore_event
-from conceptry.registry.files import is_folder
+from conceptry.registry.file_reading import is_folder
 from conceptry.registry.listing import Filter, Listing
 from conceptry.registry.refs import Resolved
 from conceptry.registry.rows import ListedVersion

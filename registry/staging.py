@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from conceptry.errors import StoreError
-from conceptry.registry.files import (
-    ensure_folder,
-    explain_os_errors,
-    look_at,
-    names_in,
-    remove_file,
-)
+from conceptry.registry.file_reading import look_at, names_in
+from conceptry.registry.files import ensure_folder, remove_file
 from conceptry.registry.operations import current_operations
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import locate_entry
 from conceptry.registry.store import Store
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from conceptry.errors import LockStaleError
 from conceptry.names import ConceptName
-from conceptry.registry.files import digest_file, explain_os_errors, is_file
+from conceptry.registry.file_reading import digest_file, is_file
 from conceptry.registry.lockfile import Lock, LockedConcept
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.places import LOCK_FILE, PROJECT_FILE, locate_source
 from conceptry.registry.project import Project, ProjectRequirement, digest_requirements
 

@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from conceptry.errors import StoreError
-from conceptry.registry.files import (
-    change_mode,
-    ensure_folder,
-    explain_os_errors,
-    is_file,
-    is_folder,
-    look_at,
-    names_in,
-    read_small_file,
-    write_file,
-)
+from conceptry.registry.file_reading import is_file, is_folder, look_at, names_in, read_small_file
+from conceptry.registry.files import change_mode, ensure_folder, write_file
 from conceptry.registry.generations import Change, begin_change
 from conceptry.registry.locks import hold_lock
 from conceptry.registry.operations import current_operations
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout, choose_home
 
 FORMAT: Final = 1

@@ -14,7 +14,7 @@ from conceptry.names import Reference, RemoteName
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.commits import ReadyVersion, commit_versions
 from conceptry.registry.events import Meter, OnEvent, Progress, ignore_event
-from conceptry.registry.files import is_file, read_small_file
+from conceptry.registry.file_reading import is_file, read_small_file
 from conceptry.registry.foreign import read_foreign
 from conceptry.registry.leases import hold_lease
 from conceptry.registry.lockfile import Lock, LockedConcept

@@ -15,7 +15,8 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError
 from conceptry.names import LATEST, ConceptName, Tag, Version, parse_tag, parse_version
-from conceptry.registry.files import BLOB_MODE, move_file, names_in, read_small_file, write_file
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import BLOB_MODE, move_file, write_file
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, parse_names, read_version
 

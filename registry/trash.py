@@ -17,19 +17,17 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, NotFoundError, StoreError
 from conceptry.names import ConceptName, Version, parse_namespace
+from conceptry.registry.file_reading import look_at, names_in, read_small_file
 from conceptry.registry.files import (
     ensure_folder,
-    explain_os_errors,
-    look_at,
     move_file,
-    names_in,
-    read_small_file,
     remove_empty_folder,
     remove_file,
     replace_name,
     sync_folder,
     write_file,
 )
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import ItemKind, Layout, read_version_file_name
 from conceptry.registry.refs import parse_names
 

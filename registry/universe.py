@@ -18,7 +18,7 @@ from conceptry.names import ConceptName, Reference, RemoteName, Version
 from conceptry.registry import refs
 from conceptry.registry.builds import BuildChoice, choose_build
 from conceptry.registry.directory import DirectoryRemote
-from conceptry.registry.files import read_small_file
+from conceptry.registry.file_reading import read_small_file
 from conceptry.registry.lockfile import Lock, LockedConcept, LockedSource
 from conceptry.registry.manifests import check_manifest
 from conceptry.registry.memory import check_answer

@@ -14,9 +14,10 @@ from conceptry.names import ConceptName, Reference, Tag
 from conceptry.registry.blobs import has_blob, is_intact
 from conceptry.registry.checks import forget_check
 from conceptry.registry.events import Meter, OnEvent, ignore_event
-from conceptry.registry.files import digest_file, explain_os_errors, look_at, names_in
+from conceptry.registry.file_reading import digest_file, look_at, names_in
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.manifests import iter_places, read_manifest
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import Resolved, list_names, list_versions, read_version
 from conceptry.registry.store import Store

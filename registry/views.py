@@ -16,16 +16,9 @@ from typing import Final
 from conceptry.concepts import Concept
 from conceptry.digests import Digest
 from conceptry.errors import ConceptryError, ConflictError, NotFoundError
-from conceptry.registry.files import (
-    digest_file,
-    explain_os_errors,
-    is_file,
-    look_at,
-    read_small_file,
-    remove_empty_folder,
-    remove_file,
-    write_file,
-)
+from conceptry.registry.file_reading import digest_file, is_file, look_at, read_small_file
+from conceptry.registry.files import remove_empty_folder, remove_file, write_file
+from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.placements import (
     LINKS,
     Made,

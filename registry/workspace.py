@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conceptry.errors import ConflictError, InvalidLockError, NotFoundError
+from conceptry.errors import ConflictError, IntegrityError, InvalidLockError, NotFoundError
 from conceptry.names import ConceptName, RemoteName, VersionRange
 from conceptry.registry.events import OnEvent, ignore_event
-from conceptry.registry.files import is_file, read_small_file, remove_file
+from conceptry.registry.file_reading import is_file, read_small_file
+from conceptry.registry.files import remove_file
 from conceptry.registry.places import PROJECT_FILE, locate_lock, locate_project
 from conceptry.registry.projects import count_in_order, keep_lock
 
@@ -174,13 +176,25 @@ class Workspace:
         """Returns what was done until the store had what the lock says; a copy of the lock is kept there.
 
         ``open_source`` and ``has_foreign`` are for a bundle in the place of the remotes (``sync_lock``).
+
+        Raises:
+            IdentityChangedError: if something could not be had, as a remote has other contents under its name.
+            ConflictError, IntegrityError, NotFoundError, RemoteError: as ``sync_lock``.
         """
         from conceptry.registry.lockfile import format_lock
+        from conceptry.registry.sync_failures import explain_failed_sync
         from conceptry.registry.syncing import sync_lock
 
         store, project = self.registry.store, self.read_project()
-        opener = open_source or self._make_opener(lock.remotes)
-        synced = sync_lock(store, lock, project, opener, has_foreign=has_foreign, on_event=on_event)
+        open_remote = self._make_opener(lock.remotes)
+        opener = open_source or open_remote
+        try:
+            synced = sync_lock(store, lock, project, opener, has_foreign=has_foreign, on_event=on_event)
+        except (NotFoundError, IntegrityError) as error:
+            explained = None if open_source else explain_failed_sync(lock, open_remote)
+            if explained is None:
+                raise
+            raise explained from error
         store.prepare_for_writing()
         data = read_small_file(self.lock_path, _LOCK_BYTES) or format_lock(lock)
         keep_lock(store, self.lock_path, data, lock, project=self.load_text().encode("utf-8"))
@@ -263,7 +277,8 @@ class Workspace:
             )
         return known[name]
 
-    def _make_opener(self, remotes: Mapping[RemoteName, str]) -> OpenSource:
+    def _make_opener(self, remotes: Mapping[RemoteName, str]) -> Callable[[RemoteName | None], Remote]:
+        @cache
         def open_source(name: RemoteName | None) -> Remote:
             if name is None or name not in remotes:
                 raise NotFoundError(

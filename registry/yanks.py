@@ -10,7 +10,8 @@ from typing import Final
 
 from conceptry.errors import NotFoundError, UsageError
 from conceptry.names import ConceptName, Version
-from conceptry.registry.files import ensure_folder, names_in, read_small_file, remove_file, write_file
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import ensure_folder, remove_file, write_file
 from conceptry.registry.paths import Layout, read_version_file_name
 from conceptry.registry.refs import missing_version, parse_names, read_version
 

@@ -12,7 +12,8 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.names import Reference, RemoteName, parse_tag
 from conceptry.registry import Registry
-from conceptry.registry.files import names_in, read_small_file, write_file
+from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.files import write_file
 from conceptry.registry.index import rebuild_index
 from conceptry.registry.listing import Filter
 from conceptry.registry.operations import current_operations

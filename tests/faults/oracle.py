@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conceptry.registry import Registry
-from conceptry.registry.files import is_folder
+from conceptry.registry.file_reading import is_folder
 from conceptry.registry.index import is_index_equal
 from conceptry.registry.paths import Layout
 from conceptry.registry.refs import list_names, list_versions, read_version

@@ -8,7 +8,7 @@ from typing import Final
 
 from conceptry.errors import ConceptryError
 from conceptry.registry import Filter, Registry
-from conceptry.registry.files import names_in
+from conceptry.registry.file_reading import names_in
 from conceptry.registry.index import is_index_equal, rebuild_index
 from conceptry.registry.operations import use_operations
 from conceptry.registry.refs import list_names, list_versions

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from conceptry.digests import Digest
-from conceptry.errors import ConflictError, NotFoundError
+from conceptry.errors import ConflictError, NotFoundError, StoreError
 from conceptry.names import ConceptName, RemoteName, Tag, parse_version
 from conceptry.registry import Registry
 from conceptry.registry.operations import use_operations
@@ -112,34 +115,86 @@ def test_tag_that_two_machines_move_at_once_is_moved_by_one_of_them(tmp_path: Pa
 
 
 class Interrupted(NetworkShare):
-    """Lets another write the same version between the moment in which a name is made and its bytes."""
+    """Lets another act between the moment in which the name of a version is made, or moved, and what comes after."""
 
-    def __init__(self, other: Callable[[], object]) -> None:
+    def __init__(self, act: Callable[[], object], *, before: Literal["write", "move"]) -> None:
         super().__init__()
-        self._other: Callable[[], object] | None = other
+        self._act: Callable[[], object] | None = act
+        self._before = before
 
     def create(self, path: Path) -> int:
         """Opens a new file; the other comes before anything is in it."""
         descriptor = super().create(path)
-        if path.parent.name == "versions" and self._other is not None:
-            other, self._other = self._other, None
-            other()
+        if path.parent.name == "versions" and self._before == "write":
+            self._let_act()
         return descriptor
 
+    def rename(self, source: Path, target: Path) -> None:
+        """Renames; the other comes right before."""
+        if source.parent.name == "versions" and self._before == "move":
+            self._let_act()
+        super().rename(source, target)
 
-@pytest.mark.xfail(
-    reason="refs.write_version takes a name that another is about to fill for one that a crash left cut short, and "
-    "replaces it: both are told that the version is theirs. Known since 2026-11-22; disks with hard links are safe",
-    raises=pytest.fail.Exception,
-)
-def test_version_that_is_being_written_without_second_names_is_not_replaced(tmp_path: Path) -> None:
+    def _let_act(self) -> None:
+        act, self._act = self._act, None
+        if act is not None:
+            act()
+
+
+def test_version_that_two_write_at_once_without_second_names_is_one_of_them(tmp_path: Path) -> None:
+    layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
+    first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
+    told: list[bool] = []
+
+    def write_second() -> None:
+        told.append(write_version(layout, IMP, version, second))
+
+    with use_operations(Interrupted(write_second, before="write")):
+        with pytest.raises(ConflictError):
+            write_version(layout, IMP, version, first)
+        assert told == [True]
+        assert read_version(layout, IMP, version) == second
+        assert not list((tmp_path / "share" / "trash").rglob("*-*"))
+
+
+def test_version_that_is_completed_while_another_takes_it_for_cut_short_stays(tmp_path: Path) -> None:
+    layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
+    first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
+    path = layout.version(IMP, version)
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+    def complete_first() -> None:
+        path.write_text(f"{first.digest} published\n")
+
+    with use_operations(Interrupted(complete_first, before="move")):
+        with pytest.raises(ConflictError):
+            write_version(layout, IMP, version, second)
+        assert read_version(layout, IMP, version) == first
+        assert not list((tmp_path / "share" / "trash").rglob("*-*"))
+
+
+def test_version_that_fails_without_second_names_does_not_take_the_one_of_another_away(
+    tmp_path: Path,
+) -> None:
     layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
     first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
 
-    def write_second() -> None:
-        with pytest.raises(ConflictError):
-            write_version(layout, IMP, version, second)
+    class Failing(Interrupted):
+        def write(self, descriptor: int, data: bytes | memoryview) -> int:
+            if self._written.get(descriptor, Path()).parent.name == "versions" and told != [True]:
+                write_second()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(descriptor, data)
 
-    with use_operations(Interrupted(write_second)):
-        assert write_version(layout, IMP, version, first)
-        assert read_version(layout, IMP, version) == first
+    told: list[bool] = []
+
+    def write_second() -> None:
+        with use_operations(NetworkShare()):
+            told.append(write_version(layout, IMP, version, second))
+
+    with use_operations(Failing(lambda: None, before="move")):
+        with pytest.raises(StoreError):
+            write_version(layout, IMP, version, first)
+        assert told == [True]
+    assert read_version(layout, IMP, version) == second

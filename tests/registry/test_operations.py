@@ -11,7 +11,7 @@ import pytest
 
 from conceptry.errors import StoreError
 from conceptry.registry import Registry
-from conceptry.registry.files import look_at
+from conceptry.registry.file_reading import look_at
 from conceptry.registry.operations import (
     CHANGING_OPERATIONS,
     PLATFORMS,

@@ -185,3 +185,15 @@ def test_what_cannot_be_is_explained(
     with pytest.raises(kind) as caught:
         solve(shelf, **wanted)
     assert str(caught.value) == said
+
+
+def test_what_is_suggested_instead_was_not_yanked() -> None:
+    yanked = {"a/x@2.0.0": "not mine"}
+    for versions, hint in (
+        (("1.4.0", "2.0.0"), "concepts add a/x@^1.4"),
+        (("2.0.0",), "all of it was yanked: ask who publishes a/x"),
+    ):
+        shelf = Shelf({f"a/x@{version}": [] for version in versions}, yanked=yanked)
+        with pytest.raises(NotFoundError) as caught:
+            solve(shelf, x="^2")
+        assert str(caught.value.hint).startswith(hint)

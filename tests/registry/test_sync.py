@@ -277,7 +277,7 @@ def test_remote_that_changed_a_locked_version_is_refused(
     other = make_studio(tmp_path / "evil")
     evil = Studio(other.root, other.registry, studio.uri)
     evil.publish("me/imp", "1.1.0", file=b"something else")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(IdentityChangedError, match=r"me/imp@1\.1\.0 on studio is sha256:"):
         Workspace(Registry(tmp_path / "third"), workspace.folder).sync(workspace.check())
     with pytest.raises(IdentityChangedError) as caught:
         workspace.lock(upgrade=True)
