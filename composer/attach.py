@@ -132,7 +132,7 @@ class Attachment:
             self._next = state
             with together():
                 before.steering.detach()
-                exchange_slots(before.slots, state.slots, state.members)
+                exchange_slots(before.slots, state.slots, state.members, later=self._list_later())
             state.steering.attach()
             self._state, self._spare, self._next = state, tuple(left[:_SPARE_SLOTS]), None
         except BaseException:
@@ -215,9 +215,16 @@ class Attachment:
             return
         with together():
             self._next.steering.detach()
-            return_slots(self._state.slots, self._next.slots, self._state.members)
+            slots = self._state.slots
+            return_slots(slots, self._next.slots, self._state.members, later=self._list_later())
         self._state.steering.attach()
         self._next = None
+
+    def _list_later(self) -> list[Slot]:
+        """Returns the slots of attachments that came into the pipeline after this one."""
+        inside = self._pipeline.__dict__.get(_ATTACHMENTS, ())
+        after = inside[inside.index(self) + 1 :] if self in inside else ()
+        return [slot for one in after for slot in one._state.slots]
 
     def _check_names(self, names: Iterable[str]) -> None:
         known = [str(member.concept.manifest.name) for member in self.composition.members]

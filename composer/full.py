@@ -15,6 +15,7 @@ from conceptry.composer.pipelines import find_place, find_tensor, read_place
 from conceptry.composer.standins import (
     Contribution,
     Replacement,
+    come_last,
     forget,
     is_made,
     is_wanted,
@@ -105,6 +106,11 @@ class WeightPatch(Patch):
 
     def _take_out(self) -> None:
         run_all([partial(self._give_back, name) for name in self._places])
+
+    def come_last(self) -> None:
+        """Adds to each weight after all others from now on."""
+        for place in self._places.values():
+            come_last(place.target, self._mark)
 
     def _give_back(self, name: str) -> None:
         place = self._places[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TypeVar
 
@@ -28,6 +29,14 @@ class Probing:
     """Whether a layer is being asked what it makes of vectors that are no prompt's; readers of prompts look away."""
 
     active: bool = False
+
+
+def move_last(handles: Iterable[RemovableHandle]) -> None:
+    """Lets hooks run after all others of their modules; those that are gone stay so."""
+    for handle in handles:
+        hooks = handle.hooks_dict_ref()
+        if hooks is not None and handle.id in hooks:
+            hooks.move_to_end(handle.id)
 
 
 class Patch(ABC):
@@ -92,6 +101,10 @@ class Patch(ABC):
         self._take_out()
         self._attached = False
         Generation.value += 1
+
+    def come_last(self) -> None:
+        """Stands behind all others from now on, as if it were the last to come in; most meet no others."""
+        move_last(self._handles)
 
     @abstractmethod
     def _put_in(self) -> None: ...

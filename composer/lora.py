@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class LoraFactors:
         return self.scale * flat.reshape(self.up.shape[0], *self.down.shape[1:])
 
 
-_Known = tuple[MutableMapping[int, Callable[..., Any]], int, Callable[..., Any]]
+_Known = tuple[OrderedDict[int, Callable[..., Any]], int, Callable[..., Any]]
 """The hooks of a layer, the number that torch gave to ours, and our hook: it takes its place again without a search."""
 
 
@@ -88,6 +89,12 @@ class LoraPatch(Patch):
     def _take_out(self) -> None:
         for hooks, number, _ in self._known:
             hooks.pop(number, None)
+
+    def come_last(self) -> None:
+        """Adds to outputs after all others from now on: sums are rounded in the order in which they are made."""
+        for hooks, number, _ in self._known:
+            if number in hooks:
+                hooks.move_to_end(number)
 
 
 def to_contributions(factors: Mapping[str, LoraFactors]) -> dict[str, Contribution]:

@@ -92,6 +92,16 @@ class RankOnePatch(Patch):
         if stack is None:
             stack = vars(self._denoiser)[_STACK] = _Stack(self.pipeline, self._denoiser, layers)
         stack.add(self)
+        for path, attention in layers.items():
+            for layer, is_key in ((attention.to_k, True), (attention.to_v, False)):
+                self._handles.append(layer.register_forward_hook(_EditHook(stack, self, path, is_key)))
+
+    def come_last(self) -> None:
+        """Edits after all others from now on, and is the last of the edits."""
+        super().come_last()
+        stack = vars(self._denoiser).get(_STACK)
+        if stack is not None and self._attached:
+            stack.come_last(self)
 
     def _take_out(self) -> None:
         stack = vars(self._denoiser).get(_STACK)
@@ -122,9 +132,6 @@ class _Stack:
         self._tables = Tables()
         self._supers: tuple[tuple[int, int] | None, list[Tensor | None]] = (None, [])
         self._lock: GlobalLock | None = None
-        for path, attention in layers.items():
-            for layer, is_key in ((attention.to_k, True), (attention.to_v, False)):
-                self._handles.append(layer.register_forward_hook(self._make_hook(path, is_key=is_key)))
 
     def add(self, patch: RankOnePatch) -> None:
         self._patches.append(patch)
@@ -153,6 +160,14 @@ class _Stack:
     def edits(self) -> list[RankOneEdit]:
         return [edit for patch in self._patches for edit in patch.edits]
 
+    def come_last(self, patch: RankOnePatch) -> None:
+        self._patches = [*(other for other in self._patches if other is not patch), patch]
+        self._forget()
+
+    def serves(self, patch: RankOnePatch) -> bool:
+        """Returns whether it is the hooks of ``patch`` that edit, for all: those of the first one."""
+        return bool(self._patches) and self._patches[0] is patch
+
     def _forget(self) -> None:
         self._solved = {}
         self._tables.clear()
@@ -177,23 +192,17 @@ class _Stack:
         edits = [edit for edit in self.edits if edit.key_lock == "global"]
         return None if self._lock is None else self._lock.find_context(path, context, edits)
 
-    def _make_hook(
-        self, path: str, *, is_key: bool
-    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def edit_output(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if Probing.active:
-                return None
-            state = self._describe(layer, path, output, is_key=is_key)
-            known = self._tables.find((path, is_key), args[0], state)
-            if known is None:
-                known = self._change_output(layer, path, args[0], output, is_key=is_key)
-                if known is None:
-                    return None
-                self._tables.keep((path, is_key), args[0], state, known)
-            # A low-rank delta behind this hook is added in place.
-            return known if is_last(layer, edit_output) else known.clone()
-
-        return edit_output
+    def edit(
+        self, layer: nn.Module, path: str, context: Tensor, output: Tensor, *, is_key: bool
+    ) -> Tensor | None:
+        """Returns the output of a layer with the edits in it, kept from before; None where none is in effect."""
+        state = self._describe(layer, path, output, is_key=is_key)
+        known = self._tables.find((path, is_key), context, state)
+        if known is None:
+            known = self._change_output(layer, path, context, output, is_key=is_key)
+            if known is not None:
+                self._tables.keep((path, is_key), context, state, known)
+        return known
 
     def _describe(self, layer: nn.Module, path: str, output: Tensor, *, is_key: bool) -> State | None:
         """Returns what the edited output depends on beside the context; None where that may change unseen."""
@@ -282,6 +291,23 @@ class _Stack:
             ]
             self._supers = (now, encodings)
         return encodings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _EditHook:
+    """A patch's hook on one layer, where the patch came in; the first patch's edit for all."""
+
+    stack: _Stack
+    patch: RankOnePatch
+    path: str
+    is_key: bool
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if Probing.active or not self.stack.serves(self.patch):
+            return None
+        found = self.stack.edit(layer, self.path, args[0], output, is_key=self.is_key)
+        # A low-rank delta behind this hook is added in place.
+        return found if found is None or is_last(layer, self) else found.clone()
 
 
 def _check_edit(edit: RankOneEdit, layers: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 from conceptry.bases import ComponentName
@@ -71,6 +72,11 @@ class Slot:
                 error.inside(self.member.concept.label)
             raise
 
+    def come_last(self) -> None:
+        """Lets all that is in stand behind all else, as if it were the last to come in."""
+        for patch in self._patches:
+            patch.come_last()
+
     def take_out(self) -> None:
         """Detaches the patches, the last first; one that fails does not keep the others in."""
         run_all(patch.detach for patch in reversed(self._patches))
@@ -107,20 +113,37 @@ def _prepare(
     return Slot(gathered, protect(patches, pipeline, compiled, files=gathered.files))
 
 
-def exchange_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:
+def exchange_slots(
+    old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember], *, later: Sequence[Slot] = ()
+) -> None:
     """Takes out what is in ``old`` only, puts in what is in ``new`` only, and gives all of ``new`` their strengths.
 
-    An error may leave some of both in; ``return_slots`` undoes it.
+    All stand in the order of ``new`` then: hypernetworks read what those before them made, and sums are rounded in the
+    order in which they are made. An error may leave some of both in; ``return_slots`` undoes it.
+
+    Args:
+        old: what is in.
+        new: what is to be in.
+        members: of ``new``.
+        later: of other attachments, what came in after ``old``; it stays behind.
     """
+    kept = [slot for slot in old if slot in new]
+    settled = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(kept, new, strict=False)))
     with together():
         take_all_out([slot for slot in old if slot not in new])
-        for slot in new:
+        for place, slot in enumerate(new):
             slot.put_in()
+            if place >= settled and slot in kept:
+                slot.come_last()
+        for slot in later if settled < len(new) else ():
+            slot.come_last()
         for slot, member in zip(new, members, strict=True):
             slot.plan(member)
 
 
-def return_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember]) -> None:
+def return_slots(
+    old: Sequence[Slot], new: Sequence[Slot], members: Sequence[PlannedMember], *, later: Sequence[Slot] = ()
+) -> None:
     """Undoes what an ``exchange_slots`` did before an error; ``members`` are of ``old``.
 
     All go out, so that those of ``old`` come in again in their order.
@@ -130,6 +153,8 @@ def return_slots(old: Sequence[Slot], new: Sequence[Slot], members: Sequence[Pla
         for slot, member in zip(old, members, strict=True):
             slot.put_in()
             slot.plan(member)
+        for slot in later:
+            slot.come_last()
 
 
 def take_all_out(slots: Sequence[Slot]) -> None:

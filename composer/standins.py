@@ -175,6 +175,17 @@ def want(target: Tensor, mark: object, strength: float, contribution: Contributi
     settle()
 
 
+def come_last(target: Tensor, mark: object) -> None:
+    """Lets what the patch of ``mark`` wants be added after all others: sums are rounded in the order of making."""
+    found = _STAND_INS.get(target)
+    if found is None or mark not in found.wanted or next(reversed(found.wanted)) is mark:
+        return
+    _Waiting.targets[id(target)] = target
+    others = {other: row for other, row in found.wanted.items() if other is not mark}
+    found.wanted = {**others, mark: found.wanted[mark]}
+    settle()
+
+
 def forget(target: Tensor, mark: object) -> None:
     """Takes back what the patch of ``mark`` wanted; the last one gives the base's own bytes back."""
     found = _STAND_INS.get(target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 import torch
@@ -94,5 +95,6 @@ def describe_layer(layer: nn.Module) -> State | None:
 
 
 def is_last(layer: nn.Module, hook: object) -> bool:
-    """Returns whether this forward hook has the last word on the layer's output."""
-    return next(reversed(layer._forward_hooks.values())) is hook
+    """Returns whether this forward hook has the last word on the layer's output, hooks of its own type aside."""
+    others = takewhile(lambda other: other is not hook, reversed(layer._forward_hooks.values()))
+    return all(type(other) is type(hook) for other in others)
