@@ -76,9 +76,15 @@ _HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKey
 
 
 class _Reader:
-    """A block of ``private_tokenizers``."""
+    """A block of ``private_tokenizers``. No ``try`` of its own there: Ctrl-C at one that stands in another gets lost."""
 
     has_ended = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.has_ended = True
 
 
 def hold_tokenizer(pipeline: Any, name: str, holder: object) -> Tokenizer:
@@ -123,10 +129,8 @@ def private_tokenizers(pipeline: Any) -> Iterator[None]:
         for name in _NAMES:
             if getattr(pipeline, name, None) is not None:
                 hold_tokenizer(pipeline, name, reader)
-        try:
+        with reader:
             yield
-        finally:
-            reader.has_ended = True
     finally:
         run_all(partial(release_tokenizer, pipeline, name, reader) for name in _NAMES)
 
