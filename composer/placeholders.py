@@ -76,7 +76,7 @@ _HELD: Final[weakref.WeakKeyDictionary[Any, dict[str, _Held]]] = weakref.WeakKey
 
 
 class _Reader:
-    """A block of ``private_tokenizers``. No ``try`` of its own there: Ctrl-C at one that stands in another gets lost."""
+    """A block of ``private_tokenizers``. It has no ``try`` of its own: Ctrl-C at one inside another gets lost."""
 
     has_ended = False
 
