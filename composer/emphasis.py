@@ -66,6 +66,20 @@ def emphasized(pipeline: Pipeline, *prompts: Sequence[Piece]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def set_aside(pipeline: Pipeline) -> Iterator[None]:
+    """Has the weights that are given around the block count for nothing in it."""
+    inner = [encoder.inner for encoder in list_text_encoders(pipeline)]
+    tables, weighted = {module: _TABLES.get(module, {}) for module in inner}, _WEIGHTED.get(pipeline, {})
+    try:
+        _TABLES.update({module: {} for module in inner})
+        _WEIGHTED[pipeline] = {}
+        yield
+    finally:
+        _TABLES.update(tables)
+        _WEIGHTED[pipeline] = weighted
+
+
 def find_pieces(pipeline: Pipeline, prompt: str) -> Sequence[Piece]:
     """Returns a prompt in pieces with the weights that ``emphasized`` gives it now; one piece where it has none."""
     return _WEIGHTED.get(pipeline, {}).get(prompt) or (Piece(prompt),)
@@ -123,7 +137,8 @@ def _weigh(encoder: TextEncoder, table: Rows) -> Iterator[None]:
         seen[:] = [tuple(row) for row in ids.tolist()] if isinstance(ids, Tensor) else []
 
     def weigh(_: nn.Module, __: Any, output: Any) -> Any:
-        rows = [None if Reweighing.active else table.get(ids) for ids in seen]
+        counting = {} if Reweighing.active else _TABLES.get(encoder.inner, {})
+        rows = [table[ids] if ids in table and counting.get(ids) is table[ids] else None for ids in seen]
         if all(row is None for row in rows):
             return None
         ones = torch.ones(len(seen[0]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -26,9 +27,20 @@ class Generation:
 
 
 class Probing:
-    """Whether a layer is being asked what it makes of vectors that are no prompt's; readers of prompts look away."""
+    """Whether a layer or a text encoder is asked what it makes of what is no prompt, or none that is new; those who
+    read prompts, or remember them, look away."""
 
     active: bool = False
+
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Has readers of prompts look away while the block runs."""
+    before, Probing.active = Probing.active, True
+    try:
+        yield
+    finally:
+        Probing.active = before
 
 
 def move_last(handles: Iterable[RemovableHandle]) -> None:

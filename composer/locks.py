@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from conceptry.composer.gram import RankOneEdit
+from conceptry.composer.hooks import probing
 from conceptry.composer.pipelines import (
     Pipeline,
     encode_prompts,
@@ -25,7 +26,7 @@ def encode_superclass(pipeline: Pipeline, superclass: str) -> Float[Tensor, " co
         InvalidPlaceholderError: if the word is not found among the tokens.
     """
     prompts = [template.format(superclass) for template in LOCK_TEMPLATES]
-    with torch.no_grad():
+    with torch.no_grad(), probing():
         encoded = encode_prompts(pipeline, prompts)
     places = [find_last_token(pipeline, prompt, superclass) for prompt in prompts]
     rows = torch.stack([row[place] for row, place in zip(encoded, places, strict=True)])

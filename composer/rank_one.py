@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from conceptry.composer.global_locks import GlobalLock
 from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
 from conceptry.composer.guards import is_joined
-from conceptry.composer.hooks import Generation, Patch, Probing
+from conceptry.composer.hooks import Generation, Patch, Probing, probing
 from conceptry.composer.locks import encode_superclass, find_superclass
 from conceptry.composer.pipelines import (
     UNET,
@@ -273,13 +273,9 @@ class _Stack:
 
     def _probe(self, layer: nn.Module, inputs: Tensor) -> Tensor:
         """Returns W times the inputs: less what the layer makes of nothing, the bias that some concept brings."""
-        Probing.active = True
-        try:
-            with torch.no_grad():
-                outputs: Tensor = layer(F.pad(inputs, (0, 0, 0, 1))[None])[0]
-                return outputs[:-1] - outputs[-1]
-        finally:
-            Probing.active = False
+        with probing(), torch.no_grad():
+            outputs: Tensor = layer(F.pad(inputs, (0, 0, 0, 1))[None])[0]
+            return outputs[:-1] - outputs[-1]
 
     def _encode_superclasses(self) -> list[Tensor | None]:
         """Returns e_super of each edit (None where its keys are given), anew when a patch or a strength changed it."""

@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from conceptry.composer.emphasis import Reweighing, find_weights, weigh_states
+from conceptry.composer.hooks import Probing, probing
 from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders
 from conceptry.composer.presence import RECENT_SEQUENCES, list_states
-from conceptry.composer.tokens import PLAIN, Reading
+from conceptry.composer.tokens import Reading
 from conceptry.errors import IncompatibleError
 
 
@@ -64,7 +65,7 @@ class SequenceLog:
             pending[:] = [ids.reshape(-1, ids.shape[-1])] if isinstance(ids, Tensor) else []
 
         def record(_: nn.Module, __: Any, output: Any) -> None:
-            if pending and Reading.paths == PLAIN:
+            if pending and not Probing.active:
                 states, ids = list_states(output), pending.pop()
                 for number, row in enumerate(ids):
                     last = torch.stack([state[number, -1].detach() for state in states])
@@ -109,7 +110,7 @@ class SequenceLog:
         device = encoder.table.weight.device
         # Asked for only where it was read: at the first such call transformers puts in hooks of its own, for good.
         deep = any(which > 0 for _, which in matches)
-        with _reading(paths), torch.autocast(device.type, enabled=False):
+        with _reading(paths), probing(), torch.autocast(device.type, enabled=False):
             output = encoder.inner(
                 input_ids=stacked.repeat(len(paths), 1).to(device), output_hidden_states=deep
             )

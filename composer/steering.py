@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from conceptry.bases import ComponentName
 from conceptry.composer.compiled import BypassPatch
 from conceptry.composer.compositions import Composition
-from conceptry.composer.emphasis import emphasized, join_pieces
+from conceptry.composer.emphasis import emphasized, join_pieces, set_aside
 from conceptry.composer.focus import Focus
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import Pipeline, get_device, list_components
@@ -112,11 +112,7 @@ class Steering(Patch):
             # What is compiled would be traced through us, and anew whenever a pass has other strengths.
             self._bypass = BypassPatch(self._pipeline, [component])
             self._bypass.attach()
-            self._prompts = {
-                place: _encode(self._pipeline, region.prompt)
-                for place, region in self._regions.items()
-                if region.prompt is not None
-            }
+            self._read_prompts()
             self._wrap(denoiser, "forward", _make_forward(self, denoiser.forward))
         if self._focus is not None:
             watching = self._focus.watch(self._pipeline.encode_prompt, is_needed=self._is_attached)
@@ -162,6 +158,20 @@ class Steering(Patch):
             self._focus.begin()
         if not self._in_passes:
             self._steer(self.list_passes()[0])
+
+    def begin(self, steps: int) -> None:
+        """Takes note of a picture that begins: what regions read is encoded with all that is in by now."""
+        if self._prompts:
+            self._read_prompts()
+        self.follow(0, steps)
+
+    def _read_prompts(self) -> None:
+        # Encoded long ago they would be strangers to those who watch text encoders for the words of the last prompts.
+        self._prompts = {
+            place: _encode(self._pipeline, region.prompt)
+            for place, region in self._regions.items()
+            if region.prompt is not None
+        }
 
     def list_passes(self) -> tuple[Pass, ...]:
         """Returns what the way has in this step, each with the factors of the schedules."""
@@ -226,7 +236,7 @@ def _exchange(given: Tensor, own: Tensor, guided: bool) -> Tensor:
 def _encode(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
     """Returns a region's prompt as it is read, with the weights of its words as in any other prompt."""
     pieces = parse_weights(prompt)
-    with emphasized(pipeline, pieces):
+    with set_aside(pipeline), emphasized(pipeline, pieces):
         encoded = pipeline.encode_prompt(
             prompt=[join_pieces(pieces)],
             device=get_device(pipeline),
@@ -263,7 +273,7 @@ def _watch_start(steering: Steering, original: _Method) -> _Method:
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         answer = original(*args, **kwargs)
         if steering.attached:
-            steering.follow(0, len(original.__self__.timesteps))  # type: ignore[attr-defined]
+            steering.begin(len(original.__self__.timesteps))  # type: ignore[attr-defined]
         return answer
 
     return set_timesteps

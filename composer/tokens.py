@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from conceptry.bases import ComponentName
-from conceptry.composer.hooks import Patch
+from conceptry.composer.hooks import Patch, Probing
 from conceptry.composer.pipelines import Pipeline, TextEncoder, list_text_encoders, split_word
 from conceptry.composer.placeholders import hold_tokenizer, release_tokenizer
 from conceptry.composer.presence import EncodingLog, Present
@@ -123,7 +123,7 @@ class TokenPatch(Patch):
             return (table.hide(args[0]), *args[1:]), options
 
         def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            if Reading.paths == PLAIN:
+            if not Probing.active:
                 self.log.record(encoder.component, output, table.present)
             table.pending = None
 

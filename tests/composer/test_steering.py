@@ -10,9 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from conceptry.composer import Composition, attach
+from conceptry.composer import Composition, attach, presence, sequences
 from conceptry.composer.attach import Attachment
-from conceptry.composer.pipelines import encode_prompts
+from conceptry.composer.emphasis import emphasized, join_pieces
+from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.composer.prompts import parse_weights
 from conceptry.composer.regions import make_mask
 from conceptry.composer.slots import Slot
 from conceptry.composer.ways import WAYS
@@ -28,8 +30,8 @@ from conceptry.composition import (
 from conceptry.concepts import Concept
 from conceptry.errors import IncompatibleError, UsageError
 from conceptry.names import Reference
-from tests.fakes.concepts import make_lora
-from tests.fakes.pipelines import make_pipeline
+from tests.fakes.concepts import make_layered, make_lora, make_rank_one
+from tests.fakes.pipelines import make_pipeline, render
 
 STEPS = 6
 
@@ -263,6 +265,62 @@ def test_words_of_a_regions_prompt_are_weighed_and_concepts_are_not_named_there(
     assert not torch.equal(paint("a (dog:1.8) on the beach"), plain)
     with pytest.raises(UsageError, match="names the lora 'imp'"):
         paint("a dog <lora:imp:0.5>")
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "prompt"),
+    [
+        (make_layered, {}, "a dog and <w>"),
+        (make_rank_one, {"key_lock": "global"}, "a dog and <w>"),
+        (make_rank_one, {}, "a dog"),
+    ],
+    ids=["vectors for each layer", "keys locked for a whole prompt", "a gate that no word opens"],
+)
+def test_a_regions_prompt_is_known_after_any_number_of_pictures(
+    make: Any, settings: Any, prompt: str, sd1: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (presence, sequences):
+        monkeypatch.setattr(module, "RECENT_SEQUENCES", 4)
+    concept = make(tmp_path / "c", sd1, "<w>", **settings)
+    use = {str(concept.manifest.name): Use(region=Region(box=(0.0, 0.0, 0.5, 1.0), prompt=prompt))}
+    with attach(Composition(concept, use=use), sd1):
+        first = render(sd1, "a <w> cat")
+        encode_prompts(sd1, ["a", "b", "c", "d", "e"])
+        assert torch.equal(render(sd1, "a <w> cat"), first)
+
+
+def test_a_regions_prompt_is_read_with_what_came_into_the_text_encoder_later(
+    sd1: Any, pair: tuple[Concept, Concept]
+) -> None:
+    region = Region(box=(0.0, 0.0, 0.5, 1.0), prompt="a dog on the beach")
+    one, other = (
+        Composition(concept, use={str(concept.manifest.name): use})
+        for concept, use in zip(
+            pair,
+            (Use(region=region, parts={"text_encoder": 0.0}), Use(parts={"unet": 0.0})),
+            strict=True,
+        )
+    )
+    with attach(other, sd1), attach(one, sd1):
+        expected = draw(sd1)
+    with attach(one, sd1), attach(other, sd1):
+        assert torch.equal(draw(sd1), expected)
+
+
+def test_weights_of_a_pictures_words_are_none_of_the_same_words_in_a_region(
+    sd1: Any, pair: tuple[Concept, Concept]
+) -> None:
+    read: list[torch.Tensor] = []
+    pieces = parse_weights("a (dog:1.8) on the beach")
+    region = Region(box=(0.0, 0.0, 0.5, 1.0), prompt="a dog on the beach")
+    with attach(Composition(pair[0], use={"test/a": Use(region=region)}), sd1):
+        plain = encode_prompts(sd1, ["a dog on the beach"])[0]
+        with emphasized(sd1, pieces):
+            _, attention = next(iter_cross_attention(sd1.unet))
+            handle = attention.to_k.register_forward_pre_hook(lambda _, args: read.append(args[0][-1]))
+            render(sd1, join_pieces(pieces), steps=1)
+            handle.remove()
+    assert [torch.equal(one, plain) for one in read] == [False, True]
 
 
 def test_a_feather_is_soft_inside_the_picture_only() -> None:
