@@ -8,6 +8,7 @@ import pytest
 
 from conceptry.composition import (
     CompositionDocument,
+    Schedule,
     format_composition,
     parse_composition,
     parse_member,
@@ -74,3 +75,11 @@ def test_renamed_words_and_parts_are_written_and_nothing_that_is_empty() -> None
     text = format_composition(document)
     assert (text.count("rename"), text.count("parts")) == (1, 1)
     assert parse_composition(text.encode(), "text") == document
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0.0, 0.0), (0.24, 0.0), (0.25, 0.0), (0.5, 1.0), (0.7, 0.5), (0.75, 0.0), (1.0, 0.0)],
+)
+def test_strength_rises_and_falls_within_its_part_of_the_steps(progress: float, factor: float) -> None:
+    assert Schedule(start=0.25, stop=0.75, ramp=0.1).factor(progress) == pytest.approx(factor)

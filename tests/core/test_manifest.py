@@ -22,8 +22,9 @@ from conceptry.errors import (
 )
 from conceptry.fields import Model
 from conceptry.kinds import KIND_BY_ID, KINDS
-from conceptry.manifest import MAX_FILES, Manifest, check_member_path, parse_manifest
-from conceptry.methods import CompositionMethod, HypernetworkMethod, LoraMethod, Packing
+from conceptry.licenses import read_permissions
+from conceptry.manifest import MAX_FILES, License, Manifest, check_member_path, parse_manifest
+from conceptry.methods import CompositionMethod, FullMethod, HypernetworkMethod, LoraMethod, Packing
 from conceptry.words import describe_speaker
 from tests.registry.folders import CONTENTS, make_document, make_manifest, write_folder
 
@@ -382,6 +383,14 @@ def test_folder_with_a_wrong_file_is_refused_at_its_place(
     assert caught.value.where == place
 
 
+PACKING = {
+    "component": "unet",
+    "base_files": ["sha256:" + "0" * 64],
+    "base_tensors": "sha256:" + "0" * 64,
+    "tensors": "sha256:" + "0" * 64,
+    "lossless": False,
+    "relative_error": 0.25,
+}
 METHODS: dict[str, tuple[type[Model], dict[str, Any], dict[str, Any]]] = {
     "counted algorithms that are not mixed": (
         LoraMethod,
@@ -403,16 +412,14 @@ METHODS: dict[str, tuple[type[Model], dict[str, Any], dict[str, Any]]] = {
         {"cross_attention": [768], "structure": [1, 1]},
         {"structure": [2, 1]},
     ),
+    "packing of a component that is not there": (
+        FullMethod,
+        {"components": ["unet"], "changed_tensors": 1, "total_tensors": 1, "packing": [PACKING]},
+        {"components": ["text_encoder"]},
+    ),
     "an error below nothing": (
         Packing,
-        {
-            "component": "unet",
-            "base_files": ["sha256:" + "0" * 64],
-            "base_tensors": "sha256:" + "0" * 64,
-            "tensors": "sha256:" + "0" * 64,
-            "lossless": False,
-            "relative_error": 0.25,
-        },
+        PACKING,
         {"relative_error": -0.25},
     ),
 }
@@ -436,3 +443,21 @@ def test_only_words_of_a_kind_with_tokens_of_its_own_are_expanded() -> None:
     speaker = describe_speaker(Manifest.model_validate(document), None, {})
     assert list(map(str, speaker.words)) == ["<imp>", "horns"]
     assert set(map(str, speaker.expanding)) == {"<imp>"}
+
+
+@pytest.mark.parametrize(
+    ("number", "right"), [(9007199254740991, True), (9007199254740992, False), (-9007199254740992, False)]
+)
+def test_integer_that_every_reader_holds_exactly_is_read_and_the_next_is_not(
+    number: int, right: bool
+) -> None:
+    if right:
+        assert load_strict_json(b"[%d]" % number) == [number]
+        return
+    with pytest.raises(InvalidManifestError):
+        load_strict_json(b"[%d]" % number)
+
+
+def test_licence_that_asks_for_credit_says_so() -> None:
+    asks = {spdx: read_permissions(License(spdx=spdx)).credit_required for spdx in ("MIT", "CC0-1.0")}
+    assert asks == {"MIT": "yes", "CC0-1.0": "no"}

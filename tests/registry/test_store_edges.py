@@ -16,8 +16,9 @@ from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, InvalidFileError, StoreError
 from conceptry.names import ConceptName, Reference, Tag, parse_version
 from conceptry.registry import Registry, checks, manifests, publish, trash
+from conceptry.registry.buckets import BucketRemote
 from conceptry.registry.builds import choose_build
-from conceptry.registry.bundle_reading import open_bundle
+from conceptry.registry.bundle_reading import _read, open_bundle
 from conceptry.registry.bundles import make_header
 from conceptry.registry.catalogs import parse_catalog
 from conceptry.registry.checks import BlobChecks
@@ -27,14 +28,19 @@ from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.entries import make_entry
 from conceptry.registry.file_reading import is_folder
 from conceptry.registry.files import write_file
-from conceptry.registry.generations import Change
+from conceptry.registry.generations import Change, read_generation
 from conceptry.registry.inspection import _audit_license
 from conceptry.registry.manifests import add_manifest, read_manifest_bytes
+from conceptry.registry.objects import Bucket
 from conceptry.registry.operations import current_operations
 from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
+from conceptry.registry.placements import Made
+from conceptry.registry.places import ViewLayout
+from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.refs import Resolved
-from conceptry.registry.tags import drop_damaged_moves
+from conceptry.registry.tags import TagMove, drop_damaged_moves
+from conceptry.registry.views import _remove_others
 from tests.registry.folders import CONTENTS, make_document, make_manifest
 
 IMP = ConceptName("me", "imp")
@@ -274,3 +280,90 @@ def test_bundle_with_a_header_that_was_changed_or_comes_twice_is_refused(tmp_pat
         path = write_tar(tmp_path / f"{number}.tar", *[(header, b"{}") for header in headers])
         with pytest.raises(IntegrityError, match="is not as it was written"):
             open_bundle(path)
+
+
+@pytest.mark.parametrize(("offset_bytes", "count"), [(0, 0), (5, 3), (7, (2 << 20) + 9), ((1 << 20) - 1, 2)])
+def test_piece_of_a_bundle_is_read_whole_whatever_its_length(
+    tmp_path: Path, offset_bytes: int, count: int
+) -> None:
+    data = bytes(range(256)) * (3 << 12)
+    (tmp_path / "b.tar").write_bytes(data)
+    found = b"".join(_read(tmp_path / "b.tar", offset_bytes, count))
+    assert found == data[offset_bytes : offset_bytes + count]
+
+
+# --- changes of the references -------------------------------------------------------------------------------------
+
+
+def test_marks_of_changes_that_ended_badly_go_once_the_index_has_caught_up(published: Registry) -> None:
+    layout = Layout(published.root)
+    dead = layout.lease_entry("dead")
+    dead.parent.mkdir(parents=True, exist_ok=True)
+    dead.write_bytes(b"")
+    change = Change(
+        layout=layout,
+        mark="own",
+        previous="",
+        opened=read_generation(layout),
+        others=frozenset({"dead"}),
+        is_alone=True,
+    )
+    assert change.settle("later") is True
+    assert not dead.exists()
+
+
+# --- views ---------------------------------------------------------------------------------------------------------
+
+
+def test_file_of_a_view_goes_with_its_concept_and_one_that_is_gone_is_no_fault(tmp_path: Path) -> None:
+    layout = ViewLayout(tmp_path)
+    names = [layout.name(layout.file(f"loras/{word}.safetensors")) for word in ("cup", "gone", "mine")]
+    known = {name: Made(BLOB, "stored copy", BLOB, len(CONTENTS)) for name in names}
+    layout.file(names[0]).parent.mkdir(parents=True)
+    layout.file(names[0]).write_bytes(CONTENTS)
+    layout.file(names[2]).write_bytes(b"changed since")
+    assert _remove_others(layout, known, {}) == ([names[0]], [names[2]])
+    assert not layout.file(names[0]).exists()
+    assert layout.file(names[2]).exists()
+
+
+# --- buckets -------------------------------------------------------------------------------------------------------
+
+
+class Objects:
+    """The file system of a bucket that holds one object."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def cat_file(self, key: str, *, start: int, end: int) -> bytes:
+        """Returns a part of it."""
+        return self.data[start:end]
+
+    def info(self, key: str, *, refresh: bool) -> dict[str, int]:
+        """Returns its size."""
+        return {"size": len(self.data)}
+
+
+def test_document_in_a_bucket_is_read_to_one_byte_more_than_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    bucket = Bucket("s3://b", "b", Objects(b"0123456789"))
+    assert [bucket.read(Path("x"), limit) for limit in (10, 9, 3)] == [b"0123456789", b"0123456789", b"0123"]
+
+
+def test_blob_in_a_bucket_with_another_size_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    (file,) = make_manifest().iter_files()
+    remote = BucketRemote("s3://b", Bucket("s3://b", "b", Objects(b"short")))
+    version = RemoteVersion(reference=Reference(IMP, parse_version("1.0.0")), digest=BLOB)
+    with pytest.raises(IntegrityError, match="has 5 bytes"), remote.get(version, file):
+        pytest.fail("it has not the bytes that were declared")
+
+
+def test_tag_in_a_bucket_that_is_there_already_is_not_moved() -> None:
+    remote = BucketRemote("s3://b", Bucket("s3://b", "b", None))
+    to = Resolved(Reference(IMP, parse_version("1.0.0")), BLOB)
+    there = TagMove(4, parse_version("1.0.0"), BLOB)
+    assert remote.move_tag(IMP, STABLE, to, expected=there) is there
