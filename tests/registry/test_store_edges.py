@@ -7,14 +7,17 @@ import errno
 import io
 import sqlite3
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError, InvalidFileError, StoreError
-from conceptry.names import ConceptName, Reference, Tag, parse_version
+from conceptry.manifest import Manifest
+from conceptry.names import ConceptName, Reference, Tag, Version, parse_version
 from conceptry.registry import Registry, checks, manifests, publish, trash
 from conceptry.registry.buckets import BucketRemote
 from conceptry.registry.builds import choose_build
@@ -23,14 +26,15 @@ from conceptry.registry.bundles import make_header
 from conceptry.registry.catalogs import parse_catalog
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.collection import collect_garbage
-from conceptry.registry.diffs import _Values
+from conceptry.registry.diffs import _flatten, _Values
 from conceptry.registry.directory import DirectoryRemote
-from conceptry.registry.entries import make_entry
+from conceptry.registry.entries import choose_latest, make_entry
 from conceptry.registry.file_reading import is_folder
 from conceptry.registry.files import write_file
 from conceptry.registry.generations import Change, read_generation
 from conceptry.registry.inspection import _audit_license
 from conceptry.registry.manifests import add_manifest, read_manifest_bytes
+from conceptry.registry.migrations import INDEX_MIGRATIONS
 from conceptry.registry.objects import Bucket
 from conceptry.registry.operations import current_operations
 from conceptry.registry.os_errors import explain_os_errors
@@ -219,6 +223,33 @@ def test_files_of_a_version_are_listed_in_order_of_their_paths() -> None:
     document["builds"][0]["parts"][0]["files"] = rows
     entry = make_entry(Resolved(Reference(IMP, parse_version("1.0.0")), BLOB), document, "published")
     assert [row["path"] for row in entry.files] == ["a.json", "b.json"]
+
+
+def test_latest_version_is_the_greatest_that_was_not_yanked() -> None:
+    rows: list[tuple[Version, dict[str, Any]]] = [(parse_version(f"1.{minor}.0"), {}) for minor in range(3)]
+    choose_latest(rows, {rows[2][0]: "the wrong pictures"})
+    assert [row["latest"] for _, row in rows] == [0, 1, 0]
+    assert [row["yanked"] for _, row in rows] == [None, None, "the wrong pictures"]
+    choose_latest(rows, {})
+    assert [row["latest"] for _, row in rows] == [0, 0, 1]
+
+
+def test_what_differs_within_a_build_is_shown_and_its_files_are_compared_by_themselves() -> None:
+    document = make_document()
+    document["builds"][0]["parts"][0]["method"]["rank"] = 8
+    places = [_flatten(Manifest.model_validate(one)) for one in (make_document(), document)]
+    changed = {key for key in places[0] if places[0][key] != places[1][key]}
+    assert changed == {"builds.sd1-lora.parts[0].method.rank"}
+    assert not any(".files" in key for key in places[0])
+
+
+def test_index_has_each_version_once() -> None:
+    database = Database(memory=True, execute_plugins=False)
+    with closing(database.conn):
+        INDEX_MIGRATIONS.apply(database)
+        table = database.table("versions")
+        unique = [index.columns for index in table.indexes if index.unique]
+    assert ["namespace", "name", "version"] in unique
 
 
 @pytest.mark.parametrize(
