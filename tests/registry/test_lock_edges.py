@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from conceptry.digests import Digest
 from conceptry.errors import (
@@ -21,7 +23,7 @@ from conceptry.errors import (
 from conceptry.manifest import Manifest
 from conceptry.names import ConceptName, Reference, RemoteName, Version, parse_version
 from conceptry.registry import Registry
-from conceptry.registry.foreign import FOREIGN_EXTENSION, fetch_source, is_unpublished
+from conceptry.registry.foreign import FOREIGN_EXTENSION, fetch_source, is_unpublished, read_foreign
 from conceptry.registry.locking import LockRequest, pin_base
 from conceptry.registry.members import find_remote_members, list_members_to_send, refuse_other_members
 from conceptry.registry.paths import Layout
@@ -182,6 +184,18 @@ def test_file_that_a_project_names_and_nobody_has_is_not_found(tmp_path: Path) -
     with pytest.raises(NotFoundError, match="no file") as caught:
         fetch_source(source, tmp_path, tmp_path)
     assert "concepts.toml" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("superclass", ["creature", None])
+def test_file_of_others_is_imported_as_the_project_says(tmp_path: Path, superclass: str | None) -> None:
+    save_file({"emb_params": np.ones((2, 768), np.float32)}, tmp_path / "easy.safetensors")
+    said = f', superclass = "{superclass}"' if superclass else ""
+    row = f'"me/easy" = {{ path = "easy.safetensors", placeholder = "<easy>", base = "sd1"{said} }}'
+    project = parse_project(f"[concepts]\n{row}\n".encode(), tmp_path)
+    (tmp_path / "empty").mkdir()
+    (requirement,) = project.requirements
+    (token,) = read_foreign(project, requirement, tmp_path / "empty").manifest.tokens
+    assert (token.placeholder, token.superclass) == ("<easy>", superclass)
 
 
 # --- project files -------------------------------------------------------------------------------------------------
