@@ -271,8 +271,12 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
     session.out.emit(
         {"path": str(target.with_suffix(".json")), **document},
         [
-            f"{row['rank']:>3}  {row['method']:34} identity {row['identity']:.2f}  prompt {row['prompt']:.2f}  "
-            f"ranks {row['rank_interval'][0]} to {row['rank_interval'][1]}"
+            f"{row['rank'] or '-':>3}  {row['method']:34} identity {row['identity']:.2f}  prompt {row['prompt']:.2f}  "
+            + (
+                f"not ranked: lacks some of {row['ranked_on']} subjects"
+                if row["rank_interval"] is None
+                else "ranks {} to {}".format(*row["rank_interval"])
+            )
             for row in document["rows"]
         ]
         + [f"{say_answer(one)}: {one.claim.claim}" for one in claims],

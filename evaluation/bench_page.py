@@ -45,7 +45,8 @@ _COLUMNS: Final = (
 _EXPLAINED: Final = (
     "Identity and prompt agreement are normalised: 0 is the base with the superclass word, or pictures that ignore "
     "their prompts; 1 is the thing itself, or the base's own agreement. Balance is their harmonic mean. Intervals and "
-    "ranks (95 % of resamples): bootstrap over subjects. Tinted rows: no other method is better in both."
+    "ranks (95 % of resamples): bootstrap over subjects, none of fewer than six. Ranked are the methods that have all "
+    "of the subjects on which most can be compared. Tinted rows: no other ranked method is better in both there."
 )
 _GROUPS_EXPLAINED: Final = (
     "Shares of pictures: all members there, each once (joint); each member there (recall); an object of one member's "
@@ -107,7 +108,7 @@ def _list_cells(one: MethodSummary) -> tuple[object, ...]:
     return (
         one.method,
         one.rank,
-        list(one.rank_interval),
+        None if one.rank_interval is None else list(one.rank_interval),
         one.subjects,
         one.identity,
         one.interval,
@@ -334,13 +335,13 @@ def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
         name = f"**{one.method}**" if one.is_front else one.method
         spread = "" if one.interval is None else " ({:.2f} to {:.2f})".format(*one.interval)
         cells = (
-            str(one.rank),
+            "\u2013" if one.rank is None else str(one.rank),
             name,
             str(one.subjects),
             f"{one.identity:.2f}{spread}",
             f"{one.prompt:.2f}",
             f"{one.balance:.2f}",
-            f"{one.rank_interval[0]} to {one.rank_interval[1]}",
+            _say_ranks(one),
             _say(one.preservation),
             _say(one.leakage),
             str(one.size_bytes),
@@ -349,3 +350,9 @@ def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _say_ranks(one: MethodSummary) -> str:
+    if one.rank_interval is None:
+        return f"not ranked: lacks some of the {one.ranked_on}"
+    return "{} to {}".format(*one.rank_interval)

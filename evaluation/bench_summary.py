@@ -2,13 +2,15 @@
 
 Rank is by balance, the harmonic mean of normalised identity and normalised prompt agreement: a method that copies its
 training pictures and one that ignores its word both end low. Each resample of the subjects ranks all methods anew.
+Methods that lack subjects which the others have are shown without a rank: they would take those from everybody.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,6 +20,9 @@ from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks
 
 RESAMPLES: Final = 2000
+FEWEST_SUBJECTS: Final = 6
+"""Of fewer, even the span from the smallest to the largest covers the median in less than 95 of 100 draws."""
+
 _LEVEL: Final = 0.95
 Values = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -32,7 +37,7 @@ class MethodSummary:
     subjects: int
     identity: float
     interval: Interval | None
-    """Of identity, over subjects; None for a single one, of which nothing can be said."""
+    """Of identity, over subjects; None for so few that nothing can be said."""
 
     prompt: float
     prompt_interval: Interval | None
@@ -52,34 +57,80 @@ class MethodSummary:
     """Medians of what training took; the first by the clock, the second of all threads together."""
 
     sample_passes: int
-    rank: int = 0
-    rank_interval: tuple[int, int] = (0, 0)
+    rank: int | None = None
+    """None where the method lacks subjects that the ranked ones have."""
+
+    rank_interval: tuple[int, int] | None = None
+    ranked_on: int = 0
+    """How many subjects ranks and front stand on: all ranked methods have them."""
+
     is_front: bool = False
-    """Whether no other method is better in both identity and prompt."""
+    """Whether no other ranked method is better in both identity and prompt, on those subjects."""
 
 
 def summarise(results: ResultFile, kind: Literal["instance", "style"]) -> tuple[MethodSummary, ...]:
-    """Returns the methods, best first. Each is judged on its own subjects, ranks on those that all have in common."""
+    """Returns the methods, best first, then those without a rank; means are over each one's own subjects."""
     rows: dict[str, list[ResultRow]] = defaultdict(list)
     for row in results.rows:
         if row.kind == kind:
             rows[row.method].append(row)
-    ranks = rank_methods({method: own for method, own in rows.items() if own})
+    ranks = rank_methods(rows)
+    common = find_common({method: {row.subject for row in own} for method, own in rows.items()})
+    fronts = _find_fronts({method: rows[method] for method in ranks}, common)
     found = [_summarise_one(own) for own in rows.values()]
-    ordered = sorted(found, key=lambda one: (ranks[one.method][0], -one.balance, one.method))
-    return tuple(_place(one, ordered, number, ranks[one.method][1]) for number, one in enumerate(ordered, 1))
-
-
-def _place(
-    one: MethodSummary, others: Sequence[MethodSummary], rank: int, interval: tuple[int, int]
-) -> MethodSummary:
-    beaten = any(
-        other.identity >= one.identity
-        and other.prompt >= one.prompt
-        and (other.identity > one.identity or other.prompt > one.prompt)
-        for other in others
+    ranked = sorted(
+        (one for one in found if one.method in ranks),
+        key=lambda one: (ranks[one.method][0], -one.balance, one.method),
     )
-    return replace(one, rank=rank, rank_interval=interval, is_front=not beaten)
+    others = sorted(
+        (one for one in found if one.method not in ranks),
+        key=lambda one: (-one.subjects, -one.balance, one.method),
+    )
+    placed = [
+        replace(
+            one,
+            rank=number,
+            rank_interval=ranks[one.method][1],
+            ranked_on=len(common),
+            is_front=one.method in fronts,
+        )
+        for number, one in enumerate(ranked, 1)
+    ]
+    return (*placed, *(replace(one, ranked_on=len(common)) for one in others))
+
+
+def find_common(measured: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """Returns the subjects on which most rows can be compared: how many methods have them all, times how many they are.
+
+    So a guest who was measured on one subject takes nothing from the others, and while a table grows the subjects that
+    all have count until some have so many more that comparing fewer methods says more. Empty where there is nothing.
+    """
+    sets = sorted(
+        {frozenset(own) for own in measured.values() if own}, key=lambda one: (len(one), sorted(one))
+    )
+    candidates = {one & other for one, other in combinations_with_replacement(sets, 2)} - {frozenset()}
+
+    def weigh(subjects: frozenset[str]) -> tuple[int, int, list[str]]:
+        holders = sum(1 for own in measured.values() if subjects <= set(own))
+        return (holders * len(subjects), len(subjects), sorted(subjects))
+
+    return tuple(sorted(max(candidates, key=weigh))) if candidates else ()
+
+
+def _find_fronts(rows: Mapping[str, Sequence[ResultRow]], subjects: Sequence[str]) -> set[str]:
+    """Returns the methods that no other is better than in both scores, by their means over these subjects."""
+    means = {
+        method: tuple(float(_column(_choose(own, subjects), name).mean()) for name in ("identity", "prompt"))
+        for method, own in rows.items()
+    }
+    return {
+        method
+        for method, (identity, prompt) in means.items()
+        if not any(
+            one >= identity and other >= prompt and (one, other) != (identity, prompt)
+            for one, other in means.values()
+        )
+    }
 
 
 def _summarise_one(rows: Sequence[ResultRow]) -> MethodSummary:
@@ -112,7 +163,7 @@ def _find_processor_seconds(rows: Sequence[ResultRow]) -> float | None:
 
 
 def _find_interval(values: Values) -> Interval | None:
-    return bootstrap_interval(values) if values.size > 1 else None
+    return bootstrap_interval(values) if values.size >= FEWEST_SUBJECTS else None
 
 
 def balance(identity: Values, prompt: Values) -> Values:
@@ -123,19 +174,24 @@ def balance(identity: Values, prompt: Values) -> Values:
 
 
 def rank_methods(rows: Mapping[str, Sequence[ResultRow]]) -> dict[str, tuple[float, tuple[int, int]]]:
-    """Returns each method's mean rank (1 is best) over resamples of their common subjects, and its 95 % interval."""
-    if not rows:
+    """Returns the mean rank (1 is best) over resamples of the common subjects, and its 95 % interval.
+
+    Only of the methods that have all of these subjects. Of a few it is the plain order, and every rank is open.
+    """
+    common = find_common({name: {row.subject for row in own} for name, own in rows.items()})
+    names = sorted(
+        name for name, own in rows.items() if common and {row.subject for row in own} >= set(common)
+    )
+    if not names:
         return {}
-    common = sorted(set.intersection(*({row.subject for row in own} for own in rows.values())))
-    names = sorted(rows)
-    if len(common) < 2:
-        order = (
-            sorted(names, key=lambda name: -float(_balance_of(rows[name], common).mean()))
-            if common
-            else names
-        )
-        return {name: (float(order.index(name) + 1), (1, len(names))) for name in names}
-    table = np.asarray([_balance_of(rows[name], common) for name in names])
+    chosen = [_choose(rows[name], common) for name in names]
+    table = np.asarray([balance(_column(own, "identity"), _column(own, "prompt")) for own in chosen])
+    if len(common) < FEWEST_SUBJECTS:
+        means = table.mean(axis=1)
+        return {
+            name: (1.0 + float((means > mean).sum()), (1, len(names)))
+            for name, mean in zip(names, means, strict=True)
+        }
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(common), (RESAMPLES, len(common)))
     means = table[:, drawn].mean(axis=2)
@@ -147,10 +203,10 @@ def rank_methods(rows: Mapping[str, Sequence[ResultRow]]) -> dict[str, tuple[flo
     }
 
 
-def _balance_of(rows: Sequence[ResultRow], subjects: Sequence[str]) -> Values:
+def _choose(rows: Sequence[ResultRow], subjects: Sequence[str]) -> list[ResultRow]:
+    """Returns the row of each of these subjects."""
     by_subject = {row.subject: row for row in rows}
-    chosen = [by_subject[subject] for subject in subjects]
-    return balance(_column(chosen, "identity"), _column(chosen, "prompt"))
+    return [by_subject[subject] for subject in subjects]
 
 
 def _column(rows: Sequence[ResultRow], name: str) -> Values:
@@ -172,7 +228,8 @@ def _mean_others(rows: Sequence[ResultRow]) -> dict[str, float]:
 
 
 def compare_scorers(rows: Sequence[MethodSummary]) -> dict[str, float]:
-    """Returns for each further likeness the rank correlation of its order of methods with that of identity."""
+    """Returns for each further likeness the rank correlation of its order of ranked methods with that of identity."""
+    rows = [row for row in rows if row.rank is not None]
     names = sorted(set.intersection(*({*row.others} for row in rows))) if len(rows) > 2 else []
     return {
         name: correlate_ranks([row.identity for row in rows], [row.others[name] for row in rows])
@@ -236,6 +293,7 @@ def _describe(one: MethodSummary) -> dict[str, Any]:
         "processor_seconds": shorten(one.processor_seconds),
         "sample_passes": one.sample_passes,
         "rank": one.rank,
-        "rank_interval": list(one.rank_interval),
+        "rank_interval": None if one.rank_interval is None else list(one.rank_interval),
+        "ranked_on": one.ranked_on,
         "front": one.is_front,
     }

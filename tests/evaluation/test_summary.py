@@ -11,7 +11,7 @@ from PIL import Image
 
 from conceptry.evaluation.bench_page import make_benchmark_page, make_markdown, open_picture
 from conceptry.evaluation.bench_results import ResultRow
-from conceptry.evaluation.bench_summary import balance, summarise, to_json
+from conceptry.evaluation.bench_summary import FEWEST_SUBJECTS, balance, find_common, summarise, to_json
 from tests.evaluation.rows import gather, make_row
 from tests.evaluation.strict_html import parse_strictly
 
@@ -88,13 +88,78 @@ def test_a_second_scorer_says_whether_it_orders_the_methods_alike() -> None:
     assert look({"a": 0.3, "b": 0.2, "c": 0.1}) == pytest.approx(-1.0)
 
 
-def test_methods_are_ranked_on_the_subjects_that_all_have() -> None:
-    easy = [make_row("easy", "s0", 0.95, 0.95)]
+def test_a_guest_on_one_subject_takes_no_rank_from_those_that_have_all() -> None:
+    own = [
+        make_row(method, f"s{number}", identity + 0.02 * np.sin(number), 0.9)
+        for method, identity in (("a", 0.9), ("b", 0.6), ("c", 0.3))
+        for number in range(24)
+    ]
+    ranks = {row.method: (row.rank, row.rank_interval) for row in summarise(gather(*own), "instance")}
+    assert ranks == {"a": (1, (1, 1)), "b": (2, (2, 2)), "c": (3, (3, 3))}
+    for guest in ("s0", "elsewhere"):
+        table = summarise(gather(make_row("guest", guest, 1.0, 1.0), *own), "instance")
+        assert {row.method: (row.rank, row.rank_interval) for row in table[:3]} == ranks
+        assert (table[3].method, table[3].subjects, table[3].rank) == ("guest", 1, None)
+        assert {row.method for row in table if row.is_front} == {"a"}
+        page = make_markdown(gather(make_row("guest", guest, 1.0, 1.0), *own))
+        assert "| \u2013 | guest | 1 |" in page
+        assert "not ranked: lacks some of the 24" in page
+
+
+def test_a_row_that_failed_costs_everybody_one_subject_and_nobody_his_rank() -> None:
+    rows = [
+        make_row(method, f"s{number}", identity, 0.9)
+        for method, identity in (("a", 0.9), ("b", 0.6), ("c", 0.3))
+        for number in range(12)
+        if (method, number) not in {("a", 3), ("b", 7)}
+    ]
+    table = summarise(gather(*rows), "instance")
+    assert [(row.method, row.rank, row.subjects) for row in table] == [
+        ("a", 1, 11),
+        ("b", 2, 11),
+        ("c", 3, 12),
+    ]
+    assert {row.ranked_on for row in table} == {10}
+
+
+def test_while_a_table_grows_what_all_have_is_compared_until_more_can_be() -> None:
+    counts = {"a": 3, "b": 3, "c": 3, "first": 5}
+    assert find_common({name: {f"s{n}" for n in range(count)} for name, count in counts.items()}) == (
+        "s0",
+        "s1",
+        "s2",
+    )
+    counts["first"] = 24
+    assert len(find_common({name: {f"s{n}" for n in range(count)} for name, count in counts.items()})) == 24
+    assert find_common({}) == find_common({"a": ()}) == ()
+
+
+def test_the_front_stands_on_subjects_that_all_ranked_methods_have() -> None:
+    easy = [make_row("easy only", "s0", 0.95, 0.95)]
     full = [make_row("full", "s0", 0.97, 0.97), *(make_row("full", f"s{n}", 0.2, 0.2) for n in range(1, 9))]
     rows = {row.method: row for row in summarise(gather(*easy, *full), "instance")}
-    assert rows["full"].rank == 1
+    assert (rows["full"].rank, rows["full"].is_front) == (1, True)
+    assert (rows["easy only"].rank, rows["easy only"].is_front) == (None, False)
     assert rows["full"].subjects == 9
     assert rows["full"].identity < 0.3
+
+
+def test_intervals_are_as_wide_as_the_subjects_differ_and_absent_for_a_few() -> None:
+    rng = np.random.default_rng(3)
+    for noise in (0.02, 0.2):
+        values = 0.5 + rng.normal(0, noise, 24)
+        rows = [
+            make_row("lora", f"s{n}", float(value), 0.9 - float(value) / 10) for n, value in enumerate(values)
+        ]
+        (one,) = summarise(gather(*rows), "instance")
+        assert one.interval is not None
+        assert one.prompt_interval is not None
+        wide = 2 * 1.96 * float(values.std()) / np.sqrt(len(values))
+        assert one.interval[1] - one.interval[0] == pytest.approx(wide, rel=0.15)
+        assert one.prompt_interval[1] - one.prompt_interval[0] == pytest.approx(wide / 10, rel=0.15)
+        assert one.interval[0] < one.identity < one.interval[1]
+        (few,) = summarise(gather(*rows[: FEWEST_SUBJECTS - 1]), "instance")
+        assert few.interval is few.prompt_interval is None
 
 
 def test_the_summary_has_what_others_read() -> None:
