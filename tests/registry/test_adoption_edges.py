@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from conceptry.errors import IntegrityError
+from conceptry.formats.picture_notes import Mention
 from conceptry.registry import Registry
 from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.adoption import Adoption
+from conceptry.registry.mentions import Shelf
 from tests.fakes.collections import PREVIEW
 from tests.registry.projects import make_workspace
 
@@ -134,3 +137,11 @@ def test_adopted_file_that_a_project_requires_becomes_a_version_when_it_is_locke
     text = '[project]\nbase = "sd1"\n\n[concepts]\n"adopted/easy" = "*"\n'
     locked = make_workspace(tmp_path / "project", registry.root, text).lock()
     assert [str(one.name) for one in locked.lock.concepts] == ["adopted/easy"]
+
+
+def test_eight_digits_of_a_digest_name_a_file_and_seven_do_not(registry: Registry, models: Path) -> None:
+    registry.hash_adopted(registry.adopt(models).collection)
+    digits = hashlib.sha256((models / EASY).read_bytes()).hexdigest()
+    shelf = Shelf(registry)
+    found = [shelf.find(Mention(kind="embedding", hashes=(digits[:count],))) for count in (8, 7)]
+    assert [[match.path for match in matches] for matches in found] == [[str(models / EASY)], []]

@@ -13,18 +13,27 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from conceptry.digests import Digest
-from conceptry.errors import ConflictError, IdentityChangedError, NotFoundError, RemoteError, UsageError
+from conceptry.errors import (
+    ConflictError,
+    IdentityChangedError,
+    IntegrityError,
+    NotFoundError,
+    RemoteError,
+    UsageError,
+)
 from conceptry.manifest import parse_manifest
 from conceptry.names import ConceptName, Reference, RemoteName, Tag, parse_version
 from conceptry.registry import Registry
 from conceptry.registry.answers import RETRIED, find_origin
 from conceptry.registry.attempts import Patience, Retry
 from conceptry.registry.blobs import ignore_bytes
+from conceptry.registry.foreign import fetch_source
 from conceptry.registry.http import Limits, Transport
 from conceptry.registry.oci_client import OciClient, is_same_site
 from conceptry.registry.protocol import Capabilities
 from conceptry.registry.remotes import open_remote
 from conceptry.registry.wire import Watch
+from conceptry.sources import parse_source
 from tests.registry.folders import write_folder
 from tests.simulators.hub.server import Hub
 from tests.simulators.hub.use import ADDRESS, use_hub
@@ -172,6 +181,19 @@ def test_statuses_that_may_pass_are_those_of_the_standard() -> None:
     assert {408, 425, 429, 500, 502, 503, 504} == RETRIED
     assert find_origin("http://host/x") == "http://host:80"
     assert find_origin("https://host/x") == "https://host:443"
+
+
+def test_lists_and_files_that_are_too_large_are_refused_before_they_come(tmp_path: Path) -> None:
+    with serve(lambda line, _: say(200, length=(8 << 20) + 1)) as (uri, asked):
+        with pytest.raises(IntegrityError, match="more than the 8388608 bytes"):
+            list(open_remote(uri, {}).search("imp"))
+        assert len(asked) == 1
+    with serve(lambda line, _: say(200, length=(64 << 30) + 1)) as (uri, asked):
+        source = parse_source(f"{uri}/imp.safetensors#sha256={'0' * 64}")
+        assert source is not None
+        with pytest.raises(RemoteError, match="does not say how many bytes it has"):
+            fetch_source(source, tmp_path, tmp_path)
+        assert [line.split(" ")[0] for line in asked] == ["HEAD"]
 
 
 # --- registries of containers --------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from conceptry.registry.protocol import RemoteVersion
 from conceptry.registry.refs import Resolved
 from conceptry.registry.tags import TagMove, drop_damaged_moves
 from conceptry.registry.views import _remove_others
-from tests.registry.folders import CONTENTS, make_document, make_manifest
+from tests.registry.folders import CONTENTS, make_document, make_manifest, write_folder
 
 IMP = ConceptName("me", "imp")
 STABLE = Tag("stable")
@@ -272,6 +272,23 @@ def test_catalog_of_another_format_is_refused() -> None:
     assert parse_catalog(b'{"concepts": [], "format": 1}') == ()
     with pytest.raises(IntegrityError, match="its format is not 1"):
         parse_catalog(b'{"concepts": [], "format": 2}')
+
+
+def test_catalog_that_is_gone_is_made_anew_with_everything(published: Registry, tmp_path: Path) -> None:
+    uri = (tmp_path / "studio").as_uri()
+    for name in ("me/cup", "me/hat"):
+        published.publish(write_folder(tmp_path / name, name, file=name.encode()))
+    for name in ("me/imp", "me/cup"):
+        published.push(name, uri)
+    catalog = Layout(tmp_path / "studio").catalog
+    catalog.unlink()
+    published.push("me/hat", uri)
+    assert [str(row.name) for row in parse_catalog(catalog.read_bytes())] == ["me/cup", "me/hat", "me/imp"]
+
+
+def test_of_a_long_search_the_first_two_hundred_characters_count(published: Registry) -> None:
+    assert len(published.search("imp".ljust(200) + "zebra")) == 1
+    assert len(published.search("imp".ljust(199) + "zebra")) == 0
 
 
 def test_build_for_the_very_weights_asks_for_what_its_kind_needs() -> None:
