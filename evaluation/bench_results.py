@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from conceptry import __version__
 from conceptry.errors import ConflictError, InvalidFileError, NotFoundError
 from conceptry.evaluation.scores import IdentityScore, Measure, PromptScore
+from conceptry.evaluation.toybench import unify_digest
 
 SCHEMA_VERSION: Final = 1
 GROUPS_NAME: Final = "multi"
@@ -119,7 +120,13 @@ class ResultFile(_Model):
     @property
     def setting(self) -> tuple[str, str, str, str, int]:
         """What results must have in common to stand in one table."""
-        return (self.suite, self.suite_digest, self.protocol, self.base.digest, self.sample_passes)
+        return (
+            self.suite,
+            unify_digest(self.suite_digest),
+            self.protocol,
+            self.base.digest,
+            self.sample_passes,
+        )
 
 
 def read_results(path: Path) -> ResultFile:

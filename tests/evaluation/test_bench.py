@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,20 @@ from conceptry.evaluation.bench_methods import (
 )
 from conceptry.evaluation.bench_results import merge_results, read_results, write_results
 from conceptry.evaluation.bench_running import Bench, BenchOptions, thin_prompts
-from conceptry.evaluation.toybench import list_own_subjects, load_suite, prepare_pictures
+from conceptry.evaluation.toybench import (
+    FILE_NAME,
+    digest_suite,
+    list_own_subjects,
+    load_suite,
+    prepare_pictures,
+    unify_digest,
+)
 from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, POSITIONS, STYLES
 from conceptry.trainer.jobs import resolve
 from conceptry.trainer.methods import TRAINERS
 from conceptry.trainer.settings import resolve_settings
 from tests.evaluation.models import save_models
+from tests.evaluation.rows import gather
 from tests.fakes.concepts import make_rank_one
 from tests.fakes.pipelines import make_pipeline, render
 from tests.trainer.runs import paint_pictures
@@ -109,6 +119,24 @@ def test_the_suite_is_frozen_and_as_large_as_it_says() -> None:
         assert prompt.style in (None, *STYLES)
         assert prompt.category in {"recontextualise", "recolour", "position", "style", "two objects"}
     assert len({one.category for one in thin_prompts(SUITE.prompts["instance"], 5)}) >= 4
+
+
+def test_a_further_variant_voids_no_row_and_another_prompt_voids_all() -> None:
+    document = tomllib.loads(files("conceptry.evaluation").joinpath(FILE_NAME).read_text(encoding="utf-8"))
+    more = {"id": "lora-rank-2", "method": "lora", "settings": {"rank": 2}}
+    assert digest_suite({**document, "variants": [*document["variants"], more]}) == SUITE.digest
+    for name in document.keys() - {"variants"}:
+        assert digest_suite({**document, name: "another"}) != SUITE.digest, name
+
+
+def test_the_rows_that_are_kept_were_measured_with_the_suite_of_today() -> None:
+    kept = [read_results(path) for path in sorted((DOCS / "toybench").glob("*.json"))]
+    assert {unify_digest(one.suite_digest) for one in kept} == {str(SUITE.digest)}
+    today = gather().model_copy(update={"suite_digest": str(SUITE.digest)})
+    for one in kept:
+        assert today.setting[:2] == one.setting[:2]
+    other = gather().model_copy(update={"suite_digest": "sha256:" + "0" * 64})
+    assert other.setting[:2] != today.setting[:2]
 
 
 def test_every_method_of_the_trainer_takes_part_and_spends_the_same_budget(tmp_path: Path) -> None:
