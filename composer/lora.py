@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ class LoraFactors:
         return self.scale * flat.reshape(self.up.shape[0], *self.down.shape[1:])
 
 
-_Known = tuple[OrderedDict[int, Callable[..., Any]], int, Callable[..., Any]]
+_Known = tuple[MutableMapping[int, Callable[..., Any]], int, Callable[..., Any]]
 """The hooks of a layer, the number that torch gave to ours, and our hook: it takes its place again without a search."""
 
 
@@ -94,7 +93,7 @@ class LoraPatch(Patch):
         """Adds to outputs after all others from now on: sums are rounded in the order in which they are made."""
         for hooks, number, _ in self._known:
             if number in hooks:
-                hooks.move_to_end(number)
+                hooks[number] = hooks.pop(number)
 
 
 def to_contributions(factors: Mapping[str, LoraFactors]) -> dict[str, Contribution]:
