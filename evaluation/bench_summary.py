@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
-from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks
+from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks, mean_interval
 
 RESAMPLES: Final = 2000
 FEWEST_SUBJECTS: Final = 6
@@ -164,6 +164,16 @@ def _find_processor_seconds(rows: Sequence[ResultRow]) -> float | None:
 
 def _find_interval(values: Values) -> Interval | None:
     return bootstrap_interval(values) if values.size >= FEWEST_SUBJECTS else None
+
+
+def find_paired_interval(differences: Values) -> Interval | None:
+    """Returns the 95 % interval of the mean of differences paired by subject; None of fewer than two.
+
+    By bootstrap, of a few by Student's t, which is wide there.
+    """
+    if differences.size >= FEWEST_SUBJECTS:
+        return bootstrap_interval(differences)
+    return mean_interval(differences) if differences.size > 1 else None
 
 
 def balance(identity: Values, prompt: Values) -> Values:

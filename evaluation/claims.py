@@ -16,13 +16,15 @@ import numpy as np
 
 from conceptry.errors import InvalidFileError
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
-from conceptry.evaluation.bench_summary import balance
-from conceptry.evaluation.scores import bootstrap_interval
+from conceptry.evaluation.bench_summary import FEWEST_SUBJECTS, balance, find_common, find_paired_interval
+from conceptry.evaluation.toybench import load_suite
 
 FIGURES_NAME: Final = "figures"
 _FIGURE: Final = "figure"
+_NUMBER: Final = "number"
+_TIE_DIGITS: Final = 4
 _MAX_FILE_BYTES: Final = 1 << 20
-_SMALL_IS_BEST: Final = frozenset({"bytes", "seconds", "leaks", "swaps"})
+_SMALL_IS_BEST: Final = frozenset({"bytes", "size_bytes", "seconds", "leaks", "swaps"})
 Answer = Literal["confirmed", "refuted", "not measured"]
 UNSURE_EXPLAINED: Final = (
     "Not sure: the 95 % interval of a difference that decides holds both answers, or there is none."
@@ -32,6 +34,7 @@ ANSWERS: Final[tuple[Answer, ...]] = ("confirmed", "refuted", "not measured")
 # Whether a relation holds for left, right and a margin.
 RELATIONS: Final[Mapping[str, Callable[[float, float, float], bool]]] = MappingProxyType(
     {
+        "at least": lambda left, right, margin: left >= right - margin,
         "above": lambda left, right, margin: left > right + margin,
         "below": lambda left, right, margin: left < right - margin,
         "near": lambda left, right, margin: abs(left - right) <= margin,
@@ -126,14 +129,15 @@ class Numbers:
     """By method, then by subject; instances alone."""
 
     groups: Sequence[Mapping[str, Any]] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
+    """Each one value, or one for each subject."""
 
     @classmethod
     def gather(
         cls,
         results: ResultFile,
         groups: Sequence[Mapping[str, Any]] = (),
-        figures: Mapping[str, float] | None = None,
+        figures: Mapping[str, float | Mapping[str, float]] | None = None,
     ) -> Numbers:
         """Returns the numbers of results, groups and figures; of a row that is there twice the first counts."""
         rows: dict[str, dict[str, ResultRow]] = {}
@@ -146,7 +150,8 @@ class Numbers:
         """Returns the values of a side of a check by what they were measured on; nothing where there are none."""
         named, _, measure = side.partition(" ")
         if named == _FIGURE:
-            return {"": self.figures[measure]} if measure in self.figures else {}
+            found = self.figures.get(measure, {})
+            return dict(found) if isinstance(found, Mapping) else {"": found}
         if "/" in named:
             method, way, count = named.split("/")
             return {
@@ -154,10 +159,23 @@ class Numbers:
                 for group in self.groups
                 if (group["method"], group["way"]) == (method, way)
                 and len(group["members"]) == int(count)
+                and not _list_styles() & set(group["members"])  # a style is no further thing in the picture
                 and group.get(measure) is not None
             }
-        found = {subject: read_measure(row, measure) for subject, row in self.rows.get(named, {}).items()}
-        return {subject: value for subject, value in found.items() if value is not None}
+        read = {subject: read_measure(row, measure) for subject, row in self.rows.get(named, {}).items()}
+        return {subject: value for subject, value in read.items() if value is not None}
+
+
+@cache
+def _list_styles() -> frozenset[str]:
+    return frozenset(subject.id for subject in load_suite().subjects if subject.subject == "style")
+
+
+@cache
+def _list_studies() -> frozenset[str]:
+    """Returns the trainings that claims ask for: they have other words and stand in no table."""
+    document = tomllib.loads(files(__package__).joinpath("studies.toml").read_text(encoding="utf-8"))
+    return frozenset(row["id"] for row in document["studies"])
 
 
 def _mean(value: Any) -> float:
@@ -165,11 +183,14 @@ def _mean(value: Any) -> float:
 
 
 def read_measure(row: ResultRow, measure: str) -> float | None:
-    """Returns a measure of a row, None where it was not taken. Unknown names are None too."""
-    if measure == "bytes":
+    """Returns a measure of a row, None where it was not taken. Unknown names are None too.
+
+    Seconds are those of the processor: by the clock the same training took 28 and 200 s on a machine with neighbours.
+    """
+    if measure in ("bytes", "size_bytes"):
         return float(row.size_bytes)
     if measure == "seconds":
-        return row.training_seconds
+        return row.training_processor_seconds
     if measure == "balance":
         both = row.identity.normalised, row.prompt.normalised
         values = [np.asarray([value or 0.0], np.float64) for value in both]
@@ -178,23 +199,35 @@ def read_measure(row: ResultRow, measure: str) -> float | None:
     return None if model is None else model.normalised
 
 
-def read_figures_beside(folder: Path) -> dict[str, float]:
-    """Returns the single figures that ``figures/*.json`` of a folder of results name. Raises InvalidFileError."""
-    figures: dict[str, float] = {}
+def read_figures_beside(folder: Path) -> dict[str, float | Mapping[str, float]]:
+    """Returns the figures that ``figures/*.json`` of a folder of results name, each a number or one for each subject.
+
+    Raises:
+        InvalidFileError: if a file there is none of figures.
+    """
+    figures: dict[str, float | Mapping[str, float]] = {}
     for path in sorted((folder / FIGURES_NAME).glob("*.json")):
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise ValueError(f"more than {_MAX_FILE_BYTES} bytes")
             document = json.loads(path.read_text(encoding="utf-8"))
-            named = {str(name): float(value) for name, value in document["figures"].items()}
-            if not np.isfinite(list(named.values())).all():
-                raise ValueError("a figure is not finite")
+            named = {str(name): _read_figure(value) for name, value in document["figures"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidFileError(
                 f"{str(path)!r} is no file of figures: {error}", hint='{"figures": {"name": 0.5}}'
             ) from error
         figures |= named
     return figures
+
+
+def _read_figure(value: Any) -> float | dict[str, float]:
+    """Raises ValueError, TypeError."""
+    found = {
+        str(name): float(one) for name, one in (value if isinstance(value, dict) else {"": value}).items()
+    }
+    if not found or not np.isfinite(list(found.values())).all():
+        raise ValueError("a figure is not finite")
+    return found if isinstance(value, dict) else found[""]
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -213,21 +246,31 @@ def judge_claims(numbers: Numbers, claims: Sequence[Claim] | None = None) -> tup
 
 
 def _compare(check: Check, numbers: Numbers) -> Finding:
-    left, right = numbers.find(check.left), numbers.find(check.right)
+    left = numbers.find(check.left)
+    kind, _, said = check.right.partition(" ")
+    right = dict.fromkeys(left, float(said)) if kind == _NUMBER else numbers.find(check.right)
     lacking = [side for side, found in ((check.left, left), (check.right, right)) if not found]
     if lacking:
         return Finding(text=f"no {' and no '.join(lacking)}", holds=None)
     common = sorted(left.keys() & right.keys())
+    if not common and _is_of_rows(check.left) and _is_of_rows(check.right):
+        return Finding(text=f"no subject has both {check.left} and {check.right}", holds=None)
     one = np.asarray([left[name] for name in common] or list(left.values()))
     other = check.times * np.asarray([right[name] for name in common] or list(right.values()))
     holds = RELATIONS[check.relation](float(one.mean()), float(other.mean()), check.margin)
     scaled = f"{check.times:g} times " if check.times != 1.0 else ""
-    text = f"{check.left} {_say(one)} {check.relation} {scaled}{check.right} {_say(other)}: {'yes' if holds else 'no'}"
-    low, high = bootstrap_interval(one - other) if len(common) > 1 else (float("-inf"), float("inf"))
+    beside = said if kind == _NUMBER else f"{scaled}{check.right} {_say(other)}"
+    text = f"{check.left} {_say(one)} {check.relation} {beside}: {'yes' if holds else 'no'}"
+    low, high = (find_paired_interval(one - other) if common else None) or (float("-inf"), float("inf"))
     # No relation changes more than once on either side of zero.
     places = (low, high, *([0.0] if low < 0 < high else []))
     alike = all(RELATIONS[check.relation](place, 0.0, check.margin) == holds for place in places)
     return Finding(text=text, holds=holds, is_sure=alike)
+
+
+def _is_of_rows(side: str) -> bool:
+    named = side.partition(" ")[0]
+    return named != _FIGURE and "/" not in named
 
 
 def _say(values: Any) -> str:
@@ -235,17 +278,28 @@ def _say(values: Any) -> str:
 
 
 def _seek_winner(measures: Sequence[str], numbers: Numbers) -> Finding:
-    """Whether the best methods of the measures differ."""
+    """Whether the best methods of the measures differ, among those of the table and on subjects that they share."""
+    found = {
+        method: {measure: numbers.find(f"{method} {measure}") for measure in measures}
+        for method in numbers.rows
+        if method not in _list_studies()
+    }
+    measured = {method: set.intersection(*map(set, values.values())) for method, values in found.items()}
+    common = find_common(measured)
+    taking = [method for method, subjects in measured.items() if common and subjects >= set(common)]
+    if len(taking) < 2:
+        return Finding(text=f"no two methods with {', '.join(measures)} of the same subjects", holds=None)
     best: dict[str, set[str]] = {}
     for measure in measures:
-        found = {method: numbers.find(f"{method} {measure}") for method in numbers.rows}
-        means = {method: float(np.mean(list(values.values()))) for method, values in found.items() if values}
-        if len(means) < 2:
-            return Finding(text=f"no two methods with {measure}", holds=None)
+        means = {
+            method: round(_mean([found[method][measure][subject] for subject in common]), _TIE_DIGITS)
+            for method in taking
+        }
         top = (min if measure in _SMALL_IS_BEST else max)(means.values())
         best[measure] = {method for method, value in means.items() if value == top}
     text = "; ".join(f"best in {measure}: {', '.join(sorted(names))}" for measure, names in best.items())
-    return Finding(text=text, holds=not set.intersection(*best.values()), is_sure=True)
+    is_sure = len(common) >= FEWEST_SUBJECTS
+    return Finding(text=text, holds=not set.intersection(*best.values()), is_sure=is_sure)
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

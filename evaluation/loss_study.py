@@ -1,7 +1,8 @@
 """Which loss tells how far a training is: that of its batches, or that of a batch which never changes.
 
-One method is trained to several lengths from the same seed, so that a shorter training is the beginning of a longer
-one, and at each length both losses stand beside the identity of pictures (as DVAR asks, arXiv 2302.04841).
+One method is trained to several lengths from the same seed and at a constant rate, so that a shorter training is the
+beginning of a longer one, and at each length both losses stand beside the identity of pictures (as DVAR asks, arXiv
+2302.04841).
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
-from conceptry.evaluation.bench_methods import count_passes, plan_job
+from conceptry.evaluation.bench_methods import Lesson, count_passes, plan_job
 from conceptry.evaluation.bench_running import Bench
 from conceptry.evaluation.examination import FIRST_SEED, draw_pictures
 from conceptry.evaluation.judges import make_judge
@@ -22,8 +21,8 @@ from conceptry.evaluation.protocols import find_protocol, load_plain_prompt
 from conceptry.evaluation.scores import correlate_ranks
 from conceptry.evaluation.toybench import BenchSubject
 from conceptry.trainer.events import TrainEvent
-from conceptry.trainer.jobs import resolve
-from conceptry.trainer.methods import find_trainer
+from conceptry.trainer.jobs import TrainJob, resolve
+from conceptry.trainer.methods import TrainerRow, find_trainer
 from conceptry.trainer.training import train
 
 METHOD: Final = "textual_inversion"
@@ -63,8 +62,7 @@ def follow_training(
                 seen.append(event.loss)
 
         passes = steps * count_passes(resolve(plan_job(lesson, trainer, {}), bench.family).settings)
-        job = plan_job(replace(lesson, sample_passes=passes), trainer, {"keep": "last"})
-        job = job.model_copy(update={"settings": {**job.settings, "warmup_steps": 0}})
+        job = plan_length(replace(lesson, sample_passes=passes), trainer)
         folder = lesson.workdir / "lengths" / f"{METHOD}-{steps}"
         done = train(job, on_event=note, workdir=folder, cache_folder=lesson.cache, base=bench.pipeline)
         words = [prompt.with_concept(resolve(job, bench.family).word)] * pictures
@@ -81,15 +79,22 @@ def follow_training(
     return tuple(moments)
 
 
+def plan_length(lesson: Lesson, trainer: TrainerRow) -> TrainJob:
+    """Returns the job of a training that is the beginning of every longer one: its rate knows nothing of its length."""
+    job = plan_job(lesson, trainer, {"keep": "last", "schedule": "constant"})
+    return job.model_copy(update={"settings": {**job.settings, "warmup_steps": 0}})
+
+
 def study_losses(
     bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]
-) -> dict[str, float]:
-    """Returns how well each loss orders the moments of trainings as identity does, the mean over subjects."""
-    rows = []
+) -> dict[str, dict[str, float]]:
+    """Returns how well each loss orders the moments of a training as identity does, for each subject."""
+    found: dict[str, dict[str, float]] = {}
     for subject in subjects:
         on_step(f"lengths of {METHOD} on {subject.id}")
-        rows.append(correlate_losses(follow_training(bench, subject)))
-    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
+        for name, value in correlate_losses(follow_training(bench, subject)).items():
+            found.setdefault(name, {})[subject.id] = round(value, 6)
+    return found
 
 
 def correlate_losses(moments: Sequence[Moment]) -> dict[str, float]:

@@ -47,15 +47,16 @@ def measure_moves(unet: Any, attach: Callable[[], AbstractContextManager[Any]]) 
 
 def study_moves(
     bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]
-) -> dict[str, float]:
-    """Returns the mean of each figure over subjects; trainings that are there are used again."""
-    rows = []
+) -> dict[str, dict[str, float]]:
+    """Returns each figure by subject; trainings that are there are used again."""
+    found: dict[str, dict[str, float]] = {}
     for subject in subjects:
         on_step(f"weights that {FULL_TUNING} moves on {subject.id}")
         bench.prepare(subject)
         taught = find_method(FULL_TUNING, bench.suite).teach(bench.make_lesson(subject))
-        rows.append(measure_moves(bench.pipeline.unet, taught.attach))
-    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
+        for name, value in measure_moves(bench.pipeline.unet, taught.attach).items():
+            found.setdefault(name, {})[subject.id] = round(value, 6)
+    return found
 
 
 def _copy_matrices(unet: Any) -> dict[str, Tensor]:

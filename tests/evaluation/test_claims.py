@@ -59,7 +59,7 @@ def test_every_claim_names_its_source_and_numbers_that_the_benchmark_can_measure
             assert check.relation in RELATIONS
             for side in (check.left, check.right):
                 method, _, measure = side.partition(" ")
-                assert method == "figure" or method.partition("/")[0] in known, side
+                assert method in {"figure", "number"} or method.partition("/")[0] in known, side
                 assert measure, side
 
 
@@ -121,6 +121,81 @@ def test_groups_and_single_figures_are_sides_too() -> None:
     assert judge("fixed-batch").answer == "not measured"
 
 
+def test_a_style_beside_two_things_is_no_third_thing() -> None:
+    def group(*members: str, joint: float) -> dict[str, object]:
+        shares = {"joint": joint, "recall": [joint], "swaps": 0.0, "leaks": None, "region": 1.0}
+        return {"method": "lora", "way": "attached", "members": list(members), **shares}
+
+    with_styles = [
+        group("creature-21", "style-41", joint=1.0),
+        group("creature-21", "cup-21", "style-41", joint=0.0),
+    ]
+    assert judge("summing-loses", groups=with_styles).answer == "not measured"
+    things = [
+        group("ball-20", "fish-20", joint=0.1),
+        group("ball-20", "fish-20", "car-20", joint=0.1),
+    ]
+    assert judge("summing-loses", groups=[*with_styles, *things]).answer == "refuted"
+
+
+def test_figures_by_subject_are_paired_and_can_be_sure() -> None:
+    raw = {f"s{n}": 0.1 + shift for n, shift in enumerate(NOISE)}
+    fixed = {subject: value + 0.7 for subject, value in raw.items()}
+    figures = {"raw_loss_follows_identity": raw, "fixed_loss_follows_identity": fixed}
+    verdict = judge("fixed-batch", figures=figures)
+    assert (verdict.answer, verdict.is_sure) == ("confirmed", True)
+    close = {"raw_loss_follows_identity": 0.8, "fixed_loss_follows_identity": 0.9}
+    assert judge("fixed-batch", figures=close).answer == "refuted"
+
+
+def test_seconds_are_those_of_the_processor() -> None:
+    def take(method: str, wall: float, processor: float | None) -> list[ResultRow]:
+        seconds = {"training_seconds": wall, "training_processor_seconds": processor}
+        return spread(method, 0.9 if method == "pivotal" else 0.5, **seconds)
+
+    waited = judge("adding-textual-inversion", *take("pivotal", 200.0, 28.0), *take("lora", 30.0, 28.0))
+    assert waited.answer == "refuted"
+    worked = judge("adding-textual-inversion", *take("pivotal", 30.0, 40.0), *take("lora", 200.0, 28.0))
+    assert worked.answer == "confirmed"
+    unknown = judge("adding-textual-inversion", *take("pivotal", 200.0, None), *take("lora", 30.0, None))
+    assert unknown.answer == "not measured"
+
+
+def test_a_prior_that_keeps_a_sixth_of_the_class_does_not_confirm_that_it_keeps_it() -> None:
+    def keep(method: str, share: float) -> list[ResultRow]:
+        scores = {"floor": 0.0, "ceiling": 1.0, "interval": [0.0, 1.0], "score": share, "normalised": share}
+        return spread(method, 0.8, preservation=scores)
+
+    forgets = keep("dreambooth-no-prior", 0.03)
+    assert judge("dreambooth-forgets-without-prior", *keep("dreambooth", 0.16), *forgets).answer == "refuted"
+    assert judge("dreambooth-forgets-without-prior", *keep("dreambooth", 0.8), *forgets).answer == "confirmed"
+
+
+def test_what_is_as_editable_as_the_best_counts_as_editable() -> None:
+    level = [make_row("textual_inversion", f"s{n}", 0.4, 1.0) for n in range(6)]
+    others = [make_row(name, f"s{n}", 0.9, 1.0) for name in ("dreambooth", "lora") for n in range(6)]
+    best = [make_row("dreambooth-no-prior", f"s{n}", 0.9, 1.0) for n in range(6)]
+    assert judge("textual-inversion-loses-detail", *level, *others, *best).answer == "confirmed"
+
+
+def test_methods_without_a_common_subject_are_not_compared() -> None:
+    apart = [make_row("xti", "s0", 0.9, 0.8), make_row("textual_inversion", "s1", 0.4, 0.8)]
+    verdict = judge("per-layer-learns-faster", *apart)
+    assert verdict.answer == "not measured"
+    assert "no subject has both" in verdict.findings[0].text
+
+
+def test_studies_win_nothing_and_a_guest_on_an_easy_subject_wins_nothing() -> None:
+    scores = {"floor": 0.0, "ceiling": 1.0, "interval": [0.0, 1.0], "score": 0.9, "normalised": 0.9}
+    exact = spread("exact", 0.9, 0.8, preservation=scores, size_bytes=9)
+    small = spread("small", 0.6, 0.9, preservation=scores, size_bytes=5)
+    study = spread("lora-strong-word", 0.99, 0.99, preservation=scores, size_bytes=1)
+    guest = make_row("guest", "s0", 1.0, 1.0, preservation=scores, size_bytes=1)
+    verdict = judge("no-method-wins-everywhere", *exact, *small, *study, guest)
+    assert (verdict.answer, verdict.is_sure) == ("confirmed", True)
+    assert "best in identity: exact; best in prompt: small" in verdict.findings[0].text
+
+
 def test_no_method_wins_everywhere_unless_one_does() -> None:
     good = {"floor": 0.0, "ceiling": 1.0, "interval": [0.0, 1.0]}
     keeps, forgets = ({**good, "score": value, "normalised": value} for value in (0.9, 0.5))
@@ -147,7 +222,15 @@ def test_the_right_side_may_be_scaled() -> None:
 def test_files_of_figures_are_read_or_named(tmp_path: Path) -> None:
     write_json(tmp_path / "figures" / "a.json", {"figures": {"x": 0.5}})
     assert read_figures_beside(tmp_path) == {"x": 0.5}
-    for text in ("{", "[]", '{"figures": {"x": "much"}}', '{"figures": {"x": NaN}}'):
+    write_json(tmp_path / "figures" / "b.json", {"figures": {"y": {"cup-20": 0.5, "car-20": 1}}})
+    assert read_figures_beside(tmp_path) == {"x": 0.5, "y": {"cup-20": 0.5, "car-20": 1.0}}
+    for text in (
+        "{",
+        "[]",
+        '{"figures": {"x": "much"}}',
+        '{"figures": {"x": NaN}}',
+        '{"figures": {"x": {}}}',
+    ):
         (tmp_path / "figures" / "a.json").write_text(text, encoding="utf-8")
         with pytest.raises(InvalidFileError, match="no file of figures"):
             read_figures_beside(tmp_path)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conceptry.bases import FamilyId
 from conceptry.evaluation.bench_running import Bench, BenchOptions
 from conceptry.evaluation.claims import Numbers, judge_claims, load_claims
-from conceptry.evaluation.loss_study import Moment, correlate_losses, follow_training
+from conceptry.evaluation.loss_study import METHOD, Moment, correlate_losses, follow_training, plan_length
 from conceptry.evaluation.moved_weights import MATRICES, OTHER, study_moves
 from conceptry.evaluation.toybench import list_own_subjects, load_suite
+from conceptry.trainer.jobs import resolve
+from conceptry.trainer.methods import find_trainer
 from tests.evaluation.models import save_models
 from tests.fakes.pipelines import make_pipeline
 from tests.trainer.runs import paint_pictures
@@ -51,10 +55,14 @@ def test_the_figures_of_studies_answer_their_claims(tmp_path: Path) -> None:
     subjects = list_own_subjects(tmp_path / "subjects")
     moves = study_moves(bench, subjects, str)
     assert set(moves) == {*MATRICES, OTHER}
-    assert min(moves.values()) > 0
+    assert min(value for row in moves.values() for value in row.values()) > 0
+    assert all(set(row) == {"cat-1"} for row in moves.values())
     short, long = follow_training(bench, subjects[0], lengths=(1, 2), pictures=1)
     assert (short.steps, long.steps) == (1, 2)
     assert short.fixed_loss != long.fixed_loss
+    lesson, trainer = replace(bench.make_lesson(subjects[0]), sample_passes=64), find_trainer(METHOD)
+    planned = resolve(plan_length(lesson, trainer), FamilyId("toybox")).settings
+    assert (planned.schedule, planned.warmup_steps, planned.keep) == ("constant", 0, "last")
     figures = {**moves, **correlate_losses((short, long))}
     answered = {
         one.claim.id: one.answer for one in judge_claims(Numbers(figures=json.loads(json.dumps(figures))))
