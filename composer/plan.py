@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from conceptry.bases import FAMILY_BY_ID, BaseIdentity, Fit, Verdict, judge_fit
 from conceptry.composer.compositions import Composition, Member
+from conceptry.composer.prompts import find_tags
 from conceptry.composition import CompositionDocument, Use, Way
 from conceptry.composition import Member as DocumentMember
 from conceptry.concepts import Concept
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import IncompatibleError
+from conceptry.errors import IncompatibleError, UsageError
 from conceptry.kinds import KIND_BY_ID
 from conceptry.licenses import combine_permissions, iter_objections
 from conceptry.manifest import Build, Permissions, RankOneMethod
@@ -106,6 +107,7 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
 
     Raises:
         IncompatibleError: if a concept does not fit the base, or two do not fit each other.
+        UsageError: if the prompt of a region names a concept.
     """
     builds = [_choose_build(member.concept, identity, fit) for member in composition.members]
     words = _choose_words(composition.members, [build for build, _ in builds])
@@ -123,6 +125,7 @@ def make_plan(composition: Composition, identity: BaseIdentity, fit: Fit | None 
     _check_covariances(members)
     _check_conflicts(members)
     _check_passes(composition, identity)
+    _check_prompts(members)
     licensed = [(member.concept.label, member.concept.manifest.license) for member in members]
     objections = [f"{one.label} {one.message}" for one in iter_objections(licensed)]
     return Plan(
@@ -225,6 +228,16 @@ def _check_passes(composition: Composition, identity: BaseIdentity) -> None:
         f"{what} needs a denoiser of rows and columns, a UNet, and {identity.family} has a transformer",
         hint="use the way 'sum' or 'switch', without regions",
     )
+
+
+def _check_prompts(members: tuple[PlannedMember, ...]) -> None:
+    for member in members:
+        tags = find_tags(member.use.region.prompt or "") if member.use.region is not None else ()
+        if tags:
+            raise UsageError(
+                f"the prompt of the region of {member.concept.label} names the {tags[0].kind} {tags[0].name!r}",
+                hint="name it in the composition, and write its word: concepts compose REF...",
+            )
 
 
 def _iter_warnings(members: tuple[PlannedMember, ...]) -> Iterator[str]:

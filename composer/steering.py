@@ -20,7 +20,7 @@ from conceptry.composer.emphasis import emphasized, join_pieces, set_aside
 from conceptry.composer.focus import Focus
 from conceptry.composer.hooks import Patch
 from conceptry.composer.pipelines import Pipeline, get_device, list_components
-from conceptry.composer.prompts import find_tags, parse_weights
+from conceptry.composer.prompts import parse_weights
 from conceptry.composer.regions import weigh_regions
 from conceptry.composer.slots import DENOISERS, Slot
 from conceptry.composer.standins import together
@@ -52,7 +52,7 @@ class Steering(Patch):
         slots: of its concepts, in order.
 
     Raises:
-        UsageError: if regions are asked for in a way that takes passes of its own, or a region's prompt names concepts.
+        UsageError: if regions are asked for in a way that takes passes of its own.
         IncompatibleError: at ``attach``, if something else steers this pipeline; nothing is then changed.
     """
 
@@ -71,13 +71,6 @@ class Steering(Patch):
             raise UsageError(
                 f"regions and the way {self._way.id!r} both take passes of their own", hint="use one"
             )
-        for region in self._regions.values():
-            tags = find_tags(region.prompt or "")
-            if tags:
-                raise UsageError(
-                    f"the prompt of a region names the {tags[0].kind} {tags[0].name!r}",
-                    hint="name it in the composition, and write its word: concepts compose REF...",
-                )
         focused = self._way.focused and len(slots) > 1
         self._focus = Focus(pipeline, [slot.member for slot in slots]) if focused else None
         self._prompts: dict[int, tuple[Tensor, Tensor | None]] = {}

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from conceptry.composer import Composition, attach, presence, sequences
 from conceptry.composer.attach import Attachment
 from conceptry.composer.emphasis import emphasized, join_pieces
+from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.pipelines import encode_prompts, iter_cross_attention
+from conceptry.composer.plan import make_plan
 from conceptry.composer.prompts import parse_weights
 from conceptry.composer.regions import make_mask
 from conceptry.composer.slots import Slot
@@ -263,8 +265,11 @@ def test_words_of_a_regions_prompt_are_weighed_and_concepts_are_not_named_there(
     plain = paint("a dog on the beach")
     assert torch.equal(paint("a (dog:1.0) on the beach"), plain)
     assert not torch.equal(paint("a (dog:1.8) on the beach"), plain)
-    with pytest.raises(UsageError, match="names the lora 'imp'"):
-        paint("a dog <lora:imp:0.5>")
+    region = Region(box=(0.0, 0.0, 0.5, 1.0), prompt="a dog <lora:imp:0.5>")
+    with pytest.raises(
+        UsageError, match=r"test/a@1\.0\.0 names the lora 'imp'"
+    ):  # before a composition is written too
+        make_plan(Composition(pair[0], use={"test/a": Use(region=region)}), identify_pipeline(sd1))
 
 
 @pytest.mark.parametrize(
