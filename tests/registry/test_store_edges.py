@@ -23,7 +23,7 @@ from conceptry.registry.buckets import BucketRemote
 from conceptry.registry.builds import choose_build
 from conceptry.registry.bundle_reading import _read, open_bundle
 from conceptry.registry.bundles import make_header
-from conceptry.registry.catalogs import parse_catalog
+from conceptry.registry.catalogs import _derive_catalog, parse_catalog
 from conceptry.registry.checks import BlobChecks
 from conceptry.registry.collection import collect_garbage
 from conceptry.registry.diffs import _flatten, _Values
@@ -41,11 +41,11 @@ from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.placements import Made
 from conceptry.registry.places import ViewLayout
-from conceptry.registry.protocol import RemoteVersion
+from conceptry.registry.protocol import RemoteConcept, RemoteVersion, describe_concept
 from conceptry.registry.refs import Resolved
 from conceptry.registry.tags import TagMove, drop_damaged_moves
 from conceptry.registry.views import _remove_others
-from tests.registry.folders import CONTENTS, make_document, make_manifest, write_folder
+from tests.registry.folders import CONTENTS, make_document, make_manifest
 
 IMP = ConceptName("me", "imp")
 STABLE = Tag("stable")
@@ -274,16 +274,21 @@ def test_catalog_of_another_format_is_refused() -> None:
         parse_catalog(b'{"concepts": [], "format": 2}')
 
 
-def test_catalog_that_is_gone_is_made_anew_with_everything(published: Registry, tmp_path: Path) -> None:
-    uri = (tmp_path / "studio").as_uri()
-    for name in ("me/cup", "me/hat"):
-        published.publish(write_folder(tmp_path / name, name, file=name.encode()))
-    for name in ("me/imp", "me/cup"):
-        published.push(name, uri)
-    catalog = Layout(tmp_path / "studio").catalog
-    catalog.unlink()
-    published.push("me/hat", uri)
-    assert [str(row.name) for row in parse_catalog(catalog.read_bytes())] == ["me/cup", "me/hat", "me/imp"]
+def test_catalog_keeps_what_it_knows_and_describes_what_changed_or_is_missing(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    names = [ConceptName("me", name) for name in ("cup", "hat", "imp")]
+    asked: list[ConceptName] = []
+
+    def describe(name: ConceptName) -> RemoteConcept:
+        asked.append(name)
+        return describe_concept(make_manifest(str(name), title=f"{len(asked)}"))
+
+    for name in names:
+        layout.versions(name).mkdir(parents=True)
+    data = _derive_catalog(layout, names[2], describe, None)
+    assert (asked, [row.title for row in parse_catalog(data)]) == (names, ["1", "2", "3"])
+    again = parse_catalog(_derive_catalog(layout, names[2], describe, data))
+    assert (asked[3:], [row.title for row in again]) == ([names[2]], ["1", "2", "4"])
 
 
 def test_of_a_long_search_the_first_two_hundred_characters_count(published: Registry) -> None:
