@@ -33,6 +33,7 @@ from conceptry.trainer.settings import Settings, resolve_settings
 
 ENTRY_POINTS: Final = "conceptry.benchmark_methods"
 _FACTS_NAME: Final = "bench.json"
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,9 @@ class BenchMethod:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What distinguishes it from another version of itself; part of the key of its results."""
 
+    origin: str | None = None
+    """The entry point of the package that it comes from; None for the trainer's own."""
+
     @property
     def digest(self) -> Digest:
         """The identity of its settings."""
@@ -100,7 +104,11 @@ class BenchMethod:
 
 
 def list_methods(suite: Suite) -> tuple[BenchMethod, ...]:
-    """Returns every method that can be compared: of the trainer's table, its variants, then those of other packages."""
+    """Returns every method that can be compared: of the trainer's table, its variants, then those of other packages.
+
+    Raises:
+        UsageError: if a package's method cannot be loaded, or has the id of another one.
+    """
     known = {row.id: row for row in TRAINERS}
     own = [_make_own(row.id, row.title, row) for row in TRAINERS]
     own += [
@@ -108,7 +116,9 @@ def list_methods(suite: Suite) -> tuple[BenchMethod, ...]:
         for one in suite.variants
         if one.method in known
     ]
-    return (*own, *_load_others())
+    others = tuple(_load_others())
+    _refuse_doubles((*own, *list_studies()), others)
+    return (*own, *others)
 
 
 @cache
@@ -138,6 +148,23 @@ def find_method(id: str, suite: Suite) -> BenchMethod:
     return methods[id]
 
 
+def _refuse_doubles(own: Sequence[BenchMethod], others: Sequence[BenchMethod]) -> None:
+    """Raises UsageError for an id that is taken, or that names no file."""
+    taken = {method.id: "the benchmark itself" for method in own}
+    for method in others:
+        if not _ID.fullmatch(method.id):
+            raise UsageError(
+                f"the entry point {method.origin!r} names its method {method.id[:80]!r}",
+                hint="an id is a file's name: letters, digits, '.', '_' and '-', 64 at most",
+            )
+        if method.id in taken:
+            raise UsageError(
+                f"the entry point {method.origin!r} calls its method {method.id!r}, as does {taken[method.id]}",
+                hint="uninstall one of the packages, or give its method another id",
+            )
+        taken[method.id] = f"the entry point {method.origin!r}"
+
+
 def _load_others() -> Iterator[BenchMethod]:
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         try:
@@ -150,7 +177,7 @@ def _load_others() -> Iterator[BenchMethod]:
             ) from error
         if not isinstance(method, BenchMethod):
             raise UsageError(f"the entry point {point.name!r} of {ENTRY_POINTS} gives no BenchMethod")
-        yield method
+        yield replace(method, origin=f"{point.name} = {point.value}")
 
 
 # --- the trainer's own ---------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,15 @@ from PIL import Image
 from conceptry.bases import FamilyId
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import ConceptryError, ConflictError, InterruptedByUserError
+from conceptry.errors import ConceptryError, InterruptedByUserError
+from conceptry.evaluation.bench_files import add_row, open_results
+from conceptry.evaluation.bench_guests import (
+    count_passes_through,
+    digest_weights,
+    explain_change,
+    explain_failure,
+    refuse_overspending,
+)
 from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
 from conceptry.evaluation.bench_results import (
     BaseModelId,
@@ -26,8 +35,6 @@ from conceptry.evaluation.bench_results import (
     ScoreModel,
     describe_machine,
     find_commit,
-    read_results,
-    write_results,
 )
 from conceptry.evaluation.examination import BasePictures, Candidate, Drawing, Examination, Plan, examine
 from conceptry.evaluation.judges import Judge, make_judge
@@ -91,6 +98,7 @@ class Bench:
 
     _started: float = field(default_factory=time.monotonic)
     _longest_seconds: float = 0.0
+    _weights: str = ""
 
     def __post_init__(self) -> None:
         self.family = find_pipeline_family(self.pipeline)
@@ -103,6 +111,17 @@ class Bench:
         given = self.options.sample_passes
         return self.suite.sample_passes if given is None else given
 
+    @property
+    def protocol(self) -> str:
+        """How pictures are measured, and of ``clip-dino`` with which models: others give other numbers."""
+        models = [self.options.models.get(name) for name in find_protocol(self.options.protocol).needs]
+        named = [Path(model) for model in models if model]
+        if not named or len(named) < len(models):
+            return self.options.protocol
+        from conceptry.evaluation.clip_dino import digest_models
+
+        return f"{self.options.protocol} {digest_models(*named)}"
+
     def run(
         self, methods: Sequence[BenchMethod], subjects: Sequence[BenchSubject], on_step: OnStep
     ) -> Generator[ResultRow, None, None]:
@@ -113,62 +132,88 @@ class Bench:
             InterruptedByUserError: after Ctrl-C; what is kept stays.
         """
         for method in methods:
-            path = self.options.out / f"{method.id}.json"
-            results = self._open(path)
             for subject in subjects:
-                key = (method.id, str(method.digest), subject.id, self.suite.seed)
-                if any(row.key == key for row in results.rows):
+                if self._is_known(method, subject):
                     continue
                 if self.is_late():
                     return
                 on_step(f"{method.id} on {subject.id}")
-                try:
-                    row = self._measure(method, subject)
-                except InterruptedByUserError:
-                    raise
-                except (
-                    ConceptryError
-                ) as error:  # one method that fails does not keep the others from their rows
-                    self.failures.append(error.inside(f"{method.id} on {subject.id}"))
-                    continue
-                results = results.model_copy(update={"rows": (*results.rows, row)})
-                write_results(path, results)
-                yield row
+                row = self._try(method, subject)
+                if method.origin is not None and digest_weights(self.pipeline) != self._weights:
+                    self.failures.append(explain_change(method).inside(f"{method.id} on {subject.id}"))
+                    return
+                if row is not None:
+                    add_row(self._locate_results(method), row, self._describe())
+                    yield row
 
-    def is_late(self) -> bool:
-        """Returns whether one more subject would probably end too late."""
+    def _is_known(self, method: BenchMethod, subject: BenchSubject) -> bool:
+        """Returns whether a row is there, of this process or another. Raises ConflictError."""
+        key = (method.id, str(method.digest), subject.id, self.suite.seed)
+        known = open_results(self._locate_results(method), self._describe()).rows
+        return any(row.key == key for row in known)
+
+    def _try(self, method: BenchMethod, subject: BenchSubject) -> ResultRow | None:
+        """Returns a row; None where the method failed, which keeps the others from nothing and is kept itself."""
+        if method.origin is not None and not self._weights:
+            self._weights = digest_weights(self.pipeline)
+        try:
+            with self.timed():
+                return self._measure(method, subject)
+        except InterruptedByUserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever another package's method raises
+            self.failures.append(explain_failure(method, error).inside(f"{method.id} on {subject.id}"))
+            return None
+
+    def is_late(self, *, count: int = 1) -> bool:
+        """Returns whether so many more pieces of work like those before would probably end too late."""
         limit = self.options.seconds
-        return limit is not None and time.monotonic() - self._started + self._longest_seconds > limit
+        return limit is not None and time.monotonic() - self._started + count * self._longest_seconds > limit
 
-    def _open(self, path: Path) -> ResultFile:
+    @contextmanager
+    def changed(self, **options: Any) -> Iterator[None]:
+        """Runs with other options for the time of a block: elsewhere, or with another budget."""
+        before, self.options = self.options, replace(self.options, **options)
+        try:
+            yield
+        finally:
+            self.options = before
+
+    @contextmanager
+    def timed(self, *, count: int = 1) -> Iterator[None]:
+        """Remembers how long each of ``count`` pieces of work in the block took, for ``is_late``."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            taken = (time.monotonic() - began) / max(1, count)
+            self._longest_seconds = max(self._longest_seconds, taken)
+
+    def _locate_results(self, method: BenchMethod) -> Path:
+        return self.options.out / f"{method.id}.json"
+
+    def _describe(self) -> ResultFile:
+        """Returns a file without rows: what all rows of this run have in common."""
         device = str(next(iter(self.pipeline.unet.parameters())).device)
-        fresh = ResultFile(
+        return ResultFile(
             suite=self.suite.name,
             suite_digest=str(self.suite.digest),
-            protocol=self.options.protocol,
+            protocol=self.protocol,
             base=BaseModelId(family=str(self.family), digest=digest_base(self.pipeline)),
             sample_passes=self.sample_passes,
             commit=find_commit(),
             machine=describe_machine(device, torch.get_num_threads()),
         )
-        if not path.is_file():
-            return fresh
-        found = read_results(path)
-        if found.setting != fresh.setting:
-            raise ConflictError(
-                f"{str(path)!r} was measured with another suite, protocol, base or budget",
-                hint="name another folder with --out, or move these results away",
-            )
-        return found
 
     def _measure(self, method: BenchMethod, subject: BenchSubject) -> ResultRow:
-        started = time.monotonic()
         truth = self.prepare(subject)
         if subject.id not in self.judges:
             self.judges[subject.id] = make_judge(
                 find_protocol(self.options.protocol), truth, family=self.family, models=self.options.models
             )
-        taught = method.teach(self.make_lesson(subject))
+        with count_passes_through(self.pipeline.unet) as counted:
+            taught = method.teach(self.make_lesson(subject))
+        refuse_overspending(method, taught, counted, self.sample_passes)
         drawing = time.monotonic()
         plan = self._plan(subject.subject)
         with plain_attention(self.pipeline, positions=int(self.pipeline.unet.config.sample_size) ** 2):
@@ -179,7 +224,6 @@ class Bench:
                 plan,
                 base=self.base,
             )
-        self._longest_seconds = max(self._longest_seconds, time.monotonic() - started)
         shown = self._keep_pictures(method, subject, found)
         seconds = time.monotonic() - drawing
         return self._make_row(method, subject, taught, found, plan=plan, seconds=seconds, shown=shown)

@@ -7,6 +7,7 @@ layout of transformers, from safetensors only; nothing is fetched and no code of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from conceptry.evaluation.references import Pictures, References, as_images
 
 _BATCH: Final = 32
 _HUB: Final = "hf://"
+_CLIP_TYPES: Final = ("clip",)
+_DINO_TYPES: Final = ("vit", "dinov2", "dinov2_with_registers")
 # Of a DINO picture the middle 224 of 256 pixels are read, of a CLIP picture all of its shorter side.
 _DINO_MARGIN: Final = 256 / 224
 _NORMS: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
@@ -57,8 +60,8 @@ def load_models(clip: Path, dino: Path) -> Models:
     """
     from transformers import AutoModel, CLIPModel, CLIPTokenizer
 
-    clip_folder = locate_model(clip, "clip", ("clip",))
-    dino_folder = locate_model(dino, "dino", ("vit", "dinov2", "dinov2_with_registers"))
+    clip_folder = locate_model(clip, "clip", _CLIP_TYPES)
+    dino_folder = locate_model(dino, "dino", _DINO_TYPES)
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     with _explained(clip_folder):
         model = CLIPModel.from_pretrained(clip_folder, **options)
@@ -67,6 +70,22 @@ def load_models(clip: Path, dino: Path) -> Models:
     with _explained(dino_folder):
         features = AutoModel.from_pretrained(dino_folder, trust_remote_code=False, **options, **bare)
     return Models(clip=model.eval(), tokenizer=tokenizer, dino=features.eval())
+
+
+@cache
+def digest_models(clip: Path, dino: Path) -> str:
+    """Returns twelve digits that tell these models from others: of their settings and weights, byte by byte.
+
+    Raises:
+        NotFoundError: if a folder is not there.
+        UsageError: if a folder holds another kind of model.
+    """
+    whole = hashlib.sha256()
+    for folder in (locate_model(clip, "clip", _CLIP_TYPES), locate_model(dino, "dino", _DINO_TYPES)):
+        for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:12]
 
 
 def locate_model(path: Path, name: str, kinds: Sequence[str]) -> Path:

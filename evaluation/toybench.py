@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,7 @@ from typing import Any, Final
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import UsageError, suggest_nearest
 from conceptry.evaluation.protocols import Prompt, Subject, parse_prompt
-from conceptry.evaluation.references import References, read_pictures, render_references
+from conceptry.evaluation.references import References, list_pictures, read_picture, render_references
 
 FILE_NAME: Final = "toybench.toml"
 # What rows are called that were measured while the digest covered more than what decides them (the variants).
@@ -25,7 +26,7 @@ EARLIER_DIGESTS: Final[Mapping[str, str]] = MappingProxyType(
     {"sha256:e388b687ffbe15955880685bd46609e846a79c726e54667364ef22d8595ae086": _TODAY}
 )
 MIN_OWN_PICTURES: Final = 4
-_COPIES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+_MARK: Final = "@"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class BenchSubject:
     cls: str | None = None
     seed: int | None = None
     folder: Path | None = None
-    """Where somebody's own pictures of it lie; None renders it."""
+    """Where somebody's own pictures of it lie, whose digest is in the id; None renders it."""
 
     @property
     def truth(self) -> Mapping[str, Any]:
@@ -75,9 +76,9 @@ class Suite:
     prompts: Mapping[Subject, tuple[Prompt, ...]]
 
     def find_subject(self, id: str) -> BenchSubject:
-        """Returns the subject called ``id``. Raises UsageError with the nearest."""
+        """Returns the subject called ``id``, its digest left out or not. Raises UsageError with the nearest."""
         for subject in self.subjects:
-            if subject.id == id:
+            if id in (subject.id, subject.id.partition(_MARK)[0]):
                 return subject
         known = [subject.id for subject in self.subjects]
         raise UsageError(
@@ -135,8 +136,11 @@ def unify_digest(digest: str) -> str:
 def list_own_subjects(folder: Path) -> tuple[BenchSubject, ...]:
     """Returns the subjects in a folder of folders of pictures: ``dog-3`` is a dog, ``style-ukiyo`` a style.
 
+    The id has the digest of the pictures (``dog-3@5f0c...``), so that other pictures in a folder of that name, here or
+    in another laboratory, are another subject.
+
     Raises:
-        UsageError: if there is none, or one holds fewer than four pictures.
+        UsageError: if there is none, or one holds fewer than four different pictures.
     """
     found = [path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
     if not found:
@@ -145,17 +149,18 @@ def list_own_subjects(folder: Path) -> tuple[BenchSubject, ...]:
         )
     subjects = []
     for path in found:
-        count = sum(1 for one in path.iterdir() if one.suffix.lower() in _COPIES)
-        if count < MIN_OWN_PICTURES:
+        pictures = _list_different(path)
+        if len(pictures) < MIN_OWN_PICTURES:
             raise UsageError(
-                f"{count} pictures in {str(path)!r}, at least {MIN_OWN_PICTURES} are needed",
-                hint="every third one is held out to compare with",
+                f"{len(pictures)} pictures in {str(path)!r}, at least {MIN_OWN_PICTURES} are needed",
+                hint="every third one is held out to compare with; a copy of another counts for nothing",
             )
         word = re.sub(r"[-_ ]*\d+$", "", path.name).replace("_", " ").replace("-", " ") or "thing"
         is_style = word.split()[0] == "style"
+        whole = Digest.of_bytes(canonical_json(sorted(pictures)))
         subjects.append(
             BenchSubject(
-                id=path.name,
+                id=f"{path.name}{_MARK}{whole.short}",
                 subject="style" if is_style else "instance",
                 superclass="painting" if is_style else word,
                 folder=path,
@@ -164,20 +169,51 @@ def list_own_subjects(folder: Path) -> tuple[BenchSubject, ...]:
     return tuple(subjects)
 
 
+def _list_different(folder: Path) -> dict[str, Path]:
+    """Returns the pictures of a folder in order of name by their digests; of equal ones the first."""
+    found: dict[str, Path] = {}
+    for path in list_pictures(folder):
+        found.setdefault(str(Digest.of_bytes(path.read_bytes())), path)
+    return found
+
+
 def prepare_pictures(subject: BenchSubject, count: int, folder: Path) -> References:
-    """Returns the references of a subject; ``folder`` holds its training pictures then. Raises UsageError."""
+    """Returns the references of a subject; ``folder`` holds its training pictures then, and nothing else.
+
+    Of own pictures every third is held out for the ceiling, and likeness is that with the training pictures, as
+    DreamBooth measures it; renders are compared with others than those that are taught.
+
+    Raises:
+        UsageError: if a picture cannot be read.
+    """
     if subject.folder is None:
-        _render(subject, count, folder)
+        _fill(folder, lambda place: _render(subject, count, place))
         return render_references({**subject.truth, "pictures": count})
-    paths = sorted(path for path in subject.folder.iterdir() if path.suffix.lower() in _COPIES)
+    paths = list(_list_different(subject.folder).values())
     held_out = paths[2::3]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        if path not in held_out:
-            shutil.copyfile(path, folder / path.name)
-    training = read_pictures(folder)
-    kept = [one for one, path in zip(read_pictures(subject.folder), paths, strict=True) if path in held_out]
+    taught = [path for path in paths if path not in held_out]
+    _fill(folder, lambda place: [shutil.copyfile(path, place / path.name) for path in taught])
+    training = [read_picture(path) for path in taught]
+    kept = [read_picture(path) for path in held_out]
     return References(subject=subject.subject, reference=training, ceiling=kept, training=training)
+
+
+def _fill(folder: Path, write: Callable[[Path], object]) -> None:
+    """Makes a folder hold what ``write`` puts into an empty one; one that holds the same already stays as it is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder.parent) as name:
+        place = Path(name) / folder.name
+        place.mkdir()
+        write(place)
+        if folder.is_dir():
+            if _read_files(folder) == _read_files(place):
+                return  # another process may be reading them
+            shutil.rmtree(folder)
+        place.rename(folder)
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def _render(subject: BenchSubject, count: int, folder: Path) -> None:

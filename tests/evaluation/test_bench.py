@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shutil
+import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +24,7 @@ from conceptry.bases import FamilyId
 from conceptry.composer.attach import attach
 from conceptry.composer.compositions import Composition
 from conceptry.errors import ConflictError, InvalidFileError, NotFoundError, TrainingError, UsageError
+from conceptry.evaluation.bench_files import add_row
 from conceptry.evaluation.bench_methods import (
     BenchMethod,
     Lesson,
@@ -176,9 +182,9 @@ def measured(folder: Path) -> Path:
     next(rows)
     rows.close()
     stopped = read_results(folder / "results" / "textual_inversion.json")
-    assert [row.subject for row in stopped.rows] == ["cat-1"]
+    assert [row.subject for row in stopped.rows] == [subjects[0].id]
     again = make_bench(folder, folder / "results")
-    assert [row.subject for row in again.run(methods, subjects, note)] == ["dog-2"]
+    assert [row.subject for row in again.run(methods, subjects, note)] == [subjects[1].id]
     assert list(again.run(methods, subjects, note)) == []
     for name, value in read_weights(bench).items():
         assert torch.equal(value, before[name]), name
@@ -231,9 +237,12 @@ def test_a_method_that_fails_is_named_and_the_others_are_measured(folder: Path, 
     bad = BenchMethod(id="bad", title="bad", teach=refuse)
     good = find_method("textual_inversion", SUITE)
     bench = make_bench(folder, tmp_path)
-    rows = list(bench.run([bad, good], list_own_subjects(folder / "subjects")[:1], note))
+    subjects = list_own_subjects(folder / "subjects")[:1]
+    rows = list(bench.run([bad, good], subjects, note))
     assert [row.method for row in rows] == ["textual_inversion"]
-    assert [str(failure) for failure in bench.failures] == ["bad on cat-1: the loss is not finite"]
+    assert [str(failure) for failure in bench.failures] == [
+        f"bad on {subjects[0].id}: the loss is not finite"
+    ]
 
 
 def test_a_gate_is_changed_in_use_and_what_was_trained_stays(tmp_path: Path) -> None:
@@ -282,7 +291,9 @@ def test_two_laboratories_files_merge_and_what_differs_is_named(measured: Path) 
     second = results.model_copy(update={"rows": (changed, results.rows[1])})
     merged, remarks = merge_results([(Path("a.json"), first), (Path("b.json"), second)])
     assert merged.rows == results.rows
-    assert remarks == ("textual_inversion on cat-1 differs between files; b.json is left out",)
+    assert remarks == (
+        f"textual_inversion on {results.rows[0].subject} differs between files; b.json is left out",
+    )
 
 
 def test_a_file_that_is_no_result_is_named_with_its_place(tmp_path: Path) -> None:
@@ -310,13 +321,137 @@ def test_too_few_pictures_and_unknown_names_are_named(tmp_path: Path) -> None:
         SUITE.find_subject("dragon")
 
 
-def test_what_is_compared_with_is_never_taught(folder: Path, tmp_path: Path) -> None:
+def test_what_is_held_out_is_never_taught(folder: Path, tmp_path: Path) -> None:
     (subject, _) = list_own_subjects(folder / "subjects")
+    assert subject.folder is not None
+    (tmp_path / "pictures").mkdir()
+    shutil.copyfile(subject.folder / "2.png", tmp_path / "pictures" / "earlier.png")
     truth = prepare_pictures(subject, 6, tmp_path / "pictures")
     taught = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert taught == {"0.png", "1.png", "3.png"}
-    with Image.open(subject.folder / "2.png" if subject.folder else "") as held_out:
+    with Image.open(subject.folder / "2.png") as held_out:
         assert np.array_equal(np.asarray(truth.ceiling[0]), np.asarray(held_out.convert("RGB")))
+
+
+def test_a_copy_of_a_picture_is_neither_counted_nor_held_out(tmp_path: Path) -> None:
+    paint_pictures(tmp_path / "dog-1", 3)
+    shutil.copyfile(tmp_path / "dog-1" / "0.png", tmp_path / "dog-1" / "2b.png")
+    with pytest.raises(UsageError, match="3 pictures in"):
+        list_own_subjects(tmp_path)
+    paint_pictures(tmp_path / "dog-1", 4)
+    (subject,) = list_own_subjects(tmp_path)
+    truth = prepare_pictures(subject, 6, tmp_path / "pictures")
+    assert (len(truth.training or ()), len(truth.ceiling)) == (3, 1)
+    assert not (tmp_path / "pictures" / "2b.png").exists()
+
+
+def test_other_pictures_under_the_same_name_are_another_subject(tmp_path: Path) -> None:
+    paint_pictures(tmp_path / "dog-1", 4)
+    (first,) = list_own_subjects(tmp_path)
+    assert list_own_subjects(tmp_path) == (first,)
+    shutil.copyfile(tmp_path / "dog-1" / "0.png", tmp_path / "spare.png")
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "dog-1" / "0.png")
+    (second,) = list_own_subjects(tmp_path)
+    assert second.id != first.id
+    assert second.id.startswith("dog-1@")
+    assert replace(SUITE, subjects=(second,)).find_subject("dog-1") == second
+
+
+def test_other_models_are_another_protocol(folder: Path, tmp_path: Path) -> None:
+    one = make_bench(folder, tmp_path)
+    assert one.protocol.startswith("clip-dino ")
+    shutil.copytree(folder / "models", tmp_path / "models")
+    weights = tmp_path / "models" / "dino" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    models = {name: str(tmp_path / "models" / name) for name in ("clip", "dino")}
+    other = Bench(SUITE, one.pipeline, replace(one.options, models=models))
+    assert other.protocol != one.protocol
+    assert Bench(SUITE, one.pipeline, replace(one.options, protocol="toybox-1")).protocol == "toybox-1"
+
+
+def make_guest(teach: Any, id: str = "guest") -> BenchMethod:
+    return BenchMethod(id=id, title=id, teach=teach, origin=f"{id} = package:METHOD")
+
+
+def make_taught(passes: int) -> Taught:
+    return Taught(word="sks cat", attach=nullcontext, size_bytes=1, sample_passes=passes, seconds=0.0)
+
+
+def run_guests(folder: Path, out: Path, *methods: BenchMethod) -> tuple[list[str], list[str]]:
+    """Returns which rows there are after guests ran before a method of ours, and what failed."""
+    bench = make_bench(folder, out)
+    own = find_method("textual_inversion", SUITE)
+    rows = list(bench.run([*methods, own], list_own_subjects(folder / "subjects")[:1], note))
+    return [row.method for row in rows], [str(failure) for failure in bench.failures]
+
+
+def test_whatever_a_guest_raises_is_its_failure_alone(folder: Path, tmp_path: Path) -> None:
+    def stumble(lesson: Lesson) -> Taught:
+        raise KeyError("x")
+
+    rows, failed = run_guests(folder, tmp_path, make_guest(stumble))
+    assert rows == ["textual_inversion"]
+    assert "entry point 'guest = package:METHOD' failed: KeyError: 'x'" in failed[0]
+
+
+def test_a_guest_that_spends_more_than_the_budget_is_not_compared(folder: Path, tmp_path: Path) -> None:
+    def hide(lesson: Lesson) -> Taught:
+        latents, text = (
+            torch.zeros(10, 4, 8, 8),
+            torch.zeros(10, 4, lesson.pipeline.unet.config.cross_attention_dim),
+        )
+        lesson.pipeline.unet(latents, 0, text)
+        return make_taught(8)
+
+    greedy = make_guest(lambda lesson: make_taught(100 * lesson.sample_passes), "greedy")
+    rows, failed = run_guests(folder, tmp_path, greedy, make_guest(hide, "hiding"))
+    assert rows == ["textual_inversion"]
+    assert "it spent 800 sample passes of 8" in failed[0]
+    assert "it spent 10 sample passes of 8" in failed[1]
+
+
+def test_a_guest_that_changes_the_base_ends_the_run_and_gets_no_row(folder: Path, tmp_path: Path) -> None:
+    def soil(lesson: Lesson) -> Taught:
+        with torch.no_grad():
+            lesson.pipeline.unet.conv_out.weight.view(-1)[3] += 0.5
+        return make_taught(8)
+
+    rows, failed = run_guests(folder, tmp_path, make_guest(soil))
+    assert rows == []
+    assert "changed the weights of the base" in failed[0]
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_guest_with_a_name_that_is_taken_is_refused(shift: str, tmp_path: Path) -> None:
+    entries = next((tmp_path / "site").rglob("entry_points.txt"))
+    entries.write_text(
+        entries.read_text(encoding="utf-8") + "text-again = text_shift:METHOD\n", encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="as does the entry point"):
+        list_methods(SUITE)
+    source = tmp_path / "site" / "text_shift.py"
+    for name, said in (("lora", "as does the benchmark itself"), ("../lora", "names its method '../lora'")):
+        (tmp_path / "site" / "renamed.py").write_text(
+            source.read_text(encoding="utf-8").replace('id="text-shift"', f'id="{name}"'), encoding="utf-8"
+        )
+        sys.modules.pop("renamed", None)
+        importlib.invalidate_caches()
+        entries.write_text("[conceptry.benchmark_methods]\nlora = renamed:METHOD\n", encoding="utf-8")
+        with pytest.raises(UsageError, match=said):
+            list_methods(SUITE)
+
+
+def test_two_processes_on_one_file_lose_no_row(measured: Path, tmp_path: Path) -> None:
+    first, second = read_results(measured).rows
+    fresh = read_results(measured).model_copy(update={"rows": ()})
+    path = tmp_path / "textual_inversion.json"
+    with ThreadPoolExecutor(8) as pool:
+        rows = [first.model_copy(update={"seed": seed}) for seed in range(16)]
+        list(pool.map(lambda row: add_row(path, row, fresh), [*rows, second]))
+    assert {row.key for row in read_results(path).rows} == {row.key for row in (*rows, second)}
+    add_row(path, second.model_copy(update={"title": "later"}), fresh)
+    assert second in read_results(path).rows
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_written_results_are_read_as_they_were(measured: Path, tmp_path: Path) -> None:
