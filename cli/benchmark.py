@@ -245,12 +245,11 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
     from conceptry.evaluation.bench_results import locate_groups, read_groups, write_json
     from conceptry.evaluation.bench_summary import summarise, to_json
     from conceptry.evaluation.claims import say_answer
-    from conceptry.evaluation.concordance import judge_pairs
+    from conceptry.evaluation.concordance import count_pairs, judge_pairs
 
     results = read_all(session, [out, *others])
     document = to_json(results)
-    verdicts = judge_pairs(summarise(results, "instance"))
-    document["concordance"] = {"pairs": len(verdicts), "same": sum(one.agrees for one in verdicts)}
+    document["concordance"] = count_pairs(judge_pairs(results))
     claims = judge_results(session, out, results)
     document["claims"] = [one.to_json() for one in claims]
     groups, _ = read_groups(locate_groups(out))

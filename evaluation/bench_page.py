@@ -264,7 +264,7 @@ def make_markdown(
                 for name, value in compare_scorers(rows).items()
             ]
     more = document or {}
-    lines += write_concordance(summarise(results, "instance"))
+    lines += write_concordance(results)
     lines += write_claims(verdicts) if verdicts else []
     return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
 
