@@ -36,10 +36,17 @@ class Autoencoder:
         return SimpleNamespace(sample=latents)
 
 
+class Blurring(Autoencoder):
+    """Gives back pictures without what is smaller than some pixels."""
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        return SimpleNamespace(sample=torch.nn.functional.avg_pool2d(latents, 7, 1, 3))
+
+
 class Painter:
     """Paints a scene for each prompt: another creature for each seed, and the taught one where its word is."""
 
-    vae = Autoencoder()
+    vae: Autoencoder = Autoencoder()
 
     def __init__(self, taught: Instance) -> None:
         self.taught = taught

@@ -17,6 +17,7 @@ from conceptry.evaluation.references import References
 from conceptry.evaluation.scores import Measure
 from conceptry.toybox.examples import held_out_instance, instance_scenes
 from conceptry.toybox.render import render
+from conceptry.toybox.roundtrip import round_trip
 from conceptry.toybox.scorer import Scorer
 from tests.evaluation import painters
 from tests.evaluation.painters import Behaviour, Painter
@@ -70,6 +71,41 @@ def test_a_concept_that_changes_nothing_stays_at_the_floor_of_identity(look: Exa
     scores = look(painters.ignore).scores
     assert abs(scores.identity.normalised) < 0.1
     assert scores.prompt.normalised == pytest.approx(1.0)
+
+
+def test_prompts_are_scored_from_what_pictures_of_other_prompts_reach_by_chance(judge: ToyboxJudge) -> None:
+    painter = Painter(IMP)
+    candidate = Candidate(
+        word=painters.WORD, superclass="creature", attach=lambda: painter.attached(painters.follow)
+    )
+    first, second, third = PLAN.prompts[:3]
+    asked = (
+        first,
+        second,
+        first,
+        third,
+    )  # the half of them that comes next asks two pictures for what they show
+    plan = replace(PLAN, prompts=asked, plain_pictures=0, superclass_pictures=0)
+    found = examine(candidate, painter, judge, plan)
+    shown = [one.picture for one in found.drawn if one.role == "base"]
+    prompt = found.scores.prompt
+    by_chance = judge.measure_prompts((*asked[2:], *asked[:2]), shown, "creature")
+    assert prompt.floor == pytest.approx(float(by_chance.mean()))
+    assert 0.5 <= prompt.floor < prompt.base == prompt.score
+
+
+def test_the_ceiling_is_what_the_autoencoder_leaves_of_real_pictures(judge: ToyboxJudge) -> None:
+    painter = Painter(IMP)
+    painter.vae = painters.Blurring()
+    candidate = Candidate(
+        word=painters.WORD, superclass="creature", attach=lambda: painter.attached(painters.follow)
+    )
+    plan = replace(PLAN, prompts=PLAN.prompts[:1], plain_pictures=0, superclass_pictures=0)
+    identity = examine(candidate, painter, judge, plan).scores.identity
+    seen = round_trip(painter.vae, np.asarray(judge.truth.ceiling))  # type: ignore[arg-type]
+    assert identity.ceiling == pytest.approx(float(judge.measure_identity(seen).mean()))
+    assert identity.ceiling_raw == pytest.approx(float(judge.measure_identity(judge.truth.ceiling).mean()))
+    assert identity.ceiling < identity.ceiling_raw - 0.05
 
 
 @pytest.mark.parametrize(
