@@ -99,11 +99,17 @@ def read_sources() -> dict[str, str]:
     }
 
 
+def name_module(module: str) -> str:
+    """Return how a module is imported."""
+    room, _, file = module.partition("/")
+    return f"{ROOMS[room]}.{file.removesuffix('.py')}"
+
+
 def list_tests(module: str) -> list[str]:
     """Return the test files for a module: the one of its name, those that import it, then those of whole behaviours."""
-    room, _, file = module.partition("/")
-    stem = file.removesuffix(".py")
-    dotted = f"{ROOMS[room]}.{stem}"
+    room = module.partition("/")[0]
+    dotted = name_module(module)
+    stem = dotted.rpartition(".")[2]
     quick = [
         path
         for folder in ("core", "registry", "property")
@@ -124,9 +130,8 @@ class _Wrong(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Puts a wrong module in the place of the right one."""
 
     def __init__(self, module: str, mutation: Mutation | None) -> None:
-        room, _, file = module.partition("/")
         self._path, self._mutation = ROOT / module, mutation
-        self._name = f"{ROOMS[room]}.{file.removesuffix('.py')}"
+        self._name = name_module(module)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -180,10 +185,15 @@ def _run_tests(module: str, mutation: Mutation | None) -> None:
         os._exit(code)
 
 
-def read_results() -> dict[tuple[str, str, str], Result]:
-    """Return what was kept, by mutant."""
+def count_lines() -> int:
+    """Return how many results are kept, of which some are of the same mutant."""
+    return len(RESULTS.read_text(encoding="utf-8").splitlines()) if RESULTS.exists() else 0
+
+
+def read_results(first: int = 0) -> dict[tuple[str, str, str], Result]:
+    """Return what was kept, by mutant, from a line on."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    found = [Result(**json.loads(line)) for line in lines if line]
+    found = [Result(**json.loads(line)) for line in lines[first:] if line]
     return {one.name: one for one in found}
 
 
@@ -218,15 +228,15 @@ def main() -> int:
         ]
         print(f"tests that do not pass by themselves: {wrong}")  # noqa: T201
         return 1 if wrong else 0
-    known = read_results()
+    known, lines = read_results(), count_lines()
     if chosen.again:
         known = {name: one for name, one in known.items() if one.outcome != "survived"}
     _try_warm(sample, known, begun + chosen.seconds)
-    known = read_results()
+    known |= read_results(lines)
     for module, mutation in sample:
         if (module, digest_module(module), mutation.key) in known:
             continue
-        if chosen.again or time.monotonic() - begun > chosen.seconds:
+        if time.monotonic() - begun > chosen.seconds:
             break
         _keep(module, mutation, run_mutant)
     known = read_results()
@@ -255,7 +265,7 @@ def _try_warm(
         def pytest_runtestloop(self, session: Any) -> bool:
             """Tries mutants instead of running tests."""
             tests = warm.WarmTests()
-            tests.collect(session)
+            tests.collect(session, sorted({name_module(module) for module, _ in wanted}))
             for module, mutation in wanted:
                 if time.monotonic() > deadline:
                     break

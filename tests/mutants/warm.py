@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import gc
+import importlib
 import json
 import os
 import resource
@@ -68,9 +69,11 @@ class WarmTests:
     functions: dict[Place, list[FunctionType]] = field(default_factory=dict)
     calls: Calls = field(default_factory=lambda: Calls({}, {}))
 
-    def collect(self, session: pytest.Session) -> None:
+    def collect(self, session: pytest.Session, modules: Sequence[str]) -> None:
         """Takes the tests of a session over, and notes what those call of which it is not known."""
         self.items = {item.nodeid: item for item in session.items}
+        for module in modules:
+            importlib.import_module(module)
         self.functions = _find_functions()
         place = Path(tempfile.gettempdir()) / f"conceptry-calls-{os.getuid()}.json"
         document = _read_calls(place)

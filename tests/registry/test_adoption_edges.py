@@ -17,8 +17,11 @@ from conceptry.formats.picture_notes import Mention
 from conceptry.registry import Registry
 from conceptry.registry.adopted_files import AdoptedFile
 from conceptry.registry.adoption import Adoption
+from conceptry.registry.adoption_previews import pack_preview
 from conceptry.registry.mentions import Shelf
+from conceptry.registry.places import CollectionLayout
 from tests.fakes.collections import PREVIEW
+from tests.registry.folders import make_manifest
 from tests.registry.projects import make_workspace
 
 EASY = "easy.safetensors"
@@ -112,13 +115,15 @@ def test_picture_is_still_beside_a_file_that_changed_before_it_is_used(
 
 @pytest.mark.parametrize(("more_bytes", "kept"), [(0, True), (1, False)])
 def test_picture_of_eight_mebibytes_is_kept_and_a_larger_one_is_not(
-    registry: Registry, models: Path, more_bytes: int, kept: bool
+    tmp_path: Path, more_bytes: int, kept: bool
 ) -> None:
-    (models / "easy.preview.png").write_bytes(PREVIEW.ljust(MOST_PREVIEW_BYTES + more_bytes, b"\0"))
-    registry.hash_adopted(registry.adopt(models).collection)
-    files = list(registry.get("adopted/easy").manifest.iter_files())
-    assert [file.role for file in files].count("preview") == kept
-    assert len(files) == 1 + kept
+    picture = tmp_path / "easy.preview.png"
+    picture.write_bytes(PREVIEW.ljust(MOST_PREVIEW_BYTES + more_bytes, b"\0"))
+    (tmp_path / "package").mkdir()
+    file = AdoptedFile(path=EASY, name="easy", stamp=(1, 1, 1, 1), preview=picture.name)
+    packed = pack_preview(make_manifest(), tmp_path / "package", CollectionLayout(tmp_path), file)
+    assert [one.role for one in packed.iter_files()].count("preview") == kept
+    assert packed.name == make_manifest().name
 
 
 def test_answers_say_what_a_word_stands_for(registry: Registry, models: Path) -> None:

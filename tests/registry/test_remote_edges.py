@@ -27,11 +27,14 @@ from conceptry.registry import Registry
 from conceptry.registry.answers import RETRIED, find_origin
 from conceptry.registry.attempts import Patience, Retry
 from conceptry.registry.blobs import ignore_bytes
+from conceptry.registry.catalogs import MAX_LIST_BYTES
 from conceptry.registry.foreign import fetch_source
 from conceptry.registry.http import Limits, Transport
+from conceptry.registry.oci import OciRemote
 from conceptry.registry.oci_client import OciClient, is_same_site
 from conceptry.registry.protocol import Capabilities
 from conceptry.registry.remotes import open_remote
+from conceptry.registry.static_http import StaticRemote
 from conceptry.registry.wire import Watch
 from conceptry.sources import parse_source
 from tests.registry.folders import write_folder
@@ -184,7 +187,7 @@ def test_statuses_that_may_pass_are_those_of_the_standard() -> None:
 
 
 def test_lists_and_files_that_are_too_large_are_refused_before_they_come(tmp_path: Path) -> None:
-    with serve(lambda line, _: say(200, length=(8 << 20) + 1)) as (uri, asked):
+    with serve(lambda line, _: say(200, length=MAX_LIST_BYTES + 1)) as (uri, asked):
         with pytest.raises(IntegrityError, match="more than the 8388608 bytes"):
             list(open_remote(uri, {}).search("imp"))
         assert len(asked) == 1
@@ -233,14 +236,17 @@ def test_owners_below_the_domain_of_a_country_are_not_taken_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "capabilities"),
+    ("uri", "kind", "capabilities"),
     [
-        ("https://example.org/concepts", Capabilities(writable=False, compare_and_swap=False)),
-        ("oci://example.org/lab", Capabilities(writable=True, compare_and_swap=False)),
+        ("https://example.org/concepts", StaticRemote, Capabilities(writable=False, compare_and_swap=False)),
+        ("oci://example.org/lab", OciRemote, Capabilities(writable=True, compare_and_swap=False)),
     ],
 )
-def test_what_a_remote_cannot_do_is_known_before_it_is_asked(uri: str, capabilities: Capabilities) -> None:
-    assert open_remote(uri, {}).capabilities == capabilities
+def test_what_a_remote_cannot_do_is_known_before_it_is_asked(
+    uri: str, kind: type[object], capabilities: Capabilities
+) -> None:
+    remote = open_remote(uri, {})
+    assert (type(remote), remote.capabilities) == (kind, capabilities)
 
 
 # --- the Hub -------------------------------------------------------------------------------------------------------

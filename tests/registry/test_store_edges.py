@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import os
 import sqlite3
 import tarfile
 from contextlib import closing
@@ -29,10 +30,11 @@ from conceptry.registry.collection import collect_garbage
 from conceptry.registry.diffs import _flatten, _Values
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.entries import choose_latest, make_entry
-from conceptry.registry.file_reading import is_folder
+from conceptry.registry.file_reading import is_folder, read_small_file
 from conceptry.registry.files import write_file
 from conceptry.registry.generations import Change, read_generation
 from conceptry.registry.inspection import _audit_license
+from conceptry.registry.listing import Filter
 from conceptry.registry.manifests import add_manifest, read_manifest_bytes
 from conceptry.registry.migrations import INDEX_MIGRATIONS
 from conceptry.registry.objects import Bucket
@@ -167,6 +169,20 @@ def test_new_folder_of_a_remote_is_made_with_all_above_it(published: Registry, t
     assert (target / "store.json").is_file()
 
 
+def test_symbolic_link_leads_to_what_it_was_made_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"bytes")
+    current_operations().make_symbolic_link(tmp_path / "file", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"bytes"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_pipe_in_the_place_of_a_document_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="pipe"):
+        read_small_file(tmp_path / "pipe", 10)
+
+
 # --- databases -----------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +308,7 @@ def test_catalog_keeps_what_it_knows_and_describes_what_changed_or_is_missing(tm
 
 
 def test_of_a_long_search_the_first_two_hundred_characters_count(published: Registry) -> None:
-    assert len(published.search("imp".ljust(200) + "zebra")) == 1
+    assert len(published.search("imp".ljust(200) + "zebra", Filter())) == 1
     assert len(published.search("imp".ljust(199) + "zebra")) == 0
 
 
@@ -420,3 +436,9 @@ def test_tag_in_a_bucket_that_is_there_already_is_not_moved() -> None:
     to = Resolved(Reference(IMP, parse_version("1.0.0")), BLOB)
     there = TagMove(4, parse_version("1.0.0"), BLOB)
     assert remote.move_tag(IMP, STABLE, to, expected=there) is there
+
+
+def test_where_there_is_no_store_nothing_is_listed(registry: Registry) -> None:
+    found = registry.survey()
+    assert (found.rows, found.count) == ((), 0)
+    assert registry.roots() == ()
