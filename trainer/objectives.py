@@ -53,9 +53,10 @@ class NoiseSchedule:
             return torch.ones(len(timesteps), device=timesteps.device)
         snr = (self.signal[timesteps] / self.noise[timesteps]) ** 2
         capped = snr.clamp(max=gamma)
-        return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[
-            self.prediction_type
-        ]
+        if self.prediction_type == "epsilon":
+            # Where no signal is left both are 0, and their ratio is that of all that is below gamma.
+            return torch.where(snr > 0, capped / snr, torch.ones_like(snr))
+        return capped / (snr + 1) if self.prediction_type == "v_prediction" else capped
 
     @staticmethod
     def _at(values: Float[Tensor, " timesteps"], timesteps: Int64[Tensor, " batch"]) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conceptry.errors import IncompatibleError
-from conceptry.trainer.objectives import read_schedule, weighted_error
+from conceptry.trainer.objectives import NoiseSchedule, read_schedule, weighted_error
 from conceptry.trainer.optimizers import scale_rate
 from conceptry.trainer.randomness import draw_step, seed_generator
 from conceptry.trainer.settings import Settings
@@ -73,6 +73,12 @@ def test_min_snr_weights_are_those_of_the_paper() -> None:
         velocity.weigh(timesteps, 5.0), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
     )
     assert torch.equal(epsilon.weigh(timesteps, None), torch.ones(3))
+
+
+def test_where_no_signal_is_left_a_sample_has_the_weight_of_all_that_is_nearly_noise() -> None:
+    signal = torch.tensor([0.9, 1e-3, 0.0])
+    schedule = NoiseSchedule("epsilon", signal, (1 - signal.square()).sqrt())
+    assert torch.equal(schedule.weigh(torch.tensor([1, 2]), 5.0), torch.ones(2))
 
 
 def test_a_flow_goes_straight_from_the_picture_to_the_noise() -> None:
