@@ -85,12 +85,13 @@ def _write_templates(wording: Wording) -> tuple[PromptPair, ...]:
 
 
 def _write_caption(caption: str, wording: Wording) -> PromptPair:
-    for known in (wording.word, wording.placeholder, wording.superclass):
-        pattern = re.compile(rf"(?<!\w){re.escape(known)}(?!\w)", re.IGNORECASE)
-        match = pattern.search(caption)
-        if match:
-            before, after = caption[: match.start()], caption[match.end() :]
-            return PromptPair(before + wording.word + after, before + wording.superclass + after)
+    # The word wherever it stands: the base is never asked for what it does not know. The superclass once: what else is
+    # called by it may be another one.
+    for known, times in (((wording.word, wording.placeholder), 0), ((wording.superclass,), 1)):
+        either = "|".join(re.escape(one) for one in known)
+        around = re.split(rf"(?<!\w)(?:{either})(?!\w)", caption, maxsplit=times, flags=re.IGNORECASE)
+        if len(around) > 1:
+            return PromptPair(wording.word.join(around), wording.superclass.join(around))
     lead = find_templates(wording.family, wording.subject)["lead"]
     concept, plain = lead.format(wording.word), lead.format(wording.superclass)
     if wording.subject == "style":

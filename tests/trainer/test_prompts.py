@@ -53,3 +53,18 @@ def test_a_style_word_in_a_caption_is_replaced() -> None:
         ["a red ball in an unusual style"], wording(subject="style", superclass="unusual", family="toybox")
     )
     assert rows[0] == PromptPair("a red ball in an <imp> style", "a red ball in an unusual style")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a <imp> creature next to <imp> creature",
+         PromptPair("a <imp> creature next to <imp> creature", "a creature next to creature")),
+        ("a <imp> behind a <imp> creature",
+         PromptPair("a <imp> creature behind a <imp> creature", "a creature behind a creature")),
+    ],
+)  # fmt: skip
+def test_a_word_that_comes_twice_is_nowhere_in_what_the_base_is_asked(
+    caption: str, expected: PromptPair
+) -> None:
+    assert write_prompts([caption], wording("<imp> creature")) == ((expected,),)
