@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MASKS_NAME: Final = "masks"
 MASK_END: Final = "-masklabel"
@@ -37,7 +37,7 @@ def find_mask(picture: Path, size: tuple[int, int]) -> tuple[Image.Image | None,
             continue
         try:
             with Image.open(path) as opened:
-                mask = opened.convert("L")
+                mask = _flatten(ImageOps.exif_transpose(opened))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return None, (f"has a mask that cannot be read ({error}): the whole picture counts",)
         if not np.asarray(mask).any():
@@ -47,6 +47,15 @@ def find_mask(picture: Path, size: tuple[int, int]) -> tuple[Image.Image | None,
         note = f"has a mask of {mask.width} x {mask.height}, it is stretched to {size[0]} x {size[1]}"
         return mask.resize(size, Image.Resampling.BILINEAR), (note,)
     return None, ()
+
+
+def _flatten(mask: Image.Image) -> Image.Image:
+    """Returns the mask in gray; what is transparent hides as black does."""
+    if "A" not in mask.getbands() and "transparency" not in mask.info:
+        return mask.convert("L")
+    opaque = Image.new("RGBA", mask.size, "black")
+    opaque.alpha_composite(mask.convert("RGBA"))
+    return opaque.convert("L")
 
 
 def _list_places(picture: Path) -> list[Path]:

@@ -110,6 +110,26 @@ def test_masks_are_found_stretched_or_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_mask_is_turned_as_its_own_tag_says_and_hides_where_it_is_transparent(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        paint(tmp_path / f"{name}.png", (4, 8), color=(ord(name), 0, 0))
+    lying = Image.new("L", (8, 4), 0)
+    lying.paste(255, (0, 0, 4, 4))  # the left half, which is the upper one once it is turned
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    (tmp_path / "masks").mkdir()
+    lying.save(tmp_path / "masks" / "a.png", exif=tag)
+    clear = Image.new("RGBA", (4, 8), (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
+    clear.save(tmp_path / "masks" / "b.png")
+    for picture in scan_pictures(tmp_path).pictures:
+        assert picture.notes == ()
+        assert picture.mask is not None
+        shown = np.asarray(picture.mask)
+        assert shown[:4].min() == 255, picture.name
+        assert shown[4:].max() == 0, picture.name
+
+
 def test_a_masked_loss_is_the_mean_over_what_the_mask_shows() -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 3, 4, 4, 4, generator=generator)
