@@ -51,6 +51,7 @@ def load_class_latents(context: TrainingContext, wording: Wording) -> ClassLaten
         "seed": job.seed,
         "steps": STEPS,
         "guidance": GUIDANCE,
+        "shape": list(context.latents.mean.shape[1:]),
         "base": prints,
     }
     path = context.cache_folder / "class-pictures" / f"{Digest.of_bytes(canonical_json(key)).hex}.safetensors"
@@ -67,7 +68,7 @@ def load_class_latents(context: TrainingContext, wording: Wording) -> ClassLaten
 def _generate(context: TrainingContext, prompt: str, count: int) -> Tensor:
     pipeline = context.pipeline
     shape = context.latents.mean.shape[1:]
-    side = int(shape[-1]) * int(pipeline.vae_scale_factor)
+    height, width = (int(places) * int(pipeline.vae_scale_factor) for places in shape[-2:])
     found = []
     for start in range(0, count, _BATCH):
         size = min(_BATCH, count - start)
@@ -77,8 +78,8 @@ def _generate(context: TrainingContext, prompt: str, count: int) -> Tensor:
         made = pipeline(
             prompt=[prompt] * size,
             latents=noise.to(context.device),
-            height=side,
-            width=side,
+            height=height,
+            width=width,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             output_type="latent",
