@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,8 @@ class Checkpoint:
     fixed_loss_before: float
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, float]
+    passed_over: tuple[str, ...] = ()
+    """What is said of newer ones that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,11 @@ class CheckpointFolder:
                 if final.exists():
                     shutil.rmtree(final)
                 private.rename(final)
+                _sync(self.folder)
             finally:
                 shutil.rmtree(private, ignore_errors=True)
             _write_synced(final / MARKER, b"")
+            _sync(final)
         except OSError as error:
             raise StoreError(
                 f"the checkpoint of step {checkpoint.step} cannot be written: {error}",
@@ -66,6 +70,7 @@ class CheckpointFolder:
     def _fill(self, private: Path, checkpoint: Checkpoint) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
         save_file(tensors, private / _STATE)
+        _sync(private / _STATE)
         facts = {
             "schema": 1,
             "job": str(self.job),
@@ -74,6 +79,7 @@ class CheckpointFolder:
             "numbers": dict(checkpoint.numbers),
         }
         _write_synced(private / _FACTS, json.dumps(facts, sort_keys=True).encode())
+        _sync(private)
 
     def find_complete(self) -> list[Path]:
         """Returns the folders of whole checkpoints, oldest first."""
@@ -82,18 +88,29 @@ class CheckpointFolder:
         return sorted(path for path in self.folder.glob("step-*") if (path / MARKER).is_file())
 
     def read_newest(self) -> Checkpoint:
-        """Returns the newest whole checkpoint.
+        """Returns the newest whole checkpoint that can be read.
 
         Raises:
             UsageError: if there is none, or it belongs to another job.
-            TrainingError: if its files cannot be read.
+            TrainingError: if the files of none can be read.
         """
         found = self.find_complete()
         if not found:
             raise UsageError(f"no checkpoint in {str(self.folder)!r}", hint="train without --resume")
+        damaged: list[TrainingError] = []
+        for path in reversed(found):
+            try:
+                checkpoint = self._read(path)
+            except TrainingError as error:
+                damaged.append(error)
+            else:
+                return replace(checkpoint, passed_over=tuple(error.message for error in damaged))
+        raise damaged[0]
+
+    def _read(self, path: Path) -> Checkpoint:
         try:
-            facts = json.loads((found[-1] / _FACTS).read_text(encoding="utf-8"))
-            tensors = load_file(found[-1] / _STATE)
+            facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+            tensors = load_file(path / _STATE)
             checkpoint = Checkpoint(
                 step=int(facts["step"]),
                 fixed_loss_before=float(facts["fixed_loss_before"]),
@@ -101,11 +118,11 @@ class CheckpointFolder:
                 numbers={str(key): float(value) for key, value in facts["numbers"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            message = f"the checkpoint {found[-1].name} cannot be read: {error}"
+            message = f"the checkpoint {path.name} cannot be read: {error}"
             raise TrainingError(message, hint="train again without --resume") from error
         if facts.get("job") != str(self.job):
             raise UsageError(
-                f"{found[-1].name} belongs to another job: method, settings, pictures, base or seed differ",
+                f"{path.name} belongs to another job: method, settings, pictures, base or seed differ",
                 hint="repeat the command that was stopped with --resume, or train without --resume",
             )
         return checkpoint
@@ -118,6 +135,17 @@ class CheckpointFolder:
         for path in self.find_complete()[:-KEPT]:
             (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Has the system bring a file, or the names in a folder, to the disk; Windows opens no folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

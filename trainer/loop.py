@@ -84,9 +84,13 @@ class Run:
         settings = self.context.job.settings
         self.state = TrainingState.start(self.learner, settings)
         if self.resume:
-            self.state.load(self.checkpoints.read_newest())
+            found = self.checkpoints.read_newest()
+            for said in found.passed_over:
+                self.context.warn(f"{said}: it goes on from step {found.step}")
+            self.state.load(found)
         else:
             self.state.fixed_loss_before = measure_fixed_loss(self.context, self.learner)
+            self.context.watch.note_measure(0, self.state.fixed_loss_before)
         self.first_step = self.state.step
         self.reporter = _LossReporter(self.context, settings.steps)
 
@@ -151,6 +155,7 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
         for place, run in enumerate(runs):
             with _catch_failure(results, place), group.only(run):
                 run.start()
+                run.context.watch.look(run)
         started = time.perf_counter()
         _run_steps(runs, group, results)
         seconds = time.perf_counter() - started
@@ -179,7 +184,8 @@ def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult 
             place for place in range(len(runs)) if place not in results and not runs[place].ended
         ]:
             active = [runs[place] for place in going]
-            losses = _try_step(active, group)
+            with active[0].context.watch.counted(len(active)):
+                losses = _try_step(active, group)
             for place, run, loss in zip(going, active, losses, strict=True):
                 with _catch_failure(results, place):
                     _conclude_step(run, loss, group, stop)
@@ -268,6 +274,7 @@ def _conclude_step(run: Run, loss: Tensor, group: Group, stop: StopRequest) -> N
         _end_diverged(run, "the loss" if broken is None else broken)
     elif due:
         run.save()
+    run.context.watch.look(run)
 
 
 def _end_diverged(run: Run, what: str) -> None:
@@ -300,6 +307,7 @@ def _settle(run: Run) -> LoopResult:
     kept, after = state.step, math.nan
     if state.find_broken() is None:
         after = measure_fixed_loss(run.context, run.learner)
+        run.context.watch.note_measure(kept, after)
     if settings.keep == "best" and state.best.tensors and not after <= state.best.loss:
         state.use_best()
         kept, after = state.best.step, state.best.loss
@@ -320,6 +328,7 @@ def _offer_best(run: Run) -> None:
     with run.state.averaged():
         loss = measure_fixed_loss(run.context, run.learner)
         run.state.best.offer(loss, run.state.step, run.state.values)
+    run.context.watch.note_measure(run.state.step, loss)
 
 
 @torch.no_grad()

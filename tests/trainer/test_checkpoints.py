@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,37 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path: Path) -> None:
     path = CheckpointFolder(tmp_path, JOB).write(make_checkpoint(5))
     assert sorted(file.name for file in path.iterdir()) == [MARKER, "state.json", "state.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_whole_one_before_it(
+    tmp_path: Path, name: str
+) -> None:
+    folder = CheckpointFolder(tmp_path, JOB)
+    folder.write(make_checkpoint(5))
+    (folder.write(make_checkpoint(10)) / name).write_bytes(b"")
+    found = folder.read_newest()
+    assert found.step == 5
+    (said,) = found.passed_over
+    assert "step-00000010 cannot be read" in said
+    assert torch.equal(found.tensors["parameters/x"], torch.full((3,), 5.0))
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_is_marked_as_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, any(tmp_path.glob(f"step-*/{MARKER}"))))
+        real(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("only Linux says which file a descriptor is of")
+    monkeypatch.setattr(os, "fsync", fsync)
+    CheckpointFolder(tmp_path, JOB).write(make_checkpoint(5))
+    before = [name for name, marked in synced if not marked]
+    assert {"state.safetensors", "state.json", tmp_path.name} <= set(before)
+    assert [name for name, marked in synced if marked] == [MARKER, "step-00000005"]
