@@ -7,7 +7,7 @@ see under one path. A task that its machine lost is begun again by Ray and goes 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,7 +19,7 @@ from conceptry.concepts import open_concept
 from conceptry.errors import ConceptryError, InterruptedByUserError, MissingExtraError, TrainingError
 from conceptry.trainer.finish import RECORD_NAME
 from conceptry.trainer.folders import locate_home
-from conceptry.trainer.jobs import TrainJob, make_job
+from conceptry.trainer.jobs import TrainJob, find_repeated, make_job
 from conceptry.trainer.many import JobOutcome, ManyOptions, train_many
 from conceptry.trainer.staging import TrainResult
 
@@ -44,12 +44,17 @@ def train_on_ray(jobs: Sequence[TrainJob], options: ManyOptions) -> list[JobOutc
         MissingExtraError: if Ray is not installed.
         InterruptedByUserError: after Ctrl-C; what was begun can be resumed.
     """
-    outcomes: dict[int, JobOutcome] = {}
+    repeated = find_repeated(jobs)
+    outcomes = {place: JobOutcome(job=jobs[place], error=error) for place, error in repeated.items()}
+    for outcome in outcomes.values():
+        options.on_outcome(outcome)
     told = _describe_options(options)
     with _cluster() as ray:
         resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         task = ray.remote(**resources)(_train_part)
-        waiting = {task.remote(part.texts, told): part for part in _iter_parts(jobs, options.together)}
+        waiting = {
+            task.remote(part.texts, told): part for part in _iter_parts(jobs, options.together, repeated)
+        }
         try:
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting), num_returns=1)
@@ -92,9 +97,11 @@ def _cluster() -> Iterator[Any]:
             ray.shutdown()
 
 
-def _iter_parts(jobs: Sequence[TrainJob], together: int) -> Iterator[_Part]:
+def _iter_parts(jobs: Sequence[TrainJob], together: int, left_out: Container[int] = ()) -> Iterator[_Part]:
     groups: dict[tuple[str, str], list[int]] = {}
     for place, job in enumerate(jobs):
+        if place in left_out:
+            continue
         groups.setdefault((job.base, job.device), []).append(place)
     for places in groups.values():
         for start in range(0, len(places), max(1, together)):

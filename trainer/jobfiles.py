@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from conceptry.errors import ConceptryError, UsageError, suggest_nearest
-from conceptry.trainer.jobs import TrainJob, make_job, resolve_paths
+from conceptry.trainer.jobs import TrainJob, find_repeated, make_job, resolve_paths
 from conceptry.trainer.methods import find_trainer
 
 _TABLES: Final = ("defaults", "jobs")
@@ -49,7 +49,18 @@ def read_jobs(path: Path) -> list[JobEntry]:
     if not isinstance(defaults, dict) or not isinstance(tables, list) or not tables:
         message = f"{str(path)!r} holds no [[jobs]] table"
         raise UsageError(message, hint="write [[jobs]] with name and images for each concept")
-    return [_read_entry(defaults, table, place, path.parent) for place, table in enumerate(tables)]
+    entries = [_read_entry(defaults, table, place, path.parent) for place, table in enumerate(tables)]
+    return list(_refuse_repeated(entries))
+
+
+def _refuse_repeated(entries: Sequence[JobEntry]) -> Iterator[JobEntry]:
+    """Here and not where they are trained: the shards of a file do not know of each other."""
+    good = [place for place, entry in enumerate(entries) if entry.job is not None]
+    repeated = find_repeated([entry.job for entry in entries if entry.job is not None])
+    errors = {good[number]: error for number, error in repeated.items()}
+    for place, entry in enumerate(entries):
+        error = errors.get(place)
+        yield entry if error is None else JobEntry(label=entry.label, error=error.inside(f"jobs[{place}]"))
 
 
 def _read_entry(defaults: Mapping[str, Any], table: Any, place: int, folder: Path) -> JobEntry:

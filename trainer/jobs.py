@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -183,6 +183,20 @@ def check_subjects(job: TrainJob) -> None:
                     hint="each subject takes a word and a folder of its own",
                 )
             seen[key] = one.placeholder
+
+
+def find_repeated(jobs: Sequence[TrainJob]) -> dict[int, UsageError]:
+    """Returns what is wrong with those of ``jobs``, by place, that make a name and version of one before them."""
+    seen: set[str] = set()
+    found = {}
+    for place, job in enumerate(jobs):
+        made = f"{job.name}@{job.version}"
+        if made in seen:
+            found[place] = UsageError(
+                f"two jobs make {made}", where="name", hint="give one another name or version"
+            )
+        seen.add(made)
+    return found
 
 
 def read_job(path: Path) -> TrainJob:

@@ -22,7 +22,7 @@ from conceptry.trainer.doctor import check_fit, count_samples
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.exhaustion import is_exhaustion
 from conceptry.trainer.folders import claimed, locate_home
-from conceptry.trainer.jobs import TrainJob
+from conceptry.trainer.jobs import TrainJob, find_repeated
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.loop import Alone, Group, LoopResult, Run, run_together
 from conceptry.trainer.objectives import weighted_error
@@ -97,19 +97,10 @@ def train_many(jobs: Sequence[TrainJob], options: ManyOptions | None = None) -> 
         outcomes[place] = outcome
         options.on_outcome(outcome)
 
-    fresh = []
-    seen: dict[str, int] = {}
-    for place, job in enumerate(jobs):
-        reference = f"{job.name}@{job.version}"
-        if reference in seen:
-            message = f"two jobs make {reference}"
-            conclude(
-                place, JobOutcome(job=job, error=UsageError(message, hint="give one another name or version"))
-            )
-            continue
-        seen[reference] = place
-        fresh.append(place)
-    for places in _group_by_base([(place, jobs[place]) for place in fresh]):
+    repeated = find_repeated(jobs)
+    for place, error in repeated.items():
+        conclude(place, JobOutcome(job=jobs[place], error=error))
+    for places in _group_by_base([one for one in enumerate(jobs) if one[0] not in repeated]):
         _train_on_base([(place, jobs[place]) for place in places], options, conclude)
     return [outcomes[place] for place in range(len(jobs))]
 

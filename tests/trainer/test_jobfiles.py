@@ -86,3 +86,15 @@ def test_shards_hold_every_job_once() -> None:
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(UsageError, match="is no share of the jobs"):
         take_shard([1], shard)
+
+
+def test_a_second_job_of_one_name_and_version_is_refused_where_the_file_is_read(tmp_path: Path) -> None:
+    text = JOBS.replace("me/three", "me/one")
+    first, _, second = read_jobs(write(tmp_path, text))
+    assert first.job is not None
+    assert second.job is None
+    assert "two jobs make me/one@0.1.0" in str(second.error)
+    assert second.error is not None
+    assert second.error.where == "jobs[2].name"
+    _, _, later = read_jobs(write(tmp_path, text + 'version = "0.2.0"\n'))
+    assert later.job is not None
