@@ -16,7 +16,7 @@ from torch import Tensor
 from conceptry.bases import BaseIdentity
 from conceptry.trainer.conditioning import Conditioning, denoise
 from conceptry.trainer.distribution import ALONE, Team
-from conceptry.trainer.events import OnEvent, TrainEvent
+from conceptry.trainer.events import NOBODY, OnEvent, Onlooker, TrainEvent
 from conceptry.trainer.jobs import ResolvedJob
 from conceptry.trainer.latents import LatentCache, iter_places
 from conceptry.trainer.objectives import NoiseSchedule
@@ -40,6 +40,19 @@ class Batch:
     mask: Float[Tensor, "batch 1 height width"] | None = None
     """How much each place counts in the loss; None where no picture has a mask."""
 
+    start: int = 0
+    whole: int = 0
+    """Of a piece: the place of its first sample in the step's batch, and how many that has; 0 where this is all."""
+
+    def take(self, drawn: Tensor) -> Tensor:
+        """Returns the rows of this piece from what was drawn for the step's whole batch."""
+        return drawn[self.start : self.start + len(self.prompts)]
+
+    @property
+    def step_size(self) -> int:
+        """How many samples the step's whole batch has."""
+        return self.whole or len(self.prompts)
+
     def split(self, parts: int) -> list[Batch]:
         """Returns the batch in ``parts`` pieces of nearly equal size, for gradient accumulation."""
         bounds = [len(self.prompts) * part // parts for part in range(parts + 1)]
@@ -55,6 +68,8 @@ class Batch:
             weights=self.weights[start:stop],
             prompts=self.prompts[start:stop],
             mask=None if self.mask is None else self.mask[start:stop],
+            start=self.start + start,
+            whole=self.step_size,
         )
 
 
@@ -84,6 +99,9 @@ class TrainingContext:
     on_event: OnEvent
     team: Team = ALONE
     """The processes that share the job's batches."""
+
+    watch: Onlooker = NOBODY
+    """Who looks on between steps."""
 
     @property
     def latents(self) -> LatentCache:

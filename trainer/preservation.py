@@ -51,10 +51,12 @@ class Preservation:
             subjects = [pair.subject for pair in batch.prompts]
             texts = [write_class_prompt(self.context.wordings[subject]) for subject in subjects]
             generator = seed_generator(self.context.job.job.seed, "prior", step)
-            drawn = [pictures.pick(len(texts), generator) for pictures in self.class_latents]
+            # Of the whole batch, whose rows a piece takes: drawn for each by itself, all would get the same ones.
+            size = batch.step_size
+            drawn = [batch.take(pictures.pick(size, generator)) for pictures in self.class_latents]
             chosen = [drawn[subject][place] for place, subject in enumerate(subjects)]
             clean = torch.stack(chosen).to(batch.noisy)
-            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            noise = batch.take(torch.randn((size, *clean.shape[1:]), generator=generator)).to(clean)
             noisy = self.context.schedule.add_noise(clean, noise, batch.timesteps)
             target = self.context.schedule.make_target(clean, noise, batch.timesteps)
         conditioning = learner.condition(texts)

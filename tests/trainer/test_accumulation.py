@@ -1,0 +1,35 @@
+"""A batch in pieces is the whole batch: in what is drawn beside it, what is kept beside parameters, and in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conceptry.trainer.preparation import prepared
+from conceptry.trainer.prior import ClassLatents
+from conceptry.trainer.staging import Stage
+from tests.fakes.pipelines import make_pipeline
+from tests.trainer.runs import stage_job, write_job
+
+
+def stage(method: str, folder: Path, base: Any, **settings: Any) -> Stage:
+    return stage_job(write_job(method, folder, settings=settings), folder, base)
+
+
+def test_class_pictures_and_their_noise_are_those_of_the_whole_batch_in_every_piece(tmp_path: Path) -> None:
+    base = make_pipeline()
+    with prepared(base):
+        ready = stage("dreambooth_lora", tmp_path, base, batch_size=5)
+        learner, batch = ready.learner, ready.context.draw_batch(1)
+        assert learner.preservation is not None
+        latents = torch.randn(7, *batch.clean.shape[1:], generator=torch.Generator().manual_seed(1))
+        prior = dataclasses.replace(learner.preservation, class_latents=(ClassLatents(latents),))
+        with torch.no_grad(), learner.attached():
+            whole = prior.compute_loss(learner, batch, 1)
+            pieces = batch.split(2)[0].split(2) + batch.split(2)[1].split(3)  # as two processes share it
+            parts = [prior.compute_loss(learner, piece, 1) * len(piece.prompts) for piece in pieces]
+    assert [len(piece.prompts) for piece in pieces] == [1, 1, 1, 1, 1]
+    torch.testing.assert_close(torch.stack(parts).sum() / 5, whole, rtol=1e-5, atol=0)
