@@ -50,8 +50,8 @@ class Perfusion(Learner):
     tokens: TokenPatch
     edit: RankOnePatch
     places: dict[str, int] = field(default_factory=dict)
-    seen: Tensor | None = None
-    """Mean encoding of the placeholder in the last forward pass."""
+    seen: list[Tensor] = field(default_factory=list)
+    """Encodings of the placeholder in the forward passes since the last update, one row for each sample."""
 
     @classmethod
     def prepare(cls, context: TrainingContext) -> Perfusion:
@@ -106,6 +106,7 @@ class Perfusion(Learner):
 
     def attach(self) -> None:
         """Gives the placeholder its rows and edits all cross-attention layers."""
+        self.seen.clear()  # what was looked at before a run, or in a step that failed, is not of its next step
         self.tokens.attach()
         try:
             self.edit.attach()
@@ -124,7 +125,7 @@ class Perfusion(Learner):
         places = torch.tensor([self._find_place(text) for text in texts], device=found.states.device)
         rows = torch.arange(len(texts), device=found.states.device)
         if torch.is_grad_enabled():
-            self.seen = found.states[rows, places].detach().float().mean(dim=0)
+            self.seen.append(found.states[rows, places].detach().float())
         return found
 
     def _find_place(self, text: str) -> int:
@@ -135,8 +136,10 @@ class Perfusion(Learner):
     @torch.no_grad()
     def finish_step(self) -> None:
         """Moves i* towards the placeholder's encoding: 0.99 i* + 0.01 e."""
-        if self.seen is not None:
-            self.i_star.lerp_(self.seen.to(self.i_star), 1 - KEPT_SHARE)
+        if self.seen:
+            mean = torch.cat(self.seen).mean(dim=0)
+            self.seen.clear()
+            self.i_star.lerp_(mean.to(self.i_star), 1 - KEPT_SHARE)
             self.reload_state()
 
     @torch.no_grad()

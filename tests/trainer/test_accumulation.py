@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from conceptry.trainer.perfusion import Perfusion
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.prior import ClassLatents
 from conceptry.trainer.staging import Stage
@@ -33,3 +34,26 @@ def test_class_pictures_and_their_noise_are_those_of_the_whole_batch_in_every_pi
             parts = [prior.compute_loss(learner, piece, 1) * len(piece.prompts) for piece in pieces]
     assert [len(piece.prompts) for piece in pieces] == [1, 1, 1, 1, 1]
     torch.testing.assert_close(torch.stack(parts).sum() / 5, whole, rtol=1e-5, atol=0)
+
+
+def test_the_running_mean_of_perfusion_follows_all_pieces_of_a_batch(tmp_path: Path) -> None:
+    base = make_pipeline()
+    texts = ["a photo of a <imp>", "a <imp> on the beach", "a <imp> in style"]
+    moved = []
+    with prepared(base):
+        ready = stage("perfusion", tmp_path, base)
+        learner = ready.learner
+        assert isinstance(learner, Perfusion)
+        start = learner.i_star.clone()
+        for pieces in ([texts], [texts[:1], texts[1:]], [texts[2:], texts[:2]]):
+            learner.i_star.copy_(start)
+            with learner.attached():
+                learner.condition(["the dog behind a <imp>"])
+            with learner.attached():
+                for piece in pieces:
+                    learner.condition(piece)
+                learner.finish_step()
+            moved.append(learner.i_star - start)
+    assert float(moved[0].abs().max()) > 0
+    for other in moved[1:]:
+        torch.testing.assert_close(other, moved[0], rtol=1e-3, atol=1e-7)
