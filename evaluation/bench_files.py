@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conceptry.errors import ConflictError
+from conceptry.evaluation.bench_conditions import put_row
 from conceptry.evaluation.bench_results import ResultFile, ResultRow, read_results, write_results
 
 try:
@@ -50,8 +51,10 @@ def open_results(path: Path, fresh: ResultFile) -> ResultFile:
 
 
 def add_row(path: Path, row: ResultRow, fresh: ResultFile) -> None:
-    """Writes one more row to a file; of one that another process wrote meanwhile the first stays."""
+    """Writes one more row to a file, in the place of an older one of its subject.
+
+    One that another process wrote meanwhile, and that is as good, stays.
+    """
     with locked(path.parent):
         results = open_results(path, fresh)
-        if all(row.key != known.key for known in results.rows):
-            write_results(path, results.model_copy(update={"rows": (*results.rows, row)}))
+        write_results(path, results.model_copy(update={"rows": put_row(results.rows, row)}))

@@ -97,6 +97,9 @@ class BenchMethod:
     origin: str | None = None
     """The entry point of the package that it comes from; None for the trainer's own."""
 
+    recipe: Callable[[FamilyId, int], Digest] | None = None
+    """Gives the identity of all its numbers for a base and a budget, defaults included; None where nobody can say."""
+
     @property
     def digest(self) -> Digest:
         """The identity of its settings."""
@@ -200,6 +203,7 @@ def _make_own(
         title=title,
         settings=named,
         teach=lambda lesson: _teach_own(_reword(lesson, said), row, changed, gate),
+        recipe=lambda family, passes: digest_recipe(resolve_settings(row.id, family, changed), passes),
     )
 
 
@@ -256,7 +260,7 @@ def _train_once(lesson: Lesson, job: TrainJob, folder: Path) -> tuple[Concept, d
 def plan_job(lesson: Lesson, row: TrainerRow, settings: Mapping[str, Any]) -> TrainJob:
     """Returns the job that spends the lesson's budget at the method's own defaults for everything else."""
     defaults = resolve_settings(row.id, lesson.family, settings)
-    steps = max(1, lesson.sample_passes // count_passes(defaults)) if lesson.sample_passes else defaults.steps
+    steps = count_steps(defaults, lesson.sample_passes)
     return make_job(
         {
             "method": row.id,
@@ -270,6 +274,18 @@ def plan_job(lesson: Lesson, row: TrainerRow, settings: Mapping[str, Any]) -> Tr
             "settings": {**settings, "warmup_steps": min(defaults.warmup_steps, steps // 10)},
         }
     )
+
+
+def count_steps(settings: Settings, sample_passes: int) -> int:
+    """Returns how many steps spend a budget; 0 leaves a method its own."""
+    return max(1, sample_passes // count_passes(settings)) if sample_passes else settings.steps
+
+
+def digest_recipe(settings: Settings, sample_passes: int) -> Digest:
+    """Returns the identity of all numbers of a training with this budget, whatever is taught."""
+    steps = count_steps(settings, sample_passes)
+    spent = {"steps": steps, "warmup_steps": min(settings.warmup_steps, steps // 10)}
+    return Digest.of_bytes(canonical_json(settings.model_copy(update=spent).to_recipe()))
 
 
 def name_concept(method: str, subject_id: str) -> str:

@@ -89,10 +89,33 @@ class ResultRow(_Model):
     pictures: str | None = None
     """A file beside the results, with pictures of this row."""
 
+    # What follows came later: a row without it counts as what it is, measured in full and with what was known then.
+    recipe: str | None = None
+    """Digest of all the method's numbers, defaults included."""
+
+    prompts: int | None = None
+    """How many were asked; fewer than usual is a sample."""
+
+    more_pictures: int | None = None
+    """How many pictures of the plain prompt and of the superclass."""
+
+    drawing_steps: int | None = None
+    scorer: str | None = None
+    """Digest of what scores: its weights, and prompts that stand in no suite."""
+
+    score_version: int | None = None
+    commit: str | None = None
+    machine: dict[str, str | int | None] | None = None
+
     @property
     def key(self) -> tuple[str, str, str, int]:
         """What makes two rows the same measurement."""
         return (self.method, self.settings, self.subject, self.seed)
+
+    def at(self, commit: str, machine: dict[str, str | int | None]) -> ResultRow:
+        """Returns the row with where it was measured; what it says of that itself stays."""
+        stated = {"commit": self.commit or commit, "machine": self.machine or machine}
+        return self.model_copy(update=stated)
 
 
 class BaseModelId(_Model):
@@ -180,7 +203,8 @@ def merge_results(files: Iterable[tuple[Path, ResultFile]]) -> tuple[ResultFile,
                 f"{path.name} and {named.name} were not measured alike: {_name_difference(first, one)}",
                 hint="keep them in folders of their own",
             )
-        for row in one.rows:
+        for found in one.rows:
+            row = found.at(one.commit, one.machine)
             known = rows.setdefault(row.key, row)
             if known.identity.score != row.identity.score or known.prompt.score != row.prompt.score:
                 remarks.append(

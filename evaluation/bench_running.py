@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from conceptry.bases import FamilyId
 from conceptry.composer.fingerprints import find_pipeline_family, identify_pipeline
 from conceptry.digests import Digest, canonical_json
 from conceptry.errors import ConceptryError, InterruptedByUserError
+from conceptry.evaluation.bench_conditions import Conditions, is_as_good, state_conditions
 from conceptry.evaluation.bench_files import add_row, open_results
 from conceptry.evaluation.bench_guests import (
     count_passes_through,
@@ -36,6 +37,13 @@ from conceptry.evaluation.bench_results import (
     describe_machine,
     find_commit,
 )
+from conceptry.evaluation.bench_strips import (
+    REFERENCES_SHOWN,
+    locate_reference,
+    make_strip,
+    pick_shown,
+    thin_prompts,
+)
 from conceptry.evaluation.examination import BasePictures, Candidate, Drawing, Examination, Plan, examine
 from conceptry.evaluation.judges import Judge, make_judge
 from conceptry.evaluation.protocols import (
@@ -46,12 +54,10 @@ from conceptry.evaluation.protocols import (
     load_plain_prompt,
     load_prompts,
 )
-from conceptry.evaluation.references import References
+from conceptry.evaluation.references import References, as_images
 from conceptry.evaluation.toybench import BenchSubject, Suite, prepare_pictures
 from conceptry.trainer.preparation import plain_attention
 
-SHOWN_PICTURES: Final = 10
-SHOWN_PIXELS: Final = 128
 OnStep = Callable[[str], object]
 
 
@@ -143,14 +149,29 @@ class Bench:
                     self.failures.append(explain_change(method).inside(f"{method.id} on {subject.id}"))
                     return
                 if row is not None:
-                    add_row(self._locate_results(method), row, self._describe())
-                    yield row
+                    common = self._describe()
+                    stated = self._state(method, subject).stamp(row).at(common.commit, common.machine)
+                    add_row(self._locate_results(method), stated, common)
+                    yield stated
 
     def _is_known(self, method: BenchMethod, subject: BenchSubject) -> bool:
-        """Returns whether a row is there, of this process or another. Raises ConflictError."""
+        """Returns whether a row as good as today's is there, of whichever process. Raises ConflictError."""
         key = (method.id, str(method.digest), subject.id, self.suite.seed)
         known = open_results(self._locate_results(method), self._describe()).rows
-        return any(row.key == key for row in known)
+        wanted = self._state(method, subject)
+        return any(row.key == key and is_as_good(row, wanted) for row in known)
+
+    def _state(self, method: BenchMethod, subject: BenchSubject) -> Conditions:
+        plan = self._plan(subject.subject)
+        return state_conditions(
+            method.recipe,
+            family=self.family,
+            sample_passes=self.sample_passes,
+            protocol=self.options.protocol,
+            prompts=len(plan.prompts),
+            more_pictures=plan.plain_pictures + plan.superclass_pictures,
+            drawing_steps=plan.drawing.steps,
+        )
 
     def _try(self, method: BenchMethod, subject: BenchSubject) -> ResultRow | None:
         """Returns a row; None where the method failed, which keeps the others from nothing and is kept itself."""
@@ -306,30 +327,19 @@ class Bench:
 
     def _keep_pictures(self, method: BenchMethod, subject: BenchSubject, found: Examination) -> str:
         pictures = [one.picture for one in found.drawn if one.role == "concept"]
-        step = max(1, len(pictures) // SHOWN_PICTURES)
-        strip = make_strip(pictures[::step][:SHOWN_PICTURES])
+        strip = make_strip(pick_shown(pictures))
         name = f"pictures/{method.id}/{subject.id}.webp"
         path = self.options.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        strip.save(path, format="WEBP", quality=80)
+        _save(strip, path)
+        reference = self.options.out / locate_reference(subject.id)
+        if subject.folder is not None and not reference.is_file():
+            _save(make_strip(as_images(self.truths[subject.id].ceiling)[:REFERENCES_SHOWN]), reference)
         return name
 
 
-def thin_prompts(prompts: tuple[Prompt, ...], most: int | None) -> tuple[Prompt, ...]:
-    """Returns at most ``most`` prompts, from all categories alike."""
-    if most is None or most >= len(prompts):
-        return prompts
-    places = np.linspace(0, len(prompts) - 1, most).round().astype(int)
-    return tuple(prompts[place] for place in places)
-
-
-def make_strip(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Returns pictures side by side, none larger than 128 pixels."""
-    side = min(SHOWN_PIXELS, max(picture.width for picture in pictures))
-    strip = Image.new("RGB", (side * len(pictures), side), (255, 255, 255))
-    for index, picture in enumerate(pictures):
-        strip.paste(picture.convert("RGB").resize((side, side)), (side * index, 0))
-    return strip
+def _save(strip: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip.save(path, format="WEBP", quality=80)
 
 
 def digest_base(pipeline: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptry.evaluation.bench_conditions import choose_rows
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks, mean_interval
 
@@ -71,7 +72,7 @@ class MethodSummary:
 def summarise(results: ResultFile, kind: Literal["instance", "style"]) -> tuple[MethodSummary, ...]:
     """Returns the methods, best first, then those without a rank; means are over each one's own subjects."""
     rows: dict[str, list[ResultRow]] = defaultdict(list)
-    for row in results.rows:
+    for row in choose_rows(results.rows)[0]:
         if row.kind == kind:
             rows[row.method].append(row)
     ranks = rank_methods(rows)
@@ -269,14 +270,27 @@ def to_json(results: ResultFile) -> dict[str, Any]:
         "protocol": results.protocol,
         "base": results.base.model_dump(),
         "sample_passes": results.sample_passes,
-        "commit": results.commit,
+        "commit": ", ".join(
+            sorted({row.commit or results.commit for row in results.rows} or {results.commit})
+        ),
         "machine": results.machine,
+        "machines": list_machines(results),
         "rows": [{"instances": one.subjects, **_describe(one)} for one in summarise(results, "instance")],
         "styles": [{"styles": one.subjects, **_describe(one)} for one in summarise(results, "style")],
         "scorer_agreement": {
             name: round(value, 4) for name, value in compare_scorers(summarise(results, "instance")).items()
         },
     }
+
+
+def list_machines(results: ResultFile) -> list[Mapping[str, Any]]:
+    """Returns every machine that measured one of the rows, once."""
+    found: list[Mapping[str, Any]] = []
+    for row in results.rows:
+        machine = row.machine or results.machine
+        if machine not in found:
+            found.append(machine)
+    return found or [results.machine]
 
 
 def _describe(one: MethodSummary) -> dict[str, Any]:

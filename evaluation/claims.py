@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from conceptry.errors import InvalidFileError
+from conceptry.evaluation.bench_conditions import choose_rows
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.bench_summary import FEWEST_SUBJECTS, balance, find_common, find_paired_interval
 from conceptry.evaluation.toybench import load_suite
@@ -139,9 +140,9 @@ class Numbers:
         groups: Sequence[Mapping[str, Any]] = (),
         figures: Mapping[str, float | Mapping[str, float]] | None = None,
     ) -> Numbers:
-        """Returns the numbers of results, groups and figures; of a row that is there twice the first counts."""
+        """Returns the numbers of results, groups and figures; of the rows those that stand in one table."""
         rows: dict[str, dict[str, ResultRow]] = {}
-        for row in results.rows:
+        for row in choose_rows(results.rows)[0]:
             if row.kind == "instance":
                 rows.setdefault(row.method, {}).setdefault(row.subject, row)
         return cls(rows=rows, groups=tuple(groups), figures=figures or {})
@@ -249,7 +250,8 @@ def _compare(check: Check, numbers: Numbers) -> Finding:
     left = numbers.find(check.left)
     kind, _, said = check.right.partition(" ")
     right = dict.fromkeys(left, float(said)) if kind == _NUMBER else numbers.find(check.right)
-    lacking = [side for side, found in ((check.left, left), (check.right, right)) if not found]
+    sides = ((check.left, left), (check.right, {"": 0.0} if kind == _NUMBER else right))
+    lacking = [side for side, found in sides if not found]
     if lacking:
         return Finding(text=f"no {' and no '.join(lacking)}", holds=None)
     common = sorted(left.keys() & right.keys())
