@@ -66,6 +66,7 @@ def advise(session: Session, /, *, figures: Path | None, **given: Any) -> None:
     session.out.emit(
         {
             "source": advice.source or None,
+            "firm": advice.is_firm,
             "choices": [asdict(choice) for choice in advice.choices],
             "remarks": list(advice.remarks),
         },
@@ -75,9 +76,11 @@ def advise(session: Session, /, *, figures: Path | None, **given: Any) -> None:
 
 
 def _describe(advice: Advice) -> Iterator[str]:
+    if advice.choices and not advice.is_firm:
+        yield "no firm recommendation; what there is, in its order:"
     for number, choice in enumerate(advice.choices[:3], 1):
         spread = (
-            "one subject only"
+            "too few subjects for an interval"
             if choice.interval is None
             else "identity 95 % {:.2f} to {:.2f}".format(*choice.interval)
         )

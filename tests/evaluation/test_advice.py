@@ -55,6 +55,50 @@ def test_the_choice_follows_the_need_and_carries_its_numbers(need: Need, method:
     assert first.subjects == 24
 
 
+def compose(figures: tuple[str, dict[str, Any]], **joint: float) -> tuple[str, dict[str, Any]]:
+    """Returns the figures with the joint success of each method in two compositions of two things, and others."""
+    source, document = figures
+    rows = [
+        {"method": method, "way": "attached", "members": members, "joint": value}
+        for method, value in joint.items()
+        for members in (["ball-20", "fish-20"], ["cup-21", "car-21"])
+    ]
+    # What is drawn in another way, with a style beside it or of other sizes says nothing of two things.
+    rows += [{"method": "perfusion", "way": "focus", "members": ["ball-20", "fish-20"], "joint": 1.0}]
+    rows += [{"method": "perfusion", "way": "attached", "members": ["ball-20", "style-41"], "joint": 1.0}]
+    return source, {**document, "compositions": [*rows, {**rows[0], "joint": None, "impossible": "no"}]}
+
+
+def test_what_was_composed_is_judged_by_what_was_seen_and_not_by_preservation() -> None:
+    two = advise(Need(concepts=2), compose(FIGURES, perfusion=0.0, lora=0.5))
+    assert [one.method for one in two.choices] == ["lora", "lora-rank-1", "perfusion"]
+    assert [one.together for one in two.choices] == [0.5, None, 0.0]
+    assert "all members are in 50% of the pictures of 2 compositions" in two.choices[0].reasons
+    assert any("not composed" in remark and "lora-rank-1" in remark for remark in two.remarks)
+    assert advise(Need(concepts=3), compose(FIGURES, perfusion=0.0, lora=0.5)).choices[0].method == "lora"
+    one = advise(Need(), compose(FIGURES, perfusion=0.0, lora=0.5))
+    assert {choice.together for choice in one.choices} == {None}
+    none = advise(Need(concepts=2), compose(FIGURES, perfusion=0.0, lora=0.0))
+    assert any("no method that was composed has put 2 concepts" in remark for remark in none.remarks)
+
+
+def test_nothing_is_firm_of_a_few_subjects_and_no_interval_is_said_of_them() -> None:
+    source, document = FIGURES
+    rows = [
+        {**row, "instances": 2, "identity": 0.99} if row["method"] == "perfusion" else row
+        for row in document["rows"]
+    ]
+    mixed = advise(Need(), (source, {**document, "rows": rows}))
+    assert mixed.is_firm
+    assert [one.method for one in mixed.choices] == ["lora", "lora-rank-1", "perfusion"]
+    assert mixed.choices[-1].interval is None
+    assert "over only 2 of 24 subjects" in mixed.choices[-1].reasons[0]
+    few = advise(Need(), (source, {**document, "rows": [{**row, "instances": 3} for row in rows]}))
+    assert not few.is_firm
+    assert "nothing is firm yet: perfusion was measured on only 3 of 24 subjects" in few.remarks
+    assert advise(Need(), FIGURES).is_firm
+
+
 def test_a_variant_is_a_method_with_its_settings() -> None:
     (variant,) = [one for one in advise(Need(), FIGURES).choices if one.method == "lora-rank-1"]
     assert (variant.trainer, variant.settings) == ("lora", ("rank=1",))
