@@ -8,11 +8,13 @@ from typing import Any, Final, Literal
 
 from PIL import Image
 
-from conceptry.evaluation.bench_results import ResultFile, ResultRow
+from conceptry.evaluation.bench_results import ResultFile
+from conceptry.evaluation.bench_strips import WORD, locate_reference, show_row
 from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
 from conceptry.evaluation.charts import Point, draw_front
 from conceptry.evaluation.claims import UNSURE_EXPLAINED, ClaimVerdict, say_answer, write_claims
 from conceptry.evaluation.concordance import write_concordance
+from conceptry.evaluation.own_defaults import write_defaults
 from conceptry.evaluation.pages import (
     Figure,
     make_details,
@@ -51,6 +53,10 @@ _EXPLAINED: Final = (
 _GROUPS_EXPLAINED: Final = (
     "Shares of pictures: all members there, each once (joint); each member there (recall); an object of one member's "
     "class in another's colour (swaps); a member that nobody called (leaks); the asked side kept (region)."
+)
+_PICTURES_EXPLAINED: Final = (
+    "At the left of each line the true thing, in pictures that no method was taught; then what the method drew, each "
+    f"over its prompt, in which {WORD} stands for the method's word. Of 20 prompts every second is shown."
 )
 _KINDS: Final[tuple[tuple[Literal["instance", "style"], str], ...]] = (
     ("instance", "Things"),
@@ -91,7 +97,7 @@ def make_benchmark_page(
                 ),
                 _show_details(rows),
             ]
-    parts += [*_show_groups(groups, folder), *_show_claims(verdicts), *_show_pictures(results.rows, folder)]
+    parts += [*_show_groups(groups, folder), *_show_claims(verdicts), *_show_pictures(results, folder)]
     return make_page(f"ToyBench: {results.suite}", parts)
 
 
@@ -198,22 +204,23 @@ def _say_share(value: Any) -> Any:
     return _say_all(value) if isinstance(value, list | tuple) else value
 
 
-def _show_pictures(rows: Sequence[ResultRow], folder: Path) -> list[str]:
+def _show_pictures(results: ResultFile, folder: Path) -> list[str]:
     """A strip for each subject, in sections for methods; of many the first few are open."""
     parts: list[str] = []
-    for method in dict.fromkeys(row.method for row in rows):
-        figures = []
-        for row in rows:
+    for method in dict.fromkeys(row.method for row in results.rows):
+        strips = []
+        for row in results.rows:
             picture = open_picture(folder, row.pictures) if row.method == method else None
             if picture is not None:
                 said = f"{row.subject}: identity {_say(row.identity.normalised)}, prompt {_say(row.prompt.normalised)}"
-                figures.append(Figure(picture=picture, caption=said))
-        if figures:
-            parts += [make_heading(method), make_pictures(figures[:_SHOWN_STRIPS], strip=True)]
-        more = figures[_SHOWN_STRIPS:]
+                truth = open_picture(folder, locate_reference(row.subject))
+                strips.append(show_row(row, picture, results.protocol, caption=said, reference=truth))
+        if strips:
+            parts += [make_heading(method), *strips[:_SHOWN_STRIPS]]
+        more = strips[_SHOWN_STRIPS:]
         if more:
-            parts.append(make_details(f"{len(more)} more", make_pictures(more, strip=True)))
-    return parts
+            parts.append(make_details(f"{len(more)} more", "".join(more)))
+    return [make_heading("Pictures", _PICTURES_EXPLAINED), *parts] if parts else []
 
 
 def _say(value: float | None) -> str:
@@ -242,7 +249,7 @@ def make_markdown(
 ) -> str:
     """Returns the page of docs: the tables, and the plots that lie beside it.
 
-    ``document`` may bring what was measured beside the table: ``compositions`` and ``calibration``.
+    ``document`` may bring what was measured beside the table: ``compositions``, ``calibration`` and ``own_defaults``.
     ``verdicts`` is what the numbers say to claims.
     """
     lines = [
@@ -266,6 +273,7 @@ def make_markdown(
     more = document or {}
     lines += write_concordance(results)
     lines += write_claims(verdicts) if verdicts else []
+    lines += write_defaults(more.get("own_defaults", ()))
     return "\n".join([*lines, *_write_groups(more), *_write_calibration(more)]) + "\n"
 
 

@@ -23,6 +23,7 @@ _SHORT_CHARS: Final = 44
 _STRIP_HIGH: Final = 96
 _STRIP_WIDE: Final = 960
 _STRIP_QUALITY: Final = 82
+_TILE_WIDE: Final = 100
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1e2026;background:#fff;max-width:1280px;margin:2rem auto;padding:0 1rem}
@@ -38,11 +39,13 @@ div.wide tr.front td{background:#fff6f2}
 div.pictures{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}figure{margin:0;width:132px}
 figure img{width:128px;height:auto;image-rendering:pixelated;border:1px solid #e3e5e9}
 figcaption{font-size:.75rem;color:#5b606b;overflow-wrap:anywhere}figure.strip{width:100%}
-figure.strip img{max-width:100%}svg{max-width:720px;width:100%;height:auto;display:block}
+figure.strip img{max-width:100%}div.row img{width:100%;border:0}div.cells{display:grid;font-size:.7rem;line-height:1.25}
+div.cells span{padding:.1rem .3rem;color:#5b606b;overflow-wrap:anywhere}
+svg{max-width:720px;width:100%;height:auto;display:block}
 @media (max-width:640px){div.wide td:first-child{white-space:normal;min-width:7rem;max-width:9.5rem}}
 summary{cursor:pointer;color:#5b606b;margin:.4rem 0}
 @media (prefers-color-scheme:dark){body{background:#16181d;color:#e6e8ec}th,td,figure img{border-color:#333841}
-p.note,figcaption,summary,table.facts th{color:#a0a6b1}div.wide tr.front td{background:#2a211d}
+p.note,figcaption,summary,div.cells span,table.facts th{color:#a0a6b1}div.wide tr.front td{background:#2a211d}
 div.wide th:first-child,div.wide td:first-child{background:#16181d}}
 """
 
@@ -155,6 +158,24 @@ def make_pictures(figures: Iterable[Figure], *, strip: bool = False) -> str:
         for figure in figures
     ]
     return f'<div class="pictures">{"".join(parts)}</div>'
+
+
+def make_captioned_strip(picture: Image.Image, caption: str, cells: Sequence[tuple[int, str]]) -> str:
+    """Returns a strip of square pictures with a text under each, or under several; a narrow window scrolls it.
+
+    Args:
+        picture: squares side by side.
+        caption: said above them.
+        cells: how many squares each text stands under, and the text; together all squares.
+    """
+    count = sum(width for width, _ in cells)
+    texts = "".join(f'<span style="grid-column:span {width}">{escape(text)}</span>' for width, text in cells)
+    return (
+        f'<figure class="strip"><figcaption>{escape(caption)}</figcaption><div class="wide">'
+        f'<div class="row" style="width:{count * _TILE_WIDE}px">'
+        f'<img alt="{escape(caption, quote=True)}" src="{embed_picture(picture, exact=False)}">'
+        f'<div class="cells" style="grid-template-columns:repeat({count},1fr)">{texts}</div></div></div></figure>'
+    )
 
 
 def _size_strip(picture: Image.Image) -> str:

@@ -151,7 +151,7 @@ class Strip:
 
 def make_figures(strips: Sequence[Strip]) -> tuple[Figure, ...]:
     """Returns each strip as one picture of at most ``most`` side by side; a strip without pictures is left out."""
-    from conceptry.evaluation.bench_running import make_strip
+    from conceptry.evaluation.bench_strips import make_strip
 
     return tuple(
         Figure(picture=make_strip(one.pictures[: one.most]), caption=one.caption)

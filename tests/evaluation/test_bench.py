@@ -37,7 +37,8 @@ from conceptry.evaluation.bench_methods import (
     use_gate,
 )
 from conceptry.evaluation.bench_results import merge_results, read_results, write_results
-from conceptry.evaluation.bench_running import Bench, BenchOptions, thin_prompts
+from conceptry.evaluation.bench_running import Bench, BenchOptions
+from conceptry.evaluation.bench_strips import thin_prompts
 from conceptry.evaluation.toybench import (
     FILE_NAME,
     digest_suite,
