@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptry.bases import FamilyId
 from conceptry.evaluation.examination import Drawing, draw_pictures
+from conceptry.evaluation.identity_thresholds import Thresholds
 from conceptry.evaluation.scores import correlate_ranks
 from conceptry.evaluation.second_scorer import SecondScorer
 from conceptry.evaluation.toybench import Suite
@@ -106,14 +107,17 @@ def change_by_grades(instance: Instance, rng: np.random.Generator) -> list[Insta
     return rows
 
 
-def measure_false_identity(suite: Suite, scorer: Scorer, pipeline: Any) -> tuple[float, float]:
+def measure_false_identity(
+    suite: Suite, scorer: Scorer, pipeline: Any, thresholds: Thresholds | None = None
+) -> tuple[float, float]:
     """Returns how often held-out renders are taken for their own instance, and the base's pictures of its class are.
 
-    The threshold lies halfway between the mean of the base's pictures and that of the renders, as in the
-    multi-concept part.
+    By the thresholds of the multi-concept part, which come from renders of other instances: neither the pictures that
+    are counted here nor the base has a part in them.
     """
     hits, errors = list[bool](), list[bool]()
     drawn: dict[str, list[Any]] = {}
+    known = thresholds or Thresholds(scorer)
     for subject in suite.subjects:
         if subject.cls is None or subject.seed is None:
             continue
@@ -126,7 +130,7 @@ def measure_false_identity(suite: Suite, scorer: Scorer, pipeline: Any) -> tuple
         prototype = scorer.prototype(render(instance_scenes(instance, REFERENCES, part=1)))
         seen = round_trip(pipeline.vae, render(instance_scenes(instance, 8, part=2)))
         own, other = scorer.identity(seen, prototype), scorer.identity(drawn[subject.cls], prototype)
-        threshold = float(own.mean() + other.mean()) / 2
+        threshold = known.find(prototype, subject.cls)
         hits += list(own >= threshold)
         errors += list(other >= threshold)
     return float(np.mean(hits)), float(np.mean(errors))

@@ -1,7 +1,8 @@
 """Who is in a picture of several concepts: which object is which member, who is missing, who was mixed up.
 
-An object is a member's if its identity lies nearer to the member's ceiling than to its floor and no other member is
-nearer. A global score is blind to this (methods.md 0.8): two members merged into one thing resemble both.
+An object is a member's if its likeness is one that few other things of the member's class reach
+(identity_thresholds.py) and no other member is nearer. A global score is blind to this (methods.md 0.8): two members
+merged into one thing resemble both.
 """
 
 from __future__ import annotations

@@ -17,11 +17,22 @@ from conceptry.composer.fingerprints import identify_pipeline
 from conceptry.composer.layer_deltas import list_factors
 from conceptry.composer.plan import make_plan
 from conceptry.composer.ways import WAYS
-from conceptry.errors import UsageError
+from conceptry.errors import ConflictError, UsageError
 from conceptry.evaluation.bench_methods import BenchMethod, Lesson, Taught
-from conceptry.evaluation.bench_multi import MultiBench, fill, load_multi_suite
+from conceptry.evaluation.bench_multi import (
+    TAUGHT_WITH,
+    MultiBench,
+    describe,
+    fill,
+    keep_row,
+    load_multi_suite,
+    measure_groups,
+    read_known,
+)
+from conceptry.evaluation.bench_results import locate_groups, read_groups, write_json
 from conceptry.evaluation.bench_running import Bench, BenchOptions
 from conceptry.evaluation.combining import COMBINATIONS, count_conflicts, even_out, find_combination
+from conceptry.evaluation.identity_thresholds import RULE, Thresholds
 from conceptry.evaluation.multi_page import compare, make_page, make_sheet
 from conceptry.evaluation.presence import Identity, find_members, score_presences
 from conceptry.evaluation.toybench import load_suite
@@ -129,7 +140,7 @@ def make_method(pipeline: Any, make: Any, folder: Path) -> BenchMethod:
 def test_each_way_is_a_row_and_one_that_cannot_be_is_said(tmp_path: Path) -> None:
     options = BenchOptions(out=tmp_path / "out", workdir=tmp_path / "work", sample_passes=8, steps=1)
     pipeline = make_pipeline("sd1")
-    bench = MultiBench(Bench(SUITE, pipeline, options))
+    bench = MultiBench(Bench(SUITE, pipeline, options), thresholds=Thresholds(others=2))
     group, ways = ("creature-20", "cup-20"), ["attached", "merge-sum"]
     lora = make_method(pipeline, make_lora, tmp_path / "lora")
     rows = list(bench.run(lora, [group], ways))
@@ -142,10 +153,69 @@ def test_each_way_is_a_row_and_one_that_cannot_be_is_said(tmp_path: Path) -> Non
     assert "impossible" in words
 
 
+def open_multi(folder: Path, **changes: Any) -> Bench:
+    options = BenchOptions(out=folder / "out", workdir=folder / "work", sample_passes=8, steps=1)
+    return Bench(replace(SUITE, **changes), make_pipeline("sd1"), options)
+
+
+def test_groups_go_on_whatever_variants_there_are_and_not_with_other_words(tmp_path: Path) -> None:
+    bench, path = open_multi(tmp_path), locate_groups(tmp_path / "out")
+    assert list(measure_groups(bench, [], str)) == []
+    row = make_group("attached", ["creature-20", "cup-20"], 0.5)
+    write_json(path, {**describe(bench), "rows": [row]})
+    assert read_known(path, open_multi(tmp_path, digest="another", variants=())) == [row]
+    for changes in ({"seed": 12}, {"plain_word": "zwx"}, {"training_pictures": 4}):
+        with pytest.raises(ConflictError, match=next(iter(changes))):
+            read_known(path, open_multi(tmp_path, **changes))
+
+
+def test_the_groups_that_are_kept_were_taught_as_today(tmp_path: Path) -> None:
+    path = locate_groups(Path(__file__).parents[2] / "docs" / "toybench")
+    rows, document = read_groups(path)
+    assert len(rows) >= 90
+    bench = open_multi(tmp_path)
+    said = describe(bench)
+    kept = {**TAUGHT_WITH.get(document.get("suite_digest", ""), {}), **document}
+    assert {name for name in said if kept[name] != said[name]} <= {
+        "base",
+        "sample_passes",
+    }  # of another base here
+    assert kept["sample_passes"] == SUITE.sample_passes
+    for row in rows:
+        assert (path.parents[1] / row["pictures_file"]).is_file()
+
+
+def test_a_row_that_was_judged_by_an_earlier_rule_is_drawn_again_and_replaced(tmp_path: Path) -> None:
+    bench, path = open_multi(tmp_path), locate_groups(tmp_path / "out")
+    method = make_method(bench.pipeline, make_lora, tmp_path / "lora")
+    multi, group = MultiBench(bench, thresholds=Thresholds(others=2)), ["creature-20", "cup-20"]
+    old = {**make_group("attached", group, 0.5), "method": method.id}
+    write_json(path, {**describe(bench), "rows": [old, {**old, "way": "focus"}]})
+    (row,) = multi.run(method, [group], ["attached"], [old])
+    assert [(one["way"], one.get("found_by")) for one in keep_row(path, row, bench)] == [
+        ("focus", None),
+        ("attached", RULE),
+    ]
+    assert list(multi.run(method, [group], ["attached"], [row])) == []
+    page = make_page({"sample_passes": 8, "rows": [old, row]})
+    assert "sample passes each, found by the threshold halfway-between-means" in page
+
+
+def test_no_group_is_begun_that_would_end_too_late(tmp_path: Path) -> None:
+    bench = open_multi(tmp_path)
+    bench.options = replace(bench.options, seconds=0.0)
+    method = make_method(bench.pipeline, make_lora, tmp_path / "lora")
+    assert list(MultiBench(bench).run(method, [["creature-20", "cup-20"]])) == []
+
+
 def test_every_way_of_composing_is_compared_and_an_unknown_one_is_named() -> None:
     compared = {row.id for row in COMBINATIONS}
     assert {"attached" if row.id == "sum" else row.id for row in WAYS} <= compared
-    assert set(load_multi_suite().ways) <= compared
+    multi = load_multi_suite()
+    assert {*multi.ways, *multi.merges, *multi.ways_of_three} <= compared
+    assert set(multi.list_ways(2, has_style=False)) == {*multi.ways, *multi.merges}
+    assert multi.list_ways(2, has_style=True) == multi.list_ways(1, has_style=True) == multi.ways
+    assert len(multi.list_ways(3, has_style=False)) == 2
     with pytest.raises(UsageError, match="no way called 'blend'"):
         find_combination("blend")
 
@@ -195,7 +265,7 @@ def test_the_page_says_what_is_sure_and_what_is_not(tmp_path: Path) -> None:
     assert few is not None
     assert (few.groups, few.is_sure) == (2, False)
     assert compare(rows, "joint", "focus", "switch") is None
-    page = make_page({"sample_passes": 8, "rows": rows})
+    page = make_page({"sample_passes": 8, "rows": [{**row, "found_by": RULE} for row in rows]})
     assert "focus above attached: +0.40 (+0.40 to +0.40), 6 groups: sure" in page
     assert (
         "| attached: all deltas at once | 6 | 36 | 0.20 (0.20 to 0.20) | 0.60 | 0.00 | 0.00 | \u2013" in page

@@ -14,9 +14,11 @@ from conceptry.evaluation.calibration import (
     grade_instances,
     measure_false_identity,
 )
+from conceptry.evaluation.identity_thresholds import Thresholds
 from conceptry.evaluation.scores import correlate_ranks
 from conceptry.evaluation.toybench import load_suite
-from conceptry.toybox.examples import held_out_instance
+from conceptry.toybox.examples import held_out_instance, instance_scenes
+from conceptry.toybox.render import render
 from conceptry.toybox.sampling import ATTRIBUTES, make_instance
 from conceptry.toybox.scene import Instance, Scene
 from conceptry.toybox.scorer import Scorer
@@ -70,10 +72,26 @@ def test_a_base_that_draws_the_taught_thing_by_itself_counts_as_false_identity()
     suite = replace(load_suite(), subjects=load_suite().subjects[:1])
     painter = Painter(held_out_instance("creature", 20))
     scorer = Scorer.load()
-    assert measure_false_identity(suite, scorer, painter) == (1.0, 0.0)
+    few = Thresholds(scorer, others=30)
+    assert measure_false_identity(suite, scorer, painter, few) == (1.0, 0.0)
     with painter.attached(half_forget):
-        found, false = measure_false_identity(suite, scorer, painter)
+        found, false = measure_false_identity(suite, scorer, painter, few)
     assert (found, false) == (1.0, 0.5)
+
+
+def test_a_threshold_is_reached_by_one_in_a_hundred_other_things_and_by_every_render_of_its_own() -> None:
+    scorer = Scorer.load()
+    thresholds, own, other = Thresholds(scorer, others=100), list[bool](), list[bool]()
+    scenes = [instance_scenes(make_instance("creature", 720_000 + n), 1, part=2)[0] for n in range(40)]
+    strangers = [reading.objects for reading in scorer.read(render(scenes))]
+    for seed in (20, 21):
+        instance = held_out_instance("creature", seed)
+        prototype = scorer.prototype(render(instance_scenes(instance, 8, part=1)))
+        threshold = thresholds.find(prototype, "creature")
+        own += list(scorer.identity(render(instance_scenes(instance, 8, part=2)), prototype) >= threshold)
+        other += [max(float(one.embedding @ prototype) for one in row) >= threshold for row in strangers]
+    assert np.mean(own) >= 0.99
+    assert np.mean(other) < 0.02
 
 
 def half_forget(painter: Painter, prompt: str, seed: int) -> Scene:
