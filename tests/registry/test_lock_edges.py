@@ -33,6 +33,7 @@ from conceptry.registry.projects import count_in_order
 from conceptry.registry.protocol import Remote, RemoteVersion
 from conceptry.registry.refs import Resolved
 from conceptry.registry.remotes import open_remote
+from conceptry.registry.reports import find_outdated
 from conceptry.registry.universe import Package
 from conceptry.sources import parse_source
 from tests.registry.folders import make_manifest, write_folder
@@ -168,6 +169,18 @@ def test_base_that_this_machine_lacks_stays_as_it_was_locked(tmp_path: Path) -> 
         with pytest.raises(NotFoundError) as caught:
             pin_base(dataclasses.replace(request, project=gone, previous=previous))
         assert caught.value.where == "project.base"
+
+
+def test_version_that_the_project_does_not_allow_is_told_apart(tmp_path: Path) -> None:
+    studio = make_studio(tmp_path)
+    studio.publish("me/imp", "1.0.0")
+    project = make_workspace(
+        tmp_path / "project", tmp_path / "store", write_project(studio.uri, '"me/imp" = "^1"', about=SD1)
+    )
+    project.lock()
+    studio.publish("me/imp", "2.0.0")
+    (row,) = find_outdated(project)
+    assert (row.compatible, str(row.newest), row.only_metrics) == (None, "2.0.0", False)
 
 
 # --- files of others -----------------------------------------------------------------------------------------------
