@@ -338,9 +338,9 @@ def _measure_flatness(run: Run) -> None:
     if stop is None:
         return
     batch = run.context.draw_fixed_batch(stop.settings.samples, noise=_STOP_SET)
-    run.flat_losses.append(
-        weighted_error(run.learner.predict(batch), batch.target, batch.weights, batch.mask)
-    )
+    pieces = run.context.job.settings.accumulation_steps > 1
+    at_once = _count_at_once(run.context) if pieces else stop.settings.samples
+    run.flat_losses.append(_measure_error(run.learner, batch, at_once))
     on_processor = run.context.device.type == "cpu"
     if on_processor or len(run.flat_losses) >= REPORT_EVERY_STEPS:
         losses = torch.stack(run.flat_losses).double().tolist()
@@ -351,15 +351,27 @@ def _measure_flatness(run: Run) -> None:
 @torch.no_grad()
 def measure_fixed_loss(context: TrainingContext, learner: Learner) -> float:
     """Returns the loss on samples that are the same in every call, of noise that training never draws."""
-    losses = []
-    size = max(1, math.ceil(FIXED_SAMPLES / max(1, min(context.job.settings.batch_size, FIXED_SAMPLES))))
-    for piece in context.draw_fixed_batch(FIXED_SAMPLES).split(size):
-        losses.append(
-            weighted_error(learner.predict(piece), piece.target, piece.weights, piece.mask)
-            * len(piece.prompts)
-        )
-    (loss,) = context.team.agree([float(torch.stack(losses).sum() / FIXED_SAMPLES)], context.device)
+    error = _measure_error(learner, context.draw_fixed_batch(FIXED_SAMPLES), _count_at_once(context))
+    (loss,) = context.team.agree([float(error)], context.device)
     return loss
+
+
+def _count_at_once(context: TrainingContext) -> int:
+    """Returns how many samples a piece of a step has, for which alone a job that accumulates has memory."""
+    settings = context.job.settings
+    return math.ceil(settings.batch_size / min(settings.accumulation_steps, settings.batch_size))
+
+
+def _measure_error(learner: Learner, batch: Batch, at_once: int) -> Tensor:
+    """Returns the error of a batch, of which at most ``at_once`` samples are computed at once."""
+    size = len(batch.prompts)
+    if at_once >= size:
+        return weighted_error(learner.predict(batch), batch.target, batch.weights, batch.mask)
+    errors = [
+        weighted_error(learner.predict(piece), piece.target, piece.weights, piece.mask) * len(piece.prompts)
+        for piece in batch.split(math.ceil(size / at_once))
+    ]
+    return torch.stack(errors).sum() / size
 
 
 class _LossReporter:

@@ -6,8 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from conceptry.trainer.context import Batch
+from conceptry.trainer.learners import Learner
+from conceptry.trainer.loop import measure_fixed_loss
 from conceptry.trainer.perfusion import Perfusion
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.prior import ClassLatents
@@ -57,3 +61,24 @@ def test_the_running_mean_of_perfusion_follows_all_pieces_of_a_batch(tmp_path: P
     assert float(moved[0].abs().max()) > 0
     for other in moved[1:]:
         torch.testing.assert_close(other, moved[0], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("pieces", "largest"), [(1, 4), (2, 2), (4, 1)])
+def test_no_measure_of_a_run_computes_more_samples_at_once_than_a_piece_has(
+    pieces: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def predict(self: Learner, batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch.prompts))
+        return torch.zeros_like(batch.target)
+
+    base = make_pipeline()
+    with prepared(base):
+        ready = stage("textual_inversion", tmp_path, base, batch_size=4, accumulation_steps=pieces)
+        monkeypatch.setattr(type(ready.learner), "predict", predict)
+        loss = measure_fixed_loss(ready.context, ready.learner)
+    expected = ready.context.draw_fixed_batch(16)
+    errors = expected.target.square().mean(dim=(1, 2, 3)) * expected.weights
+    assert (max(sizes), sum(sizes)) == (largest, 16)
+    assert loss == pytest.approx(float(errors.mean()), rel=1e-5)
