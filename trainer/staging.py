@@ -91,9 +91,12 @@ def open_base(job: TrainJob, base: Any, *, named: Mapping[str, Path] | None = No
 
 
 def choose_folder(job: TrainJob, home: Path) -> Path:
-    """Returns the folder of the user's store in which the job works, when nobody names another."""
-    name = f"{job.name.namespace}-{job.name.name}-{job.version}"
-    return home / "training" / re.sub(r"[^a-z0-9._-]", "-", name)
+    """Returns the folder of the user's store in which the job works, when nobody names another.
+
+    No two names or versions share one, also where files are called alike in capitals and small letters.
+    """
+    version = re.sub(r"[A-Z]", lambda letter: f"%{ord(letter[0]):02x}", str(job.version))
+    return home / "training" / f"{job.name.namespace}@{job.name.name}@{version}"
 
 
 def prepare_run(

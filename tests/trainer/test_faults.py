@@ -1,0 +1,26 @@
+"""What goes wrong in one run: it is explained, its neighbours end as if nothing had been, nothing dead comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conceptry.trainer import staging
+from conceptry.trainer.jobs import make_job
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_jobs_share_a_folder(tmp_path: Path) -> None:
+    told = {"method": "lora", "images": tmp_path, "placeholder": "<imp>", "superclass": "creature"}
+    rows = [
+        ("a-b/c", "1.0.0"),
+        ("a/b-c", "1.0.0"),
+        ("a/b", "1.0.0-c"),
+        ("a/b", "1.0.0-C"),
+        ("a/b", "1.0.0+c"),
+        ("a/b-1.0.0", "1.0.0"),
+    ]
+    jobs = [make_job({**told, "name": name, "version": version}) for name, version in rows]
+    folders = [staging.choose_folder(job, tmp_path) for job in jobs]
+    assert len({str(folder).casefold() for folder in folders}) == len(rows)
+    assert all(folder.is_relative_to(tmp_path / "training") for folder in folders)
