@@ -75,6 +75,11 @@ class _BarMeter:
         self._bar.update(self._task, completed=done, total=total or None, detail=make_visible(detail))
 
 
+def is_tracked(out: Output) -> bool:
+    """Returns whether somebody sees how far something is."""
+    return out.verbose or (out.mode == "human" and has_terminal(sys.stderr))
+
+
 @contextmanager
 def track(out: Output, title: str) -> Iterator[Meter]:
     """Gives a meter for the block; its bar is gone afterwards."""
@@ -111,6 +116,14 @@ def follow_transfer(meter: Meter) -> Callable[[TransferProgress], None]:
 
 def follow_training(meter: Meter, out: Output) -> Callable[[TrainEvent], None]:
     """Returns what takes the trainer's events to ``meter``; warnings are said at once."""
+    first: dict[str, tuple[int, float]] = {}
+
+    def name_speed(event: TrainEvent) -> str:
+        step, seconds = first.setdefault(event.job, (event.step, event.seconds))
+        if event.step == step or event.seconds <= seconds:
+            return ""
+        share = "" if event.share is None else f", {event.share:.0%} of the device's limit"
+        return f", {(event.step - step) / (event.seconds - seconds):.3g} steps/s{share}"
 
     def show(event: TrainEvent) -> None:
         if event.kind == "warning":
@@ -120,6 +133,8 @@ def follow_training(meter: Meter, out: Output) -> Callable[[TrainEvent], None]:
         else:
             loss = "" if event.loss is None else f", loss {event.loss:.4f}"
             name = f"{event.job}: " if event.job else ""
-            meter.update(event.step, event.total, f"{name}step {event.step} of {event.total}{loss}")
+            meter.update(
+                event.step, event.total, f"{name}step {event.step} of {event.total}{loss}{name_speed(event)}"
+            )
 
     return show

@@ -12,7 +12,7 @@ import click
 from conceptry.cli.bases import TOYBOX
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, SEED, SETTING
-from conceptry.cli.progress import follow_training, track
+from conceptry.cli.progress import follow_training, is_tracked, track
 from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes, format_seconds
@@ -22,6 +22,7 @@ from conceptry.names import ConceptName, Reference, parse_placeholder, parse_ver
 
 if TYPE_CHECKING:
     from conceptry.registry.publish import Published
+    from conceptry.trainer.events import WatchOptions
     from conceptry.trainer.jobs import TrainJob
     from conceptry.trainer.training import TrainResult
 
@@ -151,7 +152,14 @@ class TrainCommand(ConceptsCommand):
 @click.option(
     "--workdir", type=PATH, metavar="DIR", help="For checkpoints.  [default: a folder of the store]"
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the same job.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the newest checkpoint of the same job, or begin where none is."
+)
+@click.option(
+    "--previews", is_flag=True, help="Draw it at 0, 25, 50, 75 and 100 % of the run, from fixed seeds."
+)
+@click.option("--curves", is_flag=True, help="Draw the losses as curves.png in the run's folder.")
+@click.option("--tensorboard", type=PATH, metavar="DIR", help="Write losses and previews for TensorBoard.")
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done and what it needs on this device, and stop."
 )
@@ -162,7 +170,13 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
     METHOD is one of those below. Four to six pictures of one thing are a good start. The result is published into
     the store. Ctrl-C saves the state, and --resume goes on bit for bit.
     """
+    watch = _take_watch(session, given)
     if given["jobs"] is not None:
+        if watch.previews or watch.curves or watch.tensorboard is not None:
+            raise UsageError(
+                "--previews, --curves and --tensorboard are of one job",
+                hint="train that job by itself: concepts train --job FILE",
+            )
         train_jobs(session, given, workdir=workdir, resume=resume, dry_run=dry_run)
         return
     for name in ("shard", "together", "engine"):
@@ -173,11 +187,31 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
     if dry_run:
         _report_plan(session, job)
         return
-    result = run_job(session, job, workdir=workdir, resume=resume)
+    result = run_job(session, job, workdir=workdir, resume=resume, watch=watch)
     if not result.leads:
         return
     published = publish_folder(session, result.folder)
     _report(session, job, result, published)
+    _report_pictures(session, result.folder.parent, watch)
+
+
+def _take_watch(session: Session, given: dict[str, Any]) -> WatchOptions:
+    """Returns what is wanted beside the concept, which ``given`` then no longer says."""
+    from conceptry.trainer.events import WatchOptions
+
+    wanted = {name: given.pop(name) for name in ("previews", "curves", "tensorboard")}
+    return WatchOptions(**wanted, share=is_tracked(session.out))
+
+
+def _report_pictures(session: Session, folder: Path, watch: WatchOptions) -> None:
+    from conceptry.trainer.curves import CURVES_NAME
+    from conceptry.trainer.previews import OVERVIEW_NAME
+
+    for wanted, name in ((watch.previews, OVERVIEW_NAME), (watch.curves, CURVES_NAME)):
+        if wanted and (folder / name).is_file():
+            session.out.note(f"{folder / name}")
+    if watch.tensorboard is not None:
+        session.out.note(f"hint: tensorboard --logdir {shlex.quote(str(watch.tensorboard))}")
 
 
 def make_job(given: Mapping[str, Any], *, tell: tuple[Say, Say] = (_drop, _drop)) -> TrainJob:
@@ -253,7 +287,12 @@ def refuse_existing(session: Session, job: TrainJob) -> None:
 
 
 def run_job(
-    session: Session, job: TrainJob, *, workdir: Path | None = None, resume: bool = False
+    session: Session,
+    job: TrainJob,
+    *,
+    workdir: Path | None = None,
+    resume: bool = False,
+    watch: WatchOptions | None = None,
 ) -> TrainResult:
     """Returns the finished concept of a job. Raises what ``conceptry.trainer.training.train`` raises."""
     from conceptry.base_locations import resolve_base
@@ -268,6 +307,7 @@ def run_job(
             workdir=workdir,
             resume=resume,
             base=location,
+            watch=watch,
         )
 
 

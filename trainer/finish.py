@@ -133,7 +133,7 @@ def write_concept(
         folder.parent.mkdir(parents=True, exist_ok=True)
         private = Path(tempfile.mkdtemp(prefix=".finishing-", dir=folder.parent))
         try:
-            _fill(context, outcome, private, record)
+            fill_folder(context, outcome, private, record)
             check_reloaded(context, outcome, open_concept(private))
             shutil.rmtree(folder, ignore_errors=True)
             private.rename(folder)
@@ -147,7 +147,8 @@ def write_concept(
     return open_concept(folder)
 
 
-def _fill(context: TrainingContext, outcome: Outcome, folder: Path, record: Mapping[str, Any]) -> None:
+def fill_folder(context: TrainingContext, outcome: Outcome, folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes the weights, ``concept.json`` and ``train.json`` into an empty folder; nothing is compared."""
     parts = []
     for part in outcome.draft.parts:
         metadata = _describe_file(context, part.kind)

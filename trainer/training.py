@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conceptry.errors import InterruptedByUserError
 from conceptry.trainer.distribution import find_team
 from conceptry.trainer.doctor import TrainPlan, check_fit, plan_run
-from conceptry.trainer.events import OnEvent, TrainEvent, ignore
+from conceptry.trainer.events import NOBODY, OnEvent, TrainEvent, WatchOptions, ignore
 from conceptry.trainer.folders import claimed, locate_home
 from conceptry.trainer.jobs import TrainJob
 from conceptry.trainer.loop import run_loop
@@ -28,6 +28,9 @@ from conceptry.trainer.staging import (
     read_result,
 )
 
+if TYPE_CHECKING:
+    from conceptry.trainer.watching import Watch
+
 __all__ = ["TrainPlan", "TrainResult", "plan", "train"]
 
 
@@ -39,6 +42,7 @@ def train(
     cache_folder: Path | None = None,
     resume: bool = False,
     base: Any = None,
+    watch: WatchOptions | None = None,
 ) -> TrainResult:
     """Returns the concept that ``job`` asks for, trained, saved, reloaded and checked.
 
@@ -49,6 +53,7 @@ def train(
         cache_folder: where what belongs to the base is kept; None takes a folder of the user's store.
         resume: go on from the newest checkpoint in ``workdir``.
         base: an open pipeline, which is left as it was, or a BaseLocation; None resolves what the job names.
+        watch: what is wanted beside the result: previews, curves, the share of the limit. No number depends on it.
 
     In each of several processes that accelerate launched, this trains the one job together; the first writes it.
 
@@ -64,6 +69,8 @@ def train(
     home, team = locate_home(), find_team()
     on_event = on_event if team.leads else ignore
     folder = workdir or choose_folder(job, home)
+    looking = _make_watch(watch, job, folder, on_event) if team.leads else None
+    on_event = on_event if looking is None else looking.follow
     pictures = read_pictures(job, on_event)
     opened = open_base(job, base)
     with prepared(opened.pipeline), deterministic(opened.device):
@@ -74,17 +81,24 @@ def train(
             folder=folder,
             cache_folder=cache_folder or home / "cache",
             on_event=on_event,
+            watch=looking or NOBODY,
         )
         check_fit(stage.context, stage.learner)
         device = stage.context.device
-        with claimed(folder), _naming(workdir):
+        with claimed(folder), _naming(workdir), closing(looking) if looking else nullcontext():
+            going_on = resume and bool(stage.checkpoints.find_complete())
             with team.leading(device) as leads:
                 if leads:
-                    begin(stage, resume=resume)
-            loop = run_loop(stage.context, stage.learner, stage.checkpoints, resume=resume)
+                    if resume and not going_on:
+                        stage.context.warn("there is no checkpoint to go on from: training begins anew")
+                    begin(stage, resume=going_on)
+            loop = run_loop(stage.context, stage.learner, stage.checkpoints, resume=going_on)
             with team.leading(device) as leads:
                 if leads:
-                    return finish_run(stage, loop)
+                    result = finish_run(stage, loop)
+                    if looking is not None:
+                        looking.conclude(result.concept, stage.context)
+                    return result
             return read_result(stage, loop)
 
 
@@ -114,6 +128,15 @@ def plan(
         )
         on_event(TrainEvent(kind="phase", message="timing two samples"))
         return plan_run(stage.context, stage.learner)
+
+
+def _make_watch(options: WatchOptions | None, job: TrainJob, folder: Path, on_event: OnEvent) -> Watch | None:
+    if options is None:
+        return None
+    from conceptry.trainer.watching import Watch, check_options
+
+    check_options(options)
+    return Watch(options, job, folder, on_event)
 
 
 @contextmanager
