@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conceptry.composer.fingerprints import fingerprint_component
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import TrainingError
+from conceptry.errors import TrainingError, UsageError
 from conceptry.trainer.framing import Frame, Size, frame_pictures
 from conceptry.trainer.images import Picture
 from conceptry.trainer.settings import Settings
@@ -92,13 +92,21 @@ def encode_pictures(
     They are computed in float32 at the first sight of a picture, and read from ``cache_folder`` afterwards.
 
     Raises:
+        UsageError: if they are to be smaller than one place of the denoiser's coarsest level.
         TrainingError: if the autoencoder answers with numbers that are not finite; the picture is named.
     """
+    least = _find_step(pipeline)
+    if resolution_pixels < least:
+        raise UsageError(
+            f"resolution_pixels {resolution_pixels} is less than this base can see: {least}",
+            where="settings.resolution_pixels",
+            hint=f"leave it out, for the base's own {read_resolution(pipeline)}",
+        )
     framed = frame_pictures(
         [picture.image.size for picture in pictures],
         settings,
         side_pixels=resolution_pixels,
-        step_pixels=_find_step(pipeline),
+        step_pixels=least,
         seed=seed,
     )
     encoder = _Encoder(pipeline, cache_folder / FOLDER)

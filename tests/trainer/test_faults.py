@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from conceptry.errors import UsageError
 from conceptry.trainer import staging
 from conceptry.trainer.jobs import make_job
+from conceptry.trainer.training import train
+from tests.fakes.pipelines import make_pipeline
+from tests.trainer.runs import write_job
+
+
+def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> staging.TrainResult:
+    job = write_job(method, folder, **changes)
+    return train(job, base=make_pipeline(), workdir=folder / "work", cache_folder=folder / "cache")
+
+
+def test_pictures_too_small_for_the_denoiser_are_refused_with_the_least_side(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="resolution_pixels") as caught:
+        run(tmp_path, settings={"resolution_pixels": 1})
+    assert caught.value.where == "settings.resolution_pixels"
+
 
 # --- folders -------------------------------------------------------------------------------------------------------
 
