@@ -147,7 +147,7 @@ class TrainCommand(ConceptsCommand):
     "--like",
     type=PATH,
     metavar="FILE",
-    help="Train as this .safetensors file was, by its metadata or train.json.",
+    help="Train as this .safetensors file, train.json or version of the store was, by its metadata or record.",
 )
 @click.option(
     "--workdir", type=PATH, metavar="DIR", help="For checkpoints.  [default: a folder of the store]"
@@ -182,6 +182,7 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
     for name in ("shard", "together", "engine"):
         if given[name] is not None:
             raise UsageError(f"--{name} is of several jobs", hint="give them with --jobs FILE")
+    given["like"] = _find_record(session, given["like"])
     job = make_job(given, tell=(session.out.note, session.out.warn))
     refuse_existing(session, job)
     if dry_run:
@@ -193,6 +194,19 @@ def train(session: Session, /, *, resume: bool, dry_run: bool, workdir: Path | N
     published = publish_folder(session, result.folder)
     _report(session, job, result, published)
     _report_pictures(session, result.folder.parent, watch)
+
+
+def _find_record(session: Session, like: Path | None) -> Path | None:
+    """Returns the file to train like: a path as it is, for a version of the store what training left beside it."""
+    if like is None or like.exists() or like.suffix in (".safetensors", ".json"):
+        return like
+    shown = session.registry.show(Reference.parse(like.as_posix()))
+    if shown.record is None:
+        raise UsageError(
+            f"nothing is recorded of how {shown.reference} was made",
+            hint="--like takes a .safetensors file too",
+        )
+    return shown.record
 
 
 def _take_watch(session: Session, given: dict[str, Any]) -> WatchOptions:

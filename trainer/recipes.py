@@ -9,21 +9,28 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from conceptry.errors import MissingExtraError, UsageError
-from conceptry.trainer.images import SUFFIXES
+from conceptry.errors import UsageError
+from conceptry.trainer.recipe_files import flatten, load_table, parse_file, read_text
+from conceptry.trainer.recipe_folders import count_steps, find_pictures
+from conceptry.trainer.recipe_rules import (
+    OFF,
+    LeftOut,
+    find_other_network,
+    find_unmet,
+    iter_notes,
+    iter_unsaid,
+    leave_out,
+    name_value,
+    split_lists,
+)
 from conceptry.trainer.settings import load_presets
 
-MAX_RECIPE_BYTES: Final = 8 << 20
 RECORD_NAME: Final = "train.json"
-_FOLDER: Final = re.compile(r"(?:(\d{1,5})_)?(.+)")
 _PROGRAMS: Final = ("kohya", "onetrainer", "ai_toolkit")
 _PLAIN_KEYS: Final = ("placeholder", "superclass", "steps", "seed", "title", "precision")
 _TEXT: Final = re.compile(r"[-+]?\d+")
@@ -47,18 +54,23 @@ class ForeignRecipe:
 def read_recipe(path: Path) -> ForeignRecipe:
     """Returns the recipe in a configuration of sd-scripts, OneTrainer or ai-toolkit, or a folder named as theirs.
 
+    A ``train.json`` of ours is read as well.
+
     Raises:
         UsageError: if the file cannot be read or is of none of these programs.
         MissingExtraError: for YAML where PyYAML is not installed.
     """
     if path.is_dir():
         return _read_folder(path)
-    flat = dict(_flatten(_parse(path)))
+    document = parse_file(path)
+    if _is_record(document):
+        return _read_record(path)
+    flat = dict(flatten(document))
     for name in _PROGRAMS:
-        table = _load_table(name)
+        table = load_table(name)
         names = {*flat, *(_shorten(key, table) for key in flat)}
         if path.suffix.lower() in table["suffixes"] and not names.isdisjoint(table["known_by"]):
-            return _translate(flat, table, path.parent)
+            return _translate(document, table, path.parent)
     raise UsageError(
         f"{str(path)!r} is no configuration of a program that is known here",
         hint="known: sd-scripts (TOML), OneTrainer (JSON), ai-toolkit (YAML), and folders such as 10_sks dog",
@@ -68,9 +80,13 @@ def read_recipe(path: Path) -> ForeignRecipe:
 def read_metadata(path: Path) -> ForeignRecipe:
     """Returns the recipe that a ``.safetensors`` file was made with: from ``train.json`` beside it, or its metadata.
 
+    ``path`` may be such a record itself: a ``train.json``, or the one that the store keeps of a version.
+
     Raises:
         UsageError: if it cannot be read, or says nothing of how it was made.
     """
+    if path.suffix.lower() == ".json":
+        return _read_record(path)
     record = path.parent / RECORD_NAME
     if path.is_file() and record.is_file():
         return _read_record(record)
@@ -82,112 +98,88 @@ def read_metadata(path: Path) -> ForeignRecipe:
     except (OSError, SafetensorError) as error:
         message = f"{str(path)!r} cannot be read: {error}"
         raise UsageError(message, hint="--like takes a .safetensors file") from error
-    table = _load_table("metadata")
+    table = load_table("metadata")
     if not any(key in metadata for key in table["known_by"]):
         raise UsageError(
             f"{path.name} says nothing of how it was made",
             hint="metadata of sd-scripts or a train.json beside the file would",
         )
-    return _translate(
-        dict(_flatten({key: _read_text(value) for key, value in metadata.items()})), table, None
-    )
-
-
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-def _parse(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"{str(path)!r} has more than {MAX_RECIPE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-        return _PARSERS.get(path.suffix.lower(), _parse_unknown)(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"cannot read {str(path)!r}: {reason}", hint="--from takes a TOML, JSON or YAML file"
-        ) from error
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError("YAML needs the package PyYAML", hint="pip install pyyaml") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-
-
-def _parse_unknown(text: str) -> Any:
-    raise ValueError("its suffix is none of .toml, .json, .yaml")
-
-
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    ".toml": tomllib.loads,
-    ".json": json.loads,
-    ".yaml": _parse_yaml,
-    ".yml": _parse_yaml,
-}
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Returns the leaves of tables and lists by their path: ``train.lr``, ``datasets.0.resolution.0``."""
-    pairs: Any = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    )
-    if pairs is None:
-        yield prefix, value
-        return
-    for key, one in pairs:
-        yield from _flatten(one, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _read_text(value: str) -> Any:
-    """Returns what a text in metadata stands for: a number, a truth value, a table, or the text itself."""
-    if value in {"None", ""}:
-        return None
-    if value in {"True", "False"}:
-        return value == "True"
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
-@cache
-def _load_table(name: str) -> dict[str, Any]:
-    text = files(__package__).joinpath("imports", f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return _translate({key: read_text(value) for key, value in metadata.items()}, table, None)
 
 
 # --- translating ---------------------------------------------------------------------------------------------------
 
 
-def _translate(flat: Mapping[str, Any], table: Mapping[str, Any], folder: Path | None) -> ForeignRecipe:
+def _translate(document: Any, table: Mapping[str, Any], folder: Path | None) -> ForeignRecipe:
     recipe = ForeignRecipe(str(table["title"]))
+    left: list[LeftOut] = []
+    flat = dict(flatten(leave_out(split_lists(document, tuple(table.get("lists", ()))), table, left)))
+    for path, entry, why in left:
+        recipe.unmapped += [(_show(key, value), why) for key, value in flatten(entry, path)]
     rows = [(_shorten(key, table), key, value) for key, value in flat.items()]
-    method = _find_method({name: value for name, _, value in rows}, table["methods"])
+    rows.sort(key=lambda row: row[0] not in table.get("first", ()))
+    values = {name: value for name, _, value in reversed(rows)}
+    method = _take_method(recipe, values, table)
+    found: dict[str, Any] = {}
+    for name, key, value in rows:
+        if value is not None and value != "":
+            _translate_key(recipe, found, table, (name, key, value, find_unmet(name, values, table)))
+    _add_unsaid(recipe, found, iter_unsaid(values, table, method))
+    recipe.unmapped += iter_notes(values, table, method)
+    _finish(recipe, found, folder)
+    return recipe
+
+
+def _take_method(recipe: ForeignRecipe, values: Mapping[str, Any], table: Mapping[str, Any]) -> str | None:
+    method = _find_method(values, table["methods"])
+    other = find_other_network(values, table) if method == "lora" else None
+    if other is not None:
+        able = ", ".join(table["networks"][other[0]])
+        recipe.unmapped.append(
+            (
+                f"{other[0]} = {other[1]}",
+                f"a LoRA is trained here ({able}): name a METHOD to train another way",
+            )
+        )
+        return None
     if method is not None:
         recipe.values["method"] = method
         recipe.mapped.append(("what is trained", f"method = {method}"))
-    found: dict[str, Any] = {}
-    for name, key, value in rows:
-        target = table["keys"].get(name)
-        known = table.get("values", {}).get(name)
-        if value is None or value == "":
+    return method
+
+
+def _translate_key(
+    recipe: ForeignRecipe,
+    found: dict[str, Any],
+    table: Mapping[str, Any],
+    row: tuple[str, str, Any, str | None],
+) -> None:
+    name, key, value, unmet = row
+    target = table["keys"].get(name)
+    known = table.get("values", {}).get(name)
+    if target is None:
+        why = table["ignored"].get(name, "there is no such key here")
+    elif unmet is not None:
+        why = unmet
+    elif known is not None and name_value(value) not in known:
+        why = f"known values: {', '.join(known)}"
+    else:
+        _take(recipe, found, target, (key, value if known is None else known[name_value(value)]))
+        return
+    recipe.unmapped.append((_show(key, value), why))
+
+
+def _add_unsaid(recipe: ForeignRecipe, found: dict[str, Any], unsaid: Iterable[tuple[str, str, Any]]) -> None:
+    """Takes over what counts there where nothing is written: here other numbers would."""
+    for theirs, ours, value in unsaid:
+        if ours in found or ({ours, *found} >= {"steps", "epochs"}):
             continue
-        if target is None:
-            recipe.unmapped.append(
-                (_show(key, value), table["ignored"].get(name, "there is no such key here"))
-            )
-        elif known is not None and _name_value(value) not in known:
-            recipe.unmapped.append((_show(key, value), f"known values: {', '.join(known)}"))
-        else:
-            _take(recipe, found, target, (key, value if known is None else known[_name_value(value)]))
-    _finish(recipe, found, folder)
-    return recipe
+        found[ours] = value
+        recipe.mapped.append((f"{theirs} left out", f"{ours} = {_name_plain(value)}"))
+
+
+def _name_plain(value: Any) -> str:
+    return OFF if value is None else str(value)
 
 
 def _shorten(key: str, table: Mapping[str, Any]) -> str:
@@ -202,10 +194,6 @@ def _find_method(values: Mapping[str, Any], methods: Mapping[str, str]) -> str |
         if values.get(key) is not None and (not equals or str(values[key]) == wanted):
             return method
     return None
-
-
-def _name_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _show(key: str, value: Any) -> str:
@@ -223,7 +211,7 @@ def _take(recipe: ForeignRecipe, found: dict[str, Any], target: str, given: tupl
         recipe.unmapped.append((_show(key, value), f"{target} is already {found[target]}"))
         return
     found[target] = plain
-    recipe.mapped.append((_show(key, value), f"{target} = {plain}"))
+    recipe.mapped.append((_show(key, value), f"{target} = {_name_plain(plain)}"))
 
 
 def _keep(value: Any) -> Any:
@@ -234,6 +222,11 @@ def _to_pixels(value: Any) -> int:
     """``512``, ``"512,768"`` and ``(512, 768)`` are sides; the area is kept."""
     sides = [int(one) for one in _TEXT.findall(str(value))]
     return round(math.prod(sides[:2]) ** 0.5) if len(sides) > 1 else sides[0]
+
+
+def _to_limit(value: Any) -> float | None:
+    """0 is their word for off."""
+    return float(value) or None
 
 
 def _to_word(value: Any) -> str:
@@ -248,12 +241,15 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "settings.warmup_steps": int,
     "settings.rank": int,
     "settings.vectors": int,
-    "settings.alpha": float,
+    "settings.alpha": _to_limit,
+    "settings.clip_norm": _to_limit,
+    "settings.min_snr_gamma": _to_limit,
     "steps": int,
     "epochs": int,
     "repeats": float,
     "seed": int,
     "rate": float,
+    "text_encoder_rate": float,
     "placeholder": _to_word,
     "superclass": str,
     "images": str,
@@ -266,7 +262,7 @@ def _finish(recipe: ForeignRecipe, found: dict[str, Any], folder: Path | None) -
     """Puts what was found into the job's own keys, and works out what follows from several of theirs."""
     values, settings = recipe.values, dict[str, Any]()
     if "images" in found:
-        inner = _find_pictures(Path(found["images"]) if folder is None else folder / found["images"])
+        inner = find_pictures(Path(found["images"]) if folder is None else folder / found["images"])
         values["images"] = inner.path
         found.setdefault("repeats", inner.repeats)
         found.setdefault("words", inner.words)
@@ -286,54 +282,35 @@ def _finish(recipe: ForeignRecipe, found: dict[str, Any], folder: Path | None) -
     if "accumulation_steps" in settings:
         # Theirs adds up so many batches; ours divides one batch, so that the result does not depend on it.
         settings["batch_size"] = settings.get("batch_size", 1) * settings["accumulation_steps"]
-    if "rate" in found and values.get("method") in load_presets():
-        groups = load_presets()[values["method"]].get("learning_rates", {})
-        settings["learning_rates"] = dict.fromkeys(groups, found["rate"])
+    if values.get("method") in load_presets():
+        settings |= _make_rates(found, load_presets()[values["method"]].get("learning_rates", {}))
     if "epochs" in found and "steps" not in values and "images" in values:
-        values["steps"] = _count_steps(values["images"], found, settings.get("batch_size", 1))
+        values["steps"] = count_steps(values["images"], found, settings.get("batch_size", 1))
         recipe.mapped.append((f"epochs = {found['epochs']}", f"steps = {values['steps']}"))
+    elif "epochs" in found and "steps" not in values:
+        recipe.unmapped.append(
+            (f"epochs = {found['epochs']}", "of which pictures is not known: give --steps")
+        )
     if settings:
         values["settings"] = settings
 
 
-def _count_steps(folder: Path, found: Mapping[str, Any], batch_size: int) -> int:
-    count = sum(1 for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else 0
-    samples = count * float(found.get("repeats") or 1) * int(found["epochs"])
-    return max(1, math.ceil(samples / batch_size))
+def _make_rates(found: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the rates of the method's groups; a rate of text encoders has them trained, 0 leaves them."""
+    rates = dict.fromkeys(groups, found["rate"]) if found.get("rate") else {}
+    settings: dict[str, Any] = {}
+    if "text_encoder_rate" in found and "text_encoder" in groups:
+        settings["train_text_encoder"] = found["text_encoder_rate"] > 0
+        if found["text_encoder_rate"] > 0:
+            rates["text_encoder"] = found["text_encoder_rate"]
+    return {**settings, "learning_rates": rates} if rates else settings
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Pictures:
-    path: Path
-    repeats: float
-    words: str
-    others: tuple[str, ...] = ()
-
-
-def _find_pictures(folder: Path) -> _Pictures:
-    """Returns the folder that holds the pictures: ``folder``, or ``10_sks dog`` inside, as sd-scripts wants it."""
-    named = []
-    if folder.is_dir():
-        named = sorted(path for path in folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))
-    if not named:
-        repeats, words = _split_name(folder.name)
-        return _Pictures(folder, repeats, words)
-    repeats, words = _split_name(named[0].name)
-    return _Pictures(named[0], repeats, words, tuple(path.name for path in named[1:]))
-
-
-def _split_name(name: str) -> tuple[float, str]:
-    match = _FOLDER.fullmatch(name)
-    if match is None or match.group(1) is None:
-        return 1.0, ""
-    return float(match.group(1)), match.group(2)
-
-
 def _read_folder(path: Path) -> ForeignRecipe:
-    found = _find_pictures(path)
+    found = find_pictures(path)
     words = found.words.split()
     if not words:
         raise UsageError(
@@ -351,9 +328,13 @@ def _read_folder(path: Path) -> ForeignRecipe:
     return recipe
 
 
+def _is_record(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("job"), dict) and "settings" in document
+
+
 def _read_record(path: Path) -> ForeignRecipe:
     """Returns the job of a ``train.json``; what is resolved there stays as it was, whatever presets say today."""
-    recorded = _parse(path)
+    recorded = parse_file(path)
     job = recorded.get("job") if isinstance(recorded, dict) else None
     if not isinstance(job, dict):
         raise UsageError(f"{str(path)!r} records no job", hint="it is not a train.json of concepts train")
@@ -363,7 +344,8 @@ def _read_record(path: Path) -> ForeignRecipe:
         if value is not None and key not in left_out and key != "settings":
             recipe.values[key] = Path(value) if key in {"images", "captions"} else value
             recipe.mapped.append((_show(key, value), f"{key} = {value}"))
-    settings = {key: value for key, value in recorded.get("settings", {}).items() if value is not None}
+    # None counts too: it is how a setting was off that a preset has on.
+    settings = dict(recorded.get("settings", {}))
     settings.pop("steps", None)
     recipe.values.setdefault("steps", recorded.get("settings", {}).get("steps"))
     recipe.values["settings"] = settings

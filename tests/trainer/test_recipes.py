@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from conceptry.bases import FamilyId
 from conceptry.errors import UsageError
 from conceptry.trainer.jobs import make_job
+from conceptry.trainer.recipe_files import flatten, parse_file
 from conceptry.trainer.recipes import ForeignRecipe, read_metadata, read_recipe
 from conceptry.trainer.settings import resolve_settings
 from tests.trainer.runs import paint_pictures
@@ -145,9 +146,7 @@ def test_every_key_is_either_taken_over_or_named_with_a_reason(folder: Path, nam
     text = {"lora.toml": KOHYA, "embedding.json": json.dumps(ONETRAINER), "lora.yaml": AI_TOOLKIT}[name]
     recipe = read_recipe(write(folder, name, text))
     told = [row[0].partition(" = ")[0] for row in (*recipe.mapped, *recipe.unmapped)]
-    from conceptry.trainer.recipes import _flatten, _parse
-
-    for key, _ in _flatten(_parse(folder / name)):
+    for key, _ in flatten(parse_file(folder / name)):
         assert key in told, key
 
 
@@ -224,3 +223,110 @@ def test_a_concept_of_ours_is_made_again_from_its_record(tmp_path: Path) -> None
     job, settings = settle(recipe)
     assert (str(job.name), job.images, job.seed, job.steps) == ("tests/imp", Path("/pictures"), 5, 40)
     assert (settings.rank, settings.batch_size, settings.learning_rates["lora"]) == (3, 2, 0.01)
+
+
+def test_what_another_program_has_off_is_off_here(folder: Path) -> None:
+    off = ONETRAINER | {
+        "ema": "OFF",
+        "ema_decay": 0.999,
+        "loss_weight_fn": "CONSTANT",
+        "loss_weight_strength": 5,
+    }
+    recipe = read_recipe(write(folder, "off.json", json.dumps(off)))
+    assert settle(recipe)[1].ema_decay == 0.0
+    assert dict(recipe.unmapped)["ema_decay = 0.999"] == "ema is OFF"
+    assert dict(recipe.unmapped)["loss_weight_strength = 5"] == "loss_weight_fn is CONSTANT"
+    on = read_recipe(write(folder, "on.json", json.dumps(off | {"ema": "GPU"})))
+    assert settle(on)[1].ema_decay == 0.999
+
+    text = AI_TOOLKIT.replace("use_ema: true", "use_ema: false")
+    assert settle(read_recipe(write(folder, "off.yaml", text)))[1].ema_decay == 0.0
+
+    text = KOHYA.replace("min_snr_gamma = 5", "min_snr_gamma = 0\nmax_grad_norm = 0.0")
+    recipe = read_recipe(write(folder, "off.toml", text))
+    _, settings = settle(recipe)
+    assert (settings.min_snr_gamma, settings.clip_norm) == (None, None)
+    assert dict(recipe.mapped)["training.min_snr_gamma = 0"] == "settings.min_snr_gamma = off"
+
+
+def test_what_counts_unsaid_in_another_program_counts_here_and_is_said(folder: Path) -> None:
+    text = KOHYA.replace("network_alpha = 8.0\n", "").replace("min_snr_gamma = 5\n", "")
+    recipe = read_recipe(write(folder, "short.toml", text))
+    _, settings = settle(recipe)
+    assert (settings.rank, settings.alpha, settings.min_snr_gamma, settings.clip_norm) == (16, 1.0, None, 1.0)
+    said = dict(recipe.mapped)
+    assert said["network_alpha left out"] == "settings.alpha = 1.0"
+    assert said["min_snr_gamma left out"] == "settings.min_snr_gamma = off"
+    assert "max_train_steps left out" not in said  # the epochs count
+    assert "train_text_encoder=true" in dict(recipe.unmapped)["text_encoder_lr left out"]
+
+
+def test_min_snr_and_the_rate_of_text_encoders_are_taken_over(folder: Path) -> None:
+    lora = ONETRAINER | {
+        "training_method": "LORA", "lora_rank": 8, "loss_weight_fn": "MIN_SNR_GAMMA", "loss_weight_strength": 4.0,
+        "text_encoder": {"train": True, "learning_rate": 5e-5},
+    }  # fmt: skip
+    _, settings = settle(read_recipe(write(folder, "lora.json", json.dumps(lora))))
+    assert (settings.min_snr_gamma, settings.train_text_encoder, settings.alpha) == (4.0, True, 1.0)
+    assert settings.learning_rates == {"lora": 0.0003, "text_encoder": 5e-5}
+    text = KOHYA.replace("unet_lr = 1e-4", "learning_rate = 1e-3\nunet_lr = 1e-4\ntext_encoder_lr = 0")
+    _, settings = settle(read_recipe(write(folder, "unet.toml", text)))
+    assert (settings.train_text_encoder, settings.learning_rates["lora"]) == (False, 1e-4)
+
+
+def test_pictures_for_regularisation_are_not_what_is_learned(folder: Path) -> None:
+    paint_pictures(folder / "reg", count=2)
+    subsets = """
+    network_dim = 4
+    [[datasets]]
+      [[datasets.subsets]]
+      is_reg = true
+      image_dir = "reg"
+      class_tokens = "man"
+      [[datasets.subsets]]
+      image_dir = "data/10_sks dog"
+      class_tokens = "sks dog"
+    """
+    recipe = read_recipe(write(folder, "data.toml", subsets))
+    assert recipe.values["images"] == folder / "data" / "10_sks dog"
+    assert (recipe.values["placeholder"], recipe.values["superclass"]) == ("sks", "dog")
+    why = dict(recipe.unmapped)['datasets.0.subsets.0.image_dir = "reg"']
+    assert why.startswith("pictures for regularisation")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "a.toml",
+            KOHYA.replace('"networks.lora"', '"lycoris.kohya"\nnetwork_args = ["algo=loha", "conv_dim=4"]'),
+        ),
+        ("a.toml", KOHYA.replace("networks.lora", "networks.oft")),
+        ("a.yaml", AI_TOOLKIT.replace("type: lora,", "type: lokr,")),
+        ("a.json", json.dumps(ONETRAINER | {"training_method": "LORA", "peft_type": "LOHA"})),
+    ],
+)
+def test_a_kind_of_network_that_is_not_trained_here_becomes_no_other(
+    folder: Path, name: str, text: str
+) -> None:
+    recipe = read_recipe(write(folder, name, text))
+    assert "method" not in recipe.values
+    assert any("name a METHOD to train another way" in why for _, why in recipe.unmapped)
+    lycoris = KOHYA.replace(
+        '"networks.lora"', '"lycoris.kohya"\nnetwork_args = ["algo=locon", "dora_wd=True"]'
+    )
+    job, settings = settle(read_recipe(write(folder, "locon.toml", lycoris)))
+    assert (job.method, settings.algorithm) == ("lora", "dora")
+
+
+def test_a_record_itself_says_how_it_was_made_and_what_was_off_stays_off(tmp_path: Path) -> None:
+    record = {
+        "job": {"method": "lora", "images": "/pictures", "name": "a/b", "version": "1.0.0", "placeholder": "<imp>",
+                "superclass": "creature", "seed": 5, "settings": {"min_snr_gamma": None}, "title": ""},
+        "settings": {"steps": 40, "min_snr_gamma": None, "learning_rates": {"lora": 0.01}, "alpha": None},
+    }  # fmt: skip
+    path = tmp_path / ("0" * 64 + ".json")  # as the store keeps it
+    path.write_text(json.dumps(record), encoding="utf-8")
+    for recipe in (read_metadata(path), read_recipe(path)):
+        job, settings = settle(recipe)
+        assert (job.seed, job.steps, settings.min_snr_gamma) == (5, 40, None)
