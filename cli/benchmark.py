@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from conceptry.bases import FamilyId
 from conceptry.cli.bases import choose_base, open_base
 from conceptry.cli.groups import ConceptsCommand
 from conceptry.cli.options import PATH, device_option
 from conceptry.cli.progress import track
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import count_things
-from conceptry.errors import UsageError
+from conceptry.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from conceptry.evaluation.bench_methods import BenchMethod
-    from conceptry.evaluation.bench_results import ResultFile, ResultRow
+    from conceptry.evaluation.bench_results import ResultFile, ResultRow, Row
     from conceptry.evaluation.bench_running import Bench
+    from conceptry.evaluation.bench_shards import Shard
     from conceptry.evaluation.claims import ClaimVerdict
     from conceptry.evaluation.toybench import BenchSubject, Suite
 
 SUMMARY_NAME: Final = "toybench"
 TOGETHER_NAME: Final = "composing-several"
 STUDIES_NAME: Final = "studies"
-FOLLOWED_SUBJECTS: Final = 3
+OWN_NAME: Final = "own-defaults"
 CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 
 
@@ -36,12 +38,13 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
     cls=ConceptsCommand,
     examples=(
         "concepts benchmark-methods --out docs/toybench --seconds 2400",
-        "concepts benchmark-methods --out own-budgets --passes 0 --subject creature-20",
+        "concepts benchmark-methods --everything --shard 1/2 --out docs/toybench --seconds 2400",
+        "concepts benchmark-methods --own-defaults --out docs/toybench",
         "concepts benchmark-methods --out results --method lora --method perfusion --subject creature-20",
         "concepts benchmark-methods --out results --base sd15 --images subjects --protocol clip-dino "
         "--clip clip-b32 --dino dino-s16",
-        "concepts benchmark-methods --together --out docs/toybench-together",
-        "concepts benchmark-methods --together --summary --out docs/toybench-together",
+        "concepts benchmark-methods --together --out docs/toybench",
+        "concepts benchmark-methods --together --summary --out docs/toybench",
         "concepts benchmark-methods --studies --out docs/toybench --seconds 2400",
         "concepts benchmark-methods --summary --out docs/toybench --merge other-lab",
     ),
@@ -62,6 +65,7 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
     "--passes", type=click.IntRange(0), help="Sample passes of each method; 0: its own.  [default: 640]"
 )
 @click.option("--prompts", type=click.IntRange(1), help="At most so many for each subject, for a sample.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps of each picture, for a sample.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Begin nothing that would end later.")
 @click.option("--workdir", type=PATH, metavar="DIR", help="For trainings.  [default: .runs/toybench]")
 @click.option("--merge", type=PATH, multiple=True, metavar="DIR", help="Results of others, into one table.")
@@ -73,6 +77,13 @@ CALIBRATION_NAME: Final = Path("calibration") / "calibration.json"
 @click.option(
     "--studies", is_flag=True, help="Run what claims of surveys need beside the methods, in OUT/studies."
 )
+@click.option(
+    "--own-defaults", is_flag=True, help="A sample at each method's own steps, in OUT/own-defaults."
+)
+@click.option(
+    "--everything", is_flag=True, help="Table, studies, concepts together and own defaults in one --seconds."
+)
+@click.option("--shard", metavar="N/M", help="Only this part of the methods, for M processes at a time.")
 @click.option("--list", "listing", is_flag=True, help="Name methods and subjects, and what is left to do.")
 @device_option
 @pass_session
@@ -93,51 +104,100 @@ def benchmark_methods(session: Session, /, *, out: Path, summary: bool, listing:
         else:
             _summarise(session, out, given["merge"])
         return
+    from conceptry.evaluation.bench_shards import parse_shard
     from conceptry.evaluation.protocols import find_protocol
     from conceptry.evaluation.toybench import load_suite
 
     find_protocol(given["protocol"])
-    suite = load_suite()
-    methods, subjects = _choose(suite, given)
-    out = out / STUDIES_NAME if given["studies"] else out
+    suite, shard = load_suite(), parse_shard(given["shard"])
+    methods, subjects = _choose(suite, shard, given)
     if listing:
-        _list(session, out, [method.id for method in methods], [subject.id for subject in subjects])
+        folder = out / (STUDIES_NAME if given["studies"] else OWN_NAME if given["own_defaults"] else "")
+        passes = 0 if given["own_defaults"] else given["passes"]
+        asked = {**given, "passes": suite.sample_passes if passes is None else passes}
+        _list(session, folder, methods, [subject.id for subject in subjects], asked)
         return
     bench = _open_bench(session, suite, out, given)
-    if given["together"] or given["calibrate"]:
-        _measure_part(session, bench, given)
+    if given["calibrate"]:
+        _calibrate(session, bench)
         return
     with track(session.out, "benchmark") as meter:
         rows = []
-        for row in bench.run(methods, subjects, meter.phase):
+        for row in _measure(bench, shard, (methods, subjects), given, meter.phase):
             rows.append(row)
             session.out.log(_describe(row))
-        if given["studies"]:
-            _write_figures(bench, subjects, meter.phase)
-    if bench.failures and not rows:
+    _tell(session, bench, rows)
+
+
+def _tell(session: Session, bench: Bench, rows: Sequence[ResultRow | Row]) -> None:
+    """Says what was measured and what was not. Raises what the only method raised; exits with 1 for a failed one."""
+    if bench.failures and not rows and len(bench.failures) == 1:
         raise bench.failures[0]
     for failure in bench.failures:
         session.out.warn(f"not measured: {failure}")
     session.out.emit(
         {
-            "folder": str(out),
+            "folder": str(bench.options.out),
             "measured": len(rows),
             "rows": [_to_json(row) for row in rows],
             "failed": [str(failure) for failure in bench.failures],
         },
-        [*map(_describe, rows), f"measured {count_things(len(rows), 'row')} in {out}"],
+        [*map(_describe, rows), f"measured {count_things(len(rows), 'row')} in {bench.options.out}"],
     )
+    if bench.failures:
+        raise click.exceptions.Exit(1)
 
 
-def _choose(suite: Suite, given: Mapping[str, Any]) -> tuple[Sequence[BenchMethod], Sequence[BenchSubject]]:
-    """Returns what is to be measured: the named methods and subjects, else all of the suite or of its studies."""
-    from conceptry.evaluation.bench_methods import choose_methods, list_studies, load_studies
+def _measure(
+    bench: Bench,
+    shard: Shard,
+    chosen: tuple[Sequence[BenchMethod], Sequence[BenchSubject]],
+    given: Mapping[str, Any],
+    on_step: Callable[[str], object],
+) -> Iterator[ResultRow | Row]:
+    """Gives the new rows of the part of the benchmark that was asked for."""
+    from conceptry.evaluation import bench_pieces
+    from conceptry.evaluation.bench_multi import measure_groups
+
+    methods, subjects = chosen
+    if given["everything"]:
+        yield from bench_pieces.run_everything(bench, shard, on_step)
+    elif given["together"]:
+        yield from measure_groups(bench, methods, on_step)
+    elif given["studies"]:
+        yield from bench_pieces.run_studies(bench, methods, subjects, on_step)
+        bench_pieces.write_all_figures(bench, shard, subjects, on_step)
+    elif given["own_defaults"]:
+        with bench.changed(out=bench.options.out / OWN_NAME, sample_passes=0):
+            yield from bench.run(methods, subjects, on_step)
+    else:
+        yield from bench.run(methods, subjects, on_step)
+
+
+def _choose(
+    suite: Suite, shard: Shard, given: Mapping[str, Any]
+) -> tuple[Sequence[BenchMethod], Sequence[BenchSubject]]:
+    """Returns what is to be measured: the named methods and subjects, else all of the suite or of one of its parts."""
+    from conceptry.evaluation.bench_methods import choose_methods, list_methods, list_studies, load_studies
+    from conceptry.evaluation.bench_multi import load_multi_suite
 
     methods, subjects = given["methods"], given["subjects"]
+    if given["everything"] and (methods or subjects or given["images"]):
+        raise UsageError(
+            "--everything takes the suite's own methods and subjects", hint="name one part alone"
+        )
     if given["studies"]:
         methods = methods or [study.id for study in list_studies()]
         subjects = subjects or ([] if given["images"] else load_studies()["subjects"])
-    return choose_methods(suite, methods), choose_subjects(suite, subjects, given["images"])
+    elif given["own_defaults"]:
+        sample = load_studies()["own_defaults"]
+        methods = methods or sample["methods"]
+        subjects = subjects or ([] if given["images"] else sample["subjects"])
+    elif given["together"]:
+        methods = methods or load_multi_suite().methods
+    ours = {method.id for method in shard.choose(list_methods(suite)) + shard.choose(list_studies())}
+    named = choose_methods(suite, methods)
+    return tuple(one for one in named if one.id in ours), choose_subjects(suite, subjects, given["images"])
 
 
 def choose_subjects(suite: Suite, ids: Sequence[str], images: Path | None) -> tuple[BenchSubject, ...]:
@@ -163,46 +223,22 @@ def _open_bench(session: Session, suite: Suite, out: Path, given: dict[str, Any]
         sample_passes=given["passes"],
         seconds=given["seconds"],
         most_prompts=given["prompts"],
+        steps=given["steps"],
     )
     return Bench(suite, pipeline, options)
 
 
-def _measure_part(session: Session, bench: Bench, given: Mapping[str, Any]) -> None:
-    """Measures what stands beside the table: several concepts at once, or the scorers themselves."""
+def _calibrate(session: Session, bench: Bench) -> None:
+    """Measures what the scorers themselves are worth."""
     from dataclasses import asdict
 
-    from conceptry.evaluation.bench_methods import find_method
-    from conceptry.evaluation.bench_multi import load_multi_suite, run_all
     from conceptry.evaluation.bench_results import write_json
     from conceptry.evaluation.calibration import calibrate
 
-    out = bench.options.out
-    with track(session.out, "benchmark") as meter:
-        if given["calibrate"]:
-            figures = asdict(calibrate(bench.suite, bench.pipeline))
-            write_json(out / CALIBRATION_NAME, figures)
-            session.out.emit(figures, [f"{name}: {value}" for name, value in figures.items()])
-            return
-        named = given["methods"] or load_multi_suite().methods
-        rows = run_all(bench, [find_method(id, bench.suite) for id in named], meter.phase)
-    session.out.emit({"folder": str(out), "measured": len(rows), "rows": rows}, map(_describe_group, rows))
-
-
-def _write_figures(bench: Bench, subjects: Sequence[BenchSubject], on_step: Callable[[str], object]) -> None:
-    """Writes the single figures that claims ask for, each file once and while there is time."""
-    from conceptry.evaluation.bench_results import find_commit, write_json
-    from conceptry.evaluation.claims import FIGURES_NAME
-    from conceptry.evaluation.loss_study import study_losses
-    from conceptry.evaluation.moved_weights import study_moves
-
-    rows = (("moved-weights", study_moves, subjects), ("losses", study_losses, subjects[:FOLLOWED_SUBJECTS]))
-    for name, study, chosen in rows:
-        path = bench.options.out.parent / FIGURES_NAME / f"{name}.json"
-        if path.is_file() or bench.is_late():
-            continue
-        figures = study(bench, chosen, on_step)
-        named = [subject.id for subject in chosen]
-        write_json(path, {"figures": figures, "subjects": named, "commit": find_commit()})
+    with track(session.out, "benchmark"):
+        figures = asdict(calibrate(bench.suite, bench.pipeline))
+    write_json(bench.options.out / CALIBRATION_NAME, figures)
+    session.out.emit(figures, [f"{name}: {value}" for name, value in figures.items()])
 
 
 def _describe_group(row: Mapping[str, Any]) -> str:
@@ -216,7 +252,15 @@ def read_all(session: Session, folders: Sequence[Path]) -> ResultFile:
     """Returns all results of folders in one. Raises NotFoundError, ConflictError, InvalidFileError."""
     from conceptry.evaluation.bench_results import merge_results, read_results
 
-    paths = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
+    paths = []
+    for place, folder in enumerate(folders):
+        found = [path for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
+        if place and not found:
+            raise NotFoundError(
+                f"no results in {str(folder)!r}",
+                hint="a folder of concepts benchmark-methods has METHOD.json files",
+            )
+        paths += found
     results, remarks = merge_results([(path, read_results(path)) for path in paths])
     for remark in remarks:
         session.out.warn(remark)
@@ -246,12 +290,15 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
     from conceptry.evaluation.bench_summary import summarise, to_json
     from conceptry.evaluation.claims import say_answer
     from conceptry.evaluation.concordance import count_pairs, judge_pairs
+    from conceptry.evaluation.own_defaults import compare_defaults
 
     results = read_all(session, [out, *others])
     document = to_json(results)
     document["concordance"] = count_pairs(judge_pairs(results))
     claims = judge_results(session, out, results)
     document["claims"] = [one.to_json() for one in claims]
+    if any((out / OWN_NAME).glob("*.json")):
+        document["own_defaults"] = compare_defaults(read_all(session, [out / OWN_NAME]), results)
     groups, _ = read_groups(locate_groups(out))
     if groups:
         document["compositions"] = groups
@@ -284,7 +331,6 @@ def _summarise(session: Session, out: Path, others: Sequence[Path]) -> None:
 
 def _summarise_groups(session: Session, out: Path) -> None:
     """Writes the page of several concepts in one picture beside the folder of results, and its sheet of pictures."""
-    from conceptry.errors import NotFoundError
     from conceptry.evaluation.bench_results import locate_groups, read_groups
     from conceptry.evaluation.multi_page import SHEET_NAME, make_page, make_sheet
     from conceptry.evaluation.pages import write_page
@@ -305,15 +351,26 @@ def _summarise_groups(session: Session, out: Path) -> None:
     )
 
 
-def _list(session: Session, out: Path, methods: Sequence[str], subjects: Sequence[str]) -> None:
+def _list(
+    session: Session,
+    out: Path,
+    methods: Sequence[BenchMethod],
+    subjects: Sequence[str],
+    given: Mapping[str, Any],
+) -> None:
+    from conceptry.evaluation.bench_conditions import list_done
     from conceptry.evaluation.bench_results import read_results
 
     rows = []
     for method in methods:
-        path = out / f"{method}.json"
-        done = {row.subject for row in read_results(path).rows} if path.is_file() else set()
+        path = out / f"{method.id}.json"
+        known = read_results(path).rows if path.is_file() else ()
+        family = None if given["base"] else FamilyId("toybox")
+        done = list_done(
+            method, known, family=family, sample_passes=given["passes"], prompts=given["prompts"]
+        )
         left = [subject for subject in subjects if subject not in done]
-        rows.append({"method": method, "done": len(subjects) - len(left), "left": left})
+        rows.append({"method": method.id, "done": len(subjects) - len(left), "left": left})
     session.out.emit_table(
         {"methods": rows, "subjects": list(subjects)},
         ("METHOD", "DONE", "LEFT"),
@@ -322,7 +379,9 @@ def _list(session: Session, out: Path, methods: Sequence[str], subjects: Sequenc
     )
 
 
-def _to_json(row: ResultRow) -> dict[str, Any]:
+def _to_json(row: ResultRow | Row) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
     return {
         "method": row.method,
         "subject": row.subject,
@@ -333,7 +392,9 @@ def _to_json(row: ResultRow) -> dict[str, Any]:
     }
 
 
-def _describe(row: ResultRow) -> str:
+def _describe(row: ResultRow | Row) -> str:
+    if isinstance(row, Mapping):
+        return _describe_group(row)
     numbers = [
         "unknown" if value is None else f"{value:.2f}"
         for value in (row.identity.normalised, row.prompt.normalised)
