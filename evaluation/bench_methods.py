@@ -131,10 +131,12 @@ def load_studies() -> Mapping[str, Any]:
 
 
 def list_studies() -> tuple[BenchMethod, ...]:
-    """Returns the methods of ``studies.toml``: a trainer with other words than the subject's own."""
+    """Returns the methods of ``studies.toml``: a trainer with other words than the subject's own, or another start."""
     known = {row.id: row for row in TRAINERS}
     return tuple(
-        _make_own(one["id"], one["id"], known[one["method"]], words=one["words"])
+        _make_own(
+            one["id"], one["id"], known[one["method"]], settings=one.get("settings"), words=one.get("words")
+        )
         for one in load_studies()["studies"]
         if one["method"] in known
     )

@@ -100,7 +100,12 @@ class ExtendedInversion(Learner):
             check_words(pipeline, word, one.superclass, single_token=False)
             rows[word] = {
                 path: init_rows(
-                    pipeline, one.superclass, vectors=settings.vectors, seed=job.seed, subject=number
+                    pipeline,
+                    one.superclass,
+                    vectors=settings.vectors,
+                    seed=job.seed,
+                    subject=number,
+                    start=settings.start,
                 )
                 for path in layers
             }

@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BasePrecision = Literal["full", "int8", "nf4"]
+Start = Literal["superclass", "random"]
 CompileMode = bool | Literal["cuda_graphs"]
 
 
@@ -105,6 +106,9 @@ class Settings(BaseModel):
     """How many crops of each picture are trained on: the middle, and others of 80 to 100 % of its edge."""
 
     vectors: Annotated[int, Field(ge=1, le=64)] = 1
+    start: Annotated[Start, Later()] = "superclass"
+    """Where textual inversion and XTI begin: at the mean of the superclass's rows, or at random ones."""
+
     algorithm: Literal["lora", "dora", "lidb"] = "lora"
     rank: Rank = 8
     alpha: Alpha | None = None

@@ -43,7 +43,12 @@ class TextualInversion(Learner):
         for number, one in enumerate(job.subjects):
             check_words(pipeline, one.placeholder, one.superclass, single_token=False)
             rows[one.placeholder] = init_rows(
-                pipeline, one.superclass, vectors=settings.vectors, seed=job.seed, subject=number
+                pipeline,
+                one.superclass,
+                vectors=settings.vectors,
+                seed=job.seed,
+                subject=number,
+                start=settings.start,
             )
         tokens = [token for word, own in rows.items() for token in to_token_rows(word, own)]
         return cls(

@@ -13,6 +13,7 @@ from conceptry.composer.tokens import TokenRows, check_placeholder
 from conceptry.errors import InvalidPlaceholderError
 from conceptry.names import Placeholder
 from conceptry.trainer.randomness import seed_generator
+from conceptry.trainer.settings import Start
 
 # Rows of one placeholder start this far apart, as a share of the table's own spread, or they would learn the same.
 ROW_SPREAD = 0.1
@@ -48,15 +49,27 @@ def _suggest_head(pipeline: Any, superclass: str) -> str:
 
 
 def init_rows(
-    pipeline: Any, superclass: str, *, vectors: int, seed: int, subject: int = 0
+    pipeline: Any,
+    superclass: str,
+    *,
+    vectors: int,
+    seed: int,
+    subject: int = 0,
+    start: Start = "superclass",
 ) -> dict[ComponentName, nn.Parameter]:
     """Returns [vectors, width] float32 parameters for each text encoder: the mean of the superclass's own rows.
 
-    Several vectors are set a little apart; those of another subject of the run, with another number, otherwise.
+    Several vectors are set a little apart; those of another subject of the run, with another number, otherwise. Random
+    ones have the mean and the spread of the whole vocabulary and know nothing of the superclass.
     """
     rows = {}
     for encoder in list_text_encoders(pipeline):
         table = encoder.table.weight.detach().float()
+        if start == "random":
+            noise = torch.randn(vectors, table.shape[1], generator=seed_generator(seed, "init", subject))
+            values = table.mean(dim=0) + table.std(dim=0) * noise.to(table)
+            rows[encoder.component] = nn.Parameter(values)
+            continue
         ids = split_word(pipeline, superclass, encoder.tokenizer_name)
         mean = table[ids].mean(dim=0, keepdim=True)
         spread = torch.zeros(vectors, mean.shape[1])

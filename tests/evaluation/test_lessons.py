@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conceptry.bases import FamilyId
 from conceptry.concepts import Concept
@@ -24,6 +25,7 @@ from conceptry.evaluation.toybench import load_suite
 from conceptry.trainer import training
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
 from conceptry.trainer.methods import TRAINERS
+from conceptry.trainer.words import init_rows
 from tests.fakes.concepts import make_rank_one
 from tests.fakes.pipelines import make_pipeline
 
@@ -75,10 +77,29 @@ def test_the_words_of_a_study_reach_the_training(lesson: Lesson, jobs: list[Trai
     assert asked["dreambooth-no-class"].job.superclass == "picture"
     assert asked["textual_inversion-far-start"].job.superclass == "road"
     assert asked["lora-strong-word"].word == "blue cup"
+    assert asked["textual_inversion-random-start"].settings.start == "random"
     for row in load_studies()["studies"]:
         plain = ask(row["method"], lesson, jobs)
         assert plain.recipe != asked[row["id"]].recipe
         assert plain.job.superclass == "cup"
+
+
+def test_a_random_start_knows_nothing_of_the_superclass_and_is_the_same_for_a_seed() -> None:
+    pipeline = make_pipeline("sd1")
+
+    def start(superclass: str, seed: int, **more: Any) -> torch.Tensor:
+        (rows,) = init_rows(pipeline, superclass, vectors=64, seed=seed, **more).values()
+        return rows.detach()
+
+    random = start("cat", 1, start="random")
+    assert torch.equal(random, start("dog", 1, start="random"))
+    assert not torch.equal(random, start("cat", 2, start="random"))
+    assert not torch.equal(start("cat", 1), start("dog", 1))
+    table = pipeline.text_encoder.get_input_embeddings().weight.detach()
+    assert float(random.std()) == pytest.approx(float(table.std()), rel=0.1)
+    own = start("cat", 1).mean(dim=0)
+    usual = float((table - own).norm(dim=1).mean())  # as far from the superclass as any word
+    assert float((random - own).norm(dim=1).mean()) == pytest.approx(usual, rel=0.1)
 
 
 def test_the_settings_of_a_variant_reach_the_training(lesson: Lesson, jobs: list[TrainJob]) -> None:
