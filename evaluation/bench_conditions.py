@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from conceptry.bases import FamilyId
 from conceptry.digests import Digest, canonical_json
@@ -21,6 +21,7 @@ from conceptry.toybox import path as base_path
 SCORE_VERSION: Final = 1
 """Goes up where the code that scores gives other numbers for the same pictures."""
 
+Recipe = Callable[[FamilyId, int], Digest]
 _EQUAL: Final = ("recipe", "scorer", "score_version")
 _ENOUGH: Final = ("prompts", "more_pictures", "drawing_steps")
 
@@ -41,8 +42,18 @@ class Conditions:
         return row.model_copy(update=asdict(self))
 
 
+class Listed(Protocol):
+    """What a listing asks of a method."""
+
+    @property
+    def digest(self) -> Digest: ...  # noqa: D102
+
+    @property
+    def recipe(self) -> Recipe | None: ...  # noqa: D102
+
+
 def state_conditions(
-    recipe: Callable[[FamilyId, int], Digest] | None,
+    recipe: Recipe | None,
     *,
     family: FamilyId,
     sample_passes: int,
@@ -82,6 +93,33 @@ def is_as_good(known: ResultRow, wanted: Conditions | ResultRow) -> bool:
 
     equal, enough = ([pair for name in names if (pair := both(name))] for names in (_EQUAL, _ENOUGH))
     return all(one == other for one, other in equal) and all(one >= other for one, other in enough)
+
+
+def list_done(
+    method: Listed,
+    rows: Sequence[ResultRow],
+    *,
+    family: FamilyId | None,
+    sample_passes: int,
+    prompts: int | None = None,
+) -> frozenset[str]:
+    """Returns the subjects of which a row is there that a run would not measure again.
+
+    Args:
+        method: what is listed.
+        rows: those of its file.
+        family: of the base; None where no base was opened, so that no recipe is compared.
+        sample_passes: the budget.
+        prompts: the most that are asked of each subject; None for all.
+    """
+    recipe = None if method.recipe is None or family is None else str(method.recipe(family, sample_passes))
+    done = set()
+    for row in rows:
+        usual = len(load_suite().prompts[row.kind])
+        wanted = Conditions(recipe=recipe, prompts=usual if prompts is None else min(prompts, usual))
+        if row.settings == str(method.digest) and is_as_good(row, wanted):
+            done.add(row.subject)
+    return frozenset(done)
 
 
 def put_row(rows: Sequence[ResultRow], row: ResultRow) -> tuple[ResultRow, ...]:

@@ -8,9 +8,16 @@ from typing import Any, Final, Literal
 
 from PIL import Image
 
+from conceptry.evaluation.bench_conditions import choose_rows
 from conceptry.evaluation.bench_results import ResultFile
 from conceptry.evaluation.bench_strips import WORD, locate_reference, show_row
-from conceptry.evaluation.bench_summary import MethodSummary, compare_scorers, summarise
+from conceptry.evaluation.bench_summary import (
+    MethodSummary,
+    compare_scorers,
+    list_commits,
+    list_machines,
+    summarise,
+)
 from conceptry.evaluation.charts import Point, draw_front
 from conceptry.evaluation.claims import UNSURE_EXPLAINED, ClaimVerdict, say_answer, write_claims
 from conceptry.evaluation.concordance import write_concordance
@@ -40,7 +47,7 @@ _COLUMNS: Final = (
     "diversity",
     "leakage",
     "bytes",
-    "seconds",
+    "clock seconds",
     "processor seconds",
     "sample passes",
 )
@@ -66,11 +73,15 @@ _KINDS: Final[tuple[tuple[Literal["instance", "style"], str], ...]] = (
 
 def describe_setting(results: ResultFile) -> str:
     """Returns in a line what all rows have in common."""
-    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items() if value is not None)
+    machines = [
+        ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
+        for machine in list_machines(results)
+    ]
     passes = f"{results.sample_passes} for every method" if results.sample_passes else "each method's own"
     return (
         f"suite {results.suite}, protocol {results.protocol}, base {results.base.family} "
-        f"({results.base.digest[7:19]}), sample passes {passes}, commit {results.commit}; {machine}"
+        f"({results.base.digest[7:19]}), sample passes {passes}, commit {', '.join(list_commits(results))}; "
+        + "; ".join(machines)
     )
 
 
@@ -261,6 +272,7 @@ def make_markdown(
         "",
         _EXPLAINED.replace("Tinted rows", "Rows in bold"),
     ]
+    lines += [f"\n{remark[0].upper()}{remark[1:]}." for remark in choose_rows(results.rows)[1]]
     for kind, title in _KINDS:
         rows = summarise(results, kind)
         if rows:
@@ -336,7 +348,7 @@ def _say_all(value: Any) -> str:
 def _make_markdown_table(rows: Sequence[MethodSummary]) -> list[str]:
     lines = [
         "| rank | method | subjects | identity | prompt | balance | ranks | preservation | leakage | bytes "
-        "| seconds | processor seconds |",
+        "| clock seconds | processor seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from conceptry.evaluation.bench_conditions import choose_rows
 from conceptry.evaluation.bench_results import ResultFile, ResultRow
 from conceptry.evaluation.scores import bootstrap_interval, correlate_ranks, mean_interval
+from conceptry.evaluation.toybench import load_suite
+from conceptry.trainer.methods import TRAINER_BY_ID
 
 RESAMPLES: Final = 2000
 FEWEST_SUBJECTS: Final = 6
@@ -270,17 +272,30 @@ def to_json(results: ResultFile) -> dict[str, Any]:
         "protocol": results.protocol,
         "base": results.base.model_dump(),
         "sample_passes": results.sample_passes,
-        "commit": ", ".join(
-            sorted({row.commit or results.commit for row in results.rows} or {results.commit})
-        ),
+        "commit": ", ".join(list_commits(results)),
         "machine": results.machine,
         "machines": list_machines(results),
+        "complete": is_complete(results),
+        "left_out": list(choose_rows(results.rows)[1]),
         "rows": [{"instances": one.subjects, **_describe(one)} for one in summarise(results, "instance")],
         "styles": [{"styles": one.subjects, **_describe(one)} for one in summarise(results, "style")],
         "scorer_agreement": {
             name: round(value, 4) for name, value in compare_scorers(summarise(results, "instance")).items()
         },
     }
+
+
+def list_commits(results: ResultFile) -> list[str]:
+    """Returns every commit that measured one of the rows, once."""
+    return sorted({row.commit or results.commit for row in results.rows} or {results.commit})
+
+
+def is_complete(results: ResultFile) -> bool:
+    """Returns whether each of the project's own methods and variants has a full row of every subject of the suite."""
+    suite = load_suite()
+    done = {(row.method, row.subject) for row in choose_rows(results.rows)[0]}
+    named = (*TRAINER_BY_ID, *(variant.id for variant in suite.variants))
+    return all((method, subject.id) in done for method in named for subject in suite.subjects)
 
 
 def list_machines(results: ResultFile) -> list[Mapping[str, Any]]:

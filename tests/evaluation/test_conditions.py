@@ -14,13 +14,15 @@ from conceptry.evaluation.bench_conditions import (
     choose_rows,
     digest_scorer,
     is_as_good,
+    list_done,
     put_row,
     state_conditions,
 )
-from conceptry.evaluation.bench_methods import find_method
+from conceptry.evaluation.bench_methods import find_method, list_methods
+from conceptry.evaluation.bench_page import make_markdown
 from conceptry.evaluation.bench_results import BaseModelId, merge_results, read_results, write_results
 from conceptry.evaluation.bench_running import Bench, BenchOptions, digest_base
-from conceptry.evaluation.bench_summary import summarise, to_json
+from conceptry.evaluation.bench_summary import is_complete, summarise, to_json
 from conceptry.evaluation.toybench import load_suite
 from conceptry.trainer import settings
 from tests.evaluation.rows import gather, make_row
@@ -153,6 +155,43 @@ def test_commit_and_machine_are_those_of_each_row() -> None:
     document = to_json(merged)
     assert document["commit"] == "abc, later, theirs"
     assert document["machines"] == [{"cores": 2}, {"cores": 64}]
+
+
+def test_a_table_is_complete_where_each_method_has_a_full_row_of_each_subject() -> None:
+    methods = [method.id for method in list_methods(SUITE) if method.origin is None]
+    rows = [
+        make_row(method, subject.id, 0.5, 0.9, kind=subject.subject)
+        for method in methods
+        for subject in SUITE.subjects
+    ]
+    assert is_complete(gather(*rows))
+    assert not is_complete(gather(*rows[1:]))
+    assert not is_complete(gather(rows[0].model_copy(update={"prompts": 1}), *rows[1:]))
+    assert "Left out" not in make_markdown(gather(*rows[:2]))
+    sample = rows[0].model_copy(update={"prompts": 1})
+    page = make_markdown(gather(sample, *rows[1:2]))
+    assert "1 rows of textual_inversion are left out: a sample" in page
+
+
+def test_what_is_listed_as_done_is_what_a_run_leaves_alone() -> None:
+    method = find_method("lora", SUITE)
+    assert method.recipe is not None
+    common = {"settings": str(method.digest)}
+    today = {**common, "recipe": str(method.recipe(TOYBOX, 640)), "prompts": 20}
+    rows = [
+        make_row("lora", "plain", 0.5, 0.9, **common),
+        make_row("lora", "today", 0.5, 0.9, **today),
+        make_row("lora", "sample", 0.5, 0.9, **{**today, "prompts": 1}),
+        make_row("lora", "before", 0.5, 0.9, **{**today, "recipe": "sha256:before"}),
+        make_row("lora", "other settings", 0.5, 0.9),
+    ]
+    assert list_done(method, rows, family=TOYBOX, sample_passes=640) == {"plain", "today"}
+    assert list_done(method, rows, family=None, sample_passes=640) == {"plain", "today", "before"}
+    assert list_done(method, rows, family=TOYBOX, sample_passes=640, prompts=1) == {
+        "plain",
+        "today",
+        "sample",
+    }
 
 
 def test_the_scorer_of_each_protocol_has_its_own_digest() -> None:
