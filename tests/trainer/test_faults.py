@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conceptry.errors import UsageError
+from conceptry.errors import TrainingError, UsageError
 from conceptry.trainer import staging
 from conceptry.trainer.jobs import make_job
 from conceptry.trainer.training import train
@@ -18,6 +18,28 @@ from tests.trainer.runs import write_job
 def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> staging.TrainResult:
     job = write_job(method, folder, **changes)
     return train(job, base=make_pipeline(), workdir=folder / "work", cache_folder=folder / "cache")
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_run_that_ends_far_above_its_start_is_refused_and_can_be_looked_at(
+    keep: str, tmp_path: Path
+) -> None:
+    settings = {
+        "learning_rates": {"weights": 0.1},
+        "prior": "none",
+        "clip_norm": None,
+        "evaluate_every_steps": 2,
+        "checkpoint_every_steps": 2,
+        "keep": keep,
+    }
+    with pytest.raises(TrainingError, match="worse than the base") as caught:
+        run(tmp_path, "dreambooth", steps=5, settings=settings)
+    assert "learning rate" in str(caught.value.hint)
+    assert not (tmp_path / "work" / "concept").exists()
+    assert (tmp_path / "work" / "checkpoints" / "step-00000004").is_dir()
 
 
 def test_pictures_too_small_for_the_denoiser_are_refused_with_the_least_side(tmp_path: Path) -> None:
