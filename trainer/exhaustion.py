@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,18 +79,44 @@ def suggest_remedies(settings: Settings, *, limit: int = 2) -> str:
     return ", or ".join(options[:limit])
 
 
+_WORDS: Final = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
+"""What allocators say that raise no error of their own: torch's of Windows, of accelerators, and of Linux."""
+
+
 def is_exhaustion(error: BaseException) -> bool:
     """Returns whether a device or the machine had no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
 
 
 def explain_exhaustion(error: BaseException, job: ResolvedJob, *, together: int = 1) -> TrainingError:
-    """Returns the error to raise in the place of the allocator's: what to lower, and that the state is kept."""
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    """Returns the error to raise in the place of the allocator's: what to lower."""
     hint = suggest_remedies(job.settings)
     if together > 1:
         hint = f"--together {together // 2}, or {hint}"
-    return TrainingError(f"the device has no memory left for this job: {reason}", hint=hint)
+    return TrainingError(f"the device has no memory left for this job: {_find_reason(error)}", hint=hint)
+
+
+def _find_reason(error: BaseException) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+@contextmanager
+def explained_exhaustion(job: ResolvedJob | None = None) -> Iterator[None]:
+    """Raises TrainingError in the place of the allocator's error, while the block runs.
+
+    Without a job it is the base alone that did not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhaustion(error):
+            raise
+        if job is not None:
+            raise explain_exhaustion(error, job) from error
+        raise TrainingError(
+            f"the device has no memory left for the base: {_find_reason(error)}",
+            hint="end other programs that use it, or take a smaller base",
+        ) from error

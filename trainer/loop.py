@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from conceptry.errors import ConceptryError, InterruptedByUserError, TrainingError
+from conceptry.errors import ConceptryError, InterruptedByUserError, StoreError, TrainingError
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.compiling import compiled_blocks
 from conceptry.trainer.context import Batch, TrainingContext
@@ -74,6 +74,9 @@ class Run:
     checkpoints: CheckpointFolder
     resume: bool = False
     state: TrainingState = field(init=False)
+    moving: bool = False
+    """Whether an update was begun that is not counted yet."""
+
     first_step: int = 0
     seconds: float = 0.0
     flat_losses: list[Tensor] = field(default_factory=list)
@@ -98,6 +101,16 @@ class Run:
         """Writes a checkpoint; of several processes the leading one does."""
         if self.context.team.leads:
             self.checkpoints.write(self.state.to_checkpoint())
+
+    def keep(self) -> None:
+        """Writes a checkpoint in the midst of a failure, if the state is that of a whole step; drops gradients."""
+        for parameter in self.learner.parameters.values():
+            parameter.grad = None  # of a part of a step: they must not count in the next
+        if self.state.step and not self.moving:
+            try:
+                self.save()
+            except StoreError as error:
+                self.context.warn(f"{error}: the state of step {self.state.step} is lost")
 
     @property
     def ended(self) -> bool:
@@ -153,7 +166,7 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
         packed_base(first.pipeline, first.job.settings, [run.learner for run in runs]),
     ):
         for place, run in enumerate(runs):
-            with _catch_failure(results, place), group.only(run):
+            with _catch_failure(runs, results, place), group.only(run):
                 run.start()
                 run.context.watch.look(run)
         started = time.perf_counter()
@@ -162,19 +175,30 @@ def run_together(runs: Sequence[Run], group: Group) -> list[LoopResult | Concept
         for place, run in enumerate(runs):
             if place not in results:
                 run.seconds = run.seconds or seconds
-                with _catch_failure(results, place), group.only(run):
+                with _catch_failure(runs, results, place), group.only(run):
                     results[place] = _settle(run)
     return [results[place] for place in range(len(runs))]
 
 
 @contextmanager
-def _catch_failure(results: dict[int, LoopResult | ConceptryError], place: int) -> Iterator[None]:
+def _catch_failure(
+    runs: Sequence[Run], results: dict[int, LoopResult | ConceptryError], place: int, *, keep: bool = False
+) -> Iterator[None]:
+    """Puts a failure of one run into ``results``; with ``keep`` its state is a whole step's, and is saved."""
     try:
         yield
     except InterruptedByUserError:
         raise
     except ConceptryError as error:
         results[place] = error
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhaustion(error):
+            raise
+        if keep:
+            runs[place].keep()
+        explained = explain_exhaustion(error, runs[place].context.job, together=len(runs))
+        explained.__cause__ = error
+        results[place] = explained
 
 
 def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult | ConceptryError]) -> None:
@@ -187,7 +211,7 @@ def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult 
             with active[0].context.watch.counted(len(active)):
                 losses = _try_step(active, group)
             for place, run, loss in zip(going, active, losses, strict=True):
-                with _catch_failure(results, place):
+                with _catch_failure(runs, results, place, keep=True):
                     _conclude_step(run, loss, group, stop)
                 if place in results or run.ended:
                     run.seconds = time.perf_counter() - started
@@ -202,8 +226,7 @@ def _try_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
         if not is_exhaustion(error):
             raise
         for run in runs:
-            if run.state.step:
-                run.save()
+            run.keep()
         raise explain_exhaustion(error, runs[0].context.job, together=len(runs)) from error
 
 
@@ -236,6 +259,7 @@ def _run_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
 
 def _update(run: Run) -> None:
     state, settings = run.state, run.context.job.settings
+    run.moving = True
     set_rates(state.optimizer, settings, state.step)
     if settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(list(run.learner.parameters.values()), settings.clip_norm, foreach=False)
@@ -259,6 +283,7 @@ def _average_state(run: Run, share: float) -> None:
 def _conclude_step(run: Run, loss: Tensor, group: Group, stop: StopRequest) -> None:
     state, settings = run.state, run.context.job.settings
     state.step += 1
+    run.moving = False
     try:
         finite = run.reporter.add(loss, state.step)
     except KeyboardInterrupt:  # raised by the caller's own callback, between two steps

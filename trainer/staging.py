@@ -26,6 +26,7 @@ from conceptry.trainer.conditioning import find_long_prompts
 from conceptry.trainer.context import TrainingContext
 from conceptry.trainer.distribution import check_team, find_team
 from conceptry.trainer.events import NOBODY, OnEvent, Onlooker, TrainEvent
+from conceptry.trainer.exhaustion import explained_exhaustion
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
 from conceptry.trainer.images import PictureFolder, join_folders, scan_pictures
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
@@ -90,7 +91,8 @@ def open_base(job: TrainJob, base: Any, *, named: Mapping[str, Path] | None = No
         base.set_progress_bar_config(disable=True)
         return OpenBase(pipeline=base)
     location = base or resolve_base(job.base, named or {})
-    pipeline = load_pipeline(location, device=choose_device(job.device), dtype=torch.float32)
+    with explained_exhaustion():
+        pipeline = load_pipeline(location, device=choose_device(job.device), dtype=torch.float32)
     return OpenBase(pipeline=pipeline, location=location)
 
 
@@ -119,7 +121,7 @@ def prepare_run(
     context = replace(_make_context(resolved, base, pictures, cache_folder, on_event), watch=watch)
     return Stage(
         context=context,
-        learner=resolved.row.prepare(context),
+        learner=_prepare_learner(context),
         checkpoints=CheckpointFolder(
             folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
         ),
@@ -127,6 +129,11 @@ def prepare_run(
         folder=folder,
         started=started,
     )
+
+
+def _prepare_learner(context: TrainingContext) -> Learner:
+    with explained_exhaustion(context.job):
+        return context.job.row.prepare(context)
 
 
 def begin(stage: Stage, *, resume: bool) -> None:
@@ -149,12 +156,13 @@ def finish_run(stage: Stage, loop: LoopResult) -> TrainResult:
     if not after < before:
         context.warn(f"the loss on fixed samples did not fall ({before:.4g} to {after:.4g})")
     context.announce("checking the result")
-    outcome = judge_learner(
-        context, stage.learner, loop, data=stage.pictures.digest, instance=stage.pictures.instance
-    )
-    record = _make_record(context, stage.pictures, loop, time.perf_counter() - stage.started)
-    record["facts"] = dict(outcome.draft.facts)
-    concept = write_concept(context, outcome, folder, record=record)
+    with explained_exhaustion(context.job):
+        outcome = judge_learner(
+            context, stage.learner, loop, data=stage.pictures.digest, instance=stage.pictures.instance
+        )
+        record = _make_record(context, stage.pictures, loop, time.perf_counter() - stage.started)
+        record["facts"] = dict(outcome.draft.facts)
+        concept = write_concept(context, outcome, folder, record=record)
     stage.checkpoints.clear()
     return TrainResult(
         concept=concept,
@@ -245,19 +253,21 @@ def _make_context(
     )
     on_event(TrainEvent(kind="phase", message=f"encoding {len(pictures.pictures)} pictures"))
     side = resolved.settings.resolution_pixels or read_resolution(pipeline)
-    context = TrainingContext(
-        job=resolved,
-        pipeline=pipeline,
-        identity=identify_pipeline(pipeline),
-        schedule=read_schedule(pipeline, device),
-        buckets=encode_pictures(
+    with explained_exhaustion(resolved):
+        buckets = encode_pictures(
             pipeline,
             pictures.pictures,
             resolved.settings,
             resolution_pixels=side,
             seed=job.seed,
             cache_folder=cache_folder,
-        ),
+        )
+    context = TrainingContext(
+        job=resolved,
+        pipeline=pipeline,
+        identity=identify_pipeline(pipeline),
+        schedule=read_schedule(pipeline, device),
+        buckets=buckets,
         prompts=prompts,
         wordings=wordings,
         cache_folder=cache_folder,

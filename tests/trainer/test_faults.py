@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conceptry.errors import TrainingError, UsageError
-from conceptry.trainer import staging
+from conceptry.trainer import loop, staging
+from conceptry.trainer.exhaustion import is_exhaustion
 from conceptry.trainer.jobs import make_job
 from conceptry.trainer.training import train
 from tests.fakes.pipelines import make_pipeline
@@ -18,6 +20,44 @@ from tests.trainer.runs import write_job
 def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> staging.TrainResult:
     job = write_job(method, folder, **changes)
     return train(job, base=make_pipeline(), workdir=folder / "work", cache_folder=folder / "cache")
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def exhaust(*args: Any, **options: Any) -> Any:
+    """Asks for more memory than any machine has, so that the allocator's own words are met."""
+    return torch.empty(10**15)
+
+
+def test_what_the_allocator_of_a_processor_says_is_known_as_no_memory_left() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        exhaust()
+    assert is_exhaustion(caught.value)
+    assert not is_exhaustion(RuntimeError("Calculated padded input size per channel: (2 x 2)"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (staging, "load_pipeline"),
+        (staging, "encode_pictures"),
+        (loop, "measure_fixed_loss"),
+        (loop, "_run_step"),
+        (loop, "_offer_best"),
+        (staging, "judge_learner"),
+    ],
+)
+def test_no_memory_left_is_explained_wherever_it_happens(
+    module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, exhaust)
+    job = write_job("textual_inversion", tmp_path, steps=2, settings={"evaluate_every_steps": 1})
+    base = None if name == "load_pipeline" else make_pipeline()
+    with pytest.raises(TrainingError, match="no memory left") as caught:
+        train(job, base=base, workdir=tmp_path / "work", cache_folder=tmp_path / "cache")
+    assert caught.value.hint
+    assert not (tmp_path / "work" / "concept").exists()
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
