@@ -38,7 +38,7 @@ from conceptry.registry.listing import Filter
 from conceptry.registry.manifests import add_manifest, read_manifest_bytes
 from conceptry.registry.migrations import INDEX_MIGRATIONS
 from conceptry.registry.objects import Bucket
-from conceptry.registry.operations import current_operations
+from conceptry.registry.operations import PLATFORMS, FileOperations, current_operations, use_operations
 from conceptry.registry.os_errors import explain_os_errors
 from conceptry.registry.paths import Layout
 from conceptry.registry.placements import Made
@@ -181,6 +181,26 @@ def test_pipe_in_the_place_of_a_document_is_refused_and_not_waited_for(tmp_path:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StoreError, match="pipe"):
         read_small_file(tmp_path / "pipe", 10)
+
+
+class WithoutLinks(FileOperations):
+    """A disk where no file has two names, and where others are quick."""
+
+    def link(self, source: Path, target: Path) -> None:
+        """Refuses."""
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Renames a file when somebody else has just taken its name."""
+        target.write_bytes(b"theirs")
+        super().rename(source, target)
+
+
+def test_file_that_is_not_named_by_its_contents_never_replaces_one_that_came_first(tmp_path: Path) -> None:
+    with use_operations(WithoutLinks(PLATFORMS["posix"])):
+        assert write_file(tmp_path / "first", b"ours", temporary=tmp_path / "tmp" / "1")
+        assert not write_file(tmp_path / "first", b"later", temporary=tmp_path / "tmp" / "2")
+    assert (tmp_path / "first").read_bytes() == b"ours"
 
 
 # --- databases -----------------------------------------------------------------------------------------------------
