@@ -184,23 +184,28 @@ def test_pipe_in_the_place_of_a_document_is_refused_and_not_waited_for(tmp_path:
 
 
 class WithoutLinks(FileOperations):
-    """A disk where no file has two names, and where others are quick."""
+    """A disk where no file has two names."""
+
+    def __init__(self) -> None:
+        super().__init__(PLATFORMS["posix"])
+        self.renamed: list[str] = []
 
     def link(self, source: Path, target: Path) -> None:
         """Refuses."""
         raise OSError(errno.EPERM, "Operation not permitted")
 
     def rename(self, source: Path, target: Path) -> None:
-        """Renames a file when somebody else has just taken its name."""
-        target.write_bytes(b"theirs")
+        """Notes what a file may have lost its name to."""
+        self.renamed.append(target.name)
         super().rename(source, target)
 
 
 def test_file_that_is_not_named_by_its_contents_never_replaces_one_that_came_first(tmp_path: Path) -> None:
-    with use_operations(WithoutLinks(PLATFORMS["posix"])):
+    disk = WithoutLinks()
+    with use_operations(disk):
         assert write_file(tmp_path / "first", b"ours", temporary=tmp_path / "tmp" / "1")
         assert not write_file(tmp_path / "first", b"later", temporary=tmp_path / "tmp" / "2")
-    assert (tmp_path / "first").read_bytes() == b"ours"
+    assert ((tmp_path / "first").read_bytes(), disk.renamed) == (b"ours", [])
 
 
 # --- databases -----------------------------------------------------------------------------------------------------
