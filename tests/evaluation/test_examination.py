@@ -102,7 +102,7 @@ def test_the_ceiling_is_what_the_autoencoder_leaves_of_real_pictures(judge: Toyb
     )
     plan = replace(PLAN, prompts=PLAN.prompts[:1], plain_pictures=0, superclass_pictures=0)
     identity = examine(candidate, painter, judge, plan).scores.identity
-    seen = round_trip(painter.vae, np.asarray(judge.truth.ceiling))  # type: ignore[arg-type]
+    seen = round_trip(painter.vae, np.asarray(judge.truth.ceiling))
     assert identity.ceiling == pytest.approx(float(judge.measure_identity(seen).mean()))
     assert identity.ceiling_raw == pytest.approx(float(judge.measure_identity(judge.truth.ceiling).mean()))
     assert identity.ceiling < identity.ceiling_raw - 0.05
