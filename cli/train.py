@@ -16,7 +16,7 @@ from conceptry.cli.progress import follow_training, is_tracked, track
 from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session, pass_session
 from conceptry.cli.text import format_bytes, format_seconds
-from conceptry.cli.train_many import TOGETHER, train_jobs
+from conceptry.cli.train_many import TOGETHER, describe_plan, train_jobs
 from conceptry.errors import ConflictError, NotFoundError, UsageError
 from conceptry.names import ConceptName, Reference, parse_placeholder, parse_version
 
@@ -334,27 +334,13 @@ def _report_plan(session: Session, job: TrainJob) -> None:
         from conceptry.trainer.training import plan as plan_job
 
         plan = plan_job(job, on_event=follow_training(meter, session.out), base=location)
-    resident = plan.resident
-    document = {
-        "pictures": plan.pictures,
-        "steps": plan.steps,
-        "image_steps": plan.image_steps,
-        "seconds": None if plan.seconds is None else round(plan.seconds, 1),
-        "peak_bytes": plan.peak_bytes,
-        "free_bytes": plan.free_bytes,
-        "base_bytes": resident.base_bytes,
-        "trained_bytes": resident.total_bytes - resident.base_bytes,
-        "sample_bytes": plan.sample_bytes,
-        "samples_at_once": plan.samples_at_once,
-        "fits": plan.fits,
-    }
     seconds = "unknown" if plan.seconds is None else f"about {format_seconds(plan.seconds)}"
     lines = [
         f"{job.method}: {plan.pictures} pictures, {plan.steps} steps, {plan.image_steps} samples, {seconds}",
-        f"memory: {format_bytes(plan.peak_bytes)} at most, of which {format_bytes(resident.base_bytes)} base and "
+        f"memory: {format_bytes(plan.peak_bytes)} at most, of which {format_bytes(plan.resident.base_bytes)} base and "
         f"{format_bytes(plan.sample_bytes)} for each of {plan.samples_at_once} samples at once",
     ]
-    session.out.emit(document, lines)
+    session.out.emit(describe_plan(plan), lines)
 
 
 def _report(session: Session, job: TrainJob, result: TrainResult, published: Published) -> None:

@@ -11,11 +11,12 @@ import click
 from conceptry.cli.progress import follow_training, track
 from conceptry.cli.publish import publish_folder, to_json
 from conceptry.cli.session import Session
-from conceptry.cli.text import count_things
+from conceptry.cli.text import count_things, format_bytes, format_seconds
 from conceptry.errors import ConceptryError, InterruptedByUserError, NotFoundError, UsageError
 from conceptry.names import Reference
 
 if TYPE_CHECKING:
+    from conceptry.trainer.doctor import TrainPlan
     from conceptry.trainer.jobfiles import JobEntry
     from conceptry.trainer.jobs import TrainJob
     from conceptry.trainer.many import JobOutcome
@@ -47,7 +48,9 @@ def train_jobs(
     for row in rows:
         if row.state == "skipped":
             session.out.log(f"{row.label} is there already: skipped")
-    if waiting and not dry_run:
+    if waiting and dry_run:
+        _plan(session, waiting)
+    elif waiting:
         _run(session, waiting, given, workdir=workdir, resume=resume)
     _report(session, rows)
 
@@ -60,7 +63,19 @@ class _Row:
         self.job: TrainJob | None = entry.job
         self.error: ConceptryError | None = entry.error
         self.state = "failed" if entry.error is not None else "waiting"
+        self.plan: TrainPlan | None = None
         self.facts: dict[str, Any] = {}
+
+    def describe_waiting(self) -> str:
+        """Returns what would be done with the job, and what that needs."""
+        plan = self.plan
+        if plan is None:
+            return f"{self.label}: would be trained"
+        seconds = "unknown time" if plan.seconds is None else f"about {format_seconds(plan.seconds)}"
+        return (
+            f"{self.label}: would be trained, {count_things(plan.pictures, 'picture')}, {plan.steps} steps, "
+            f"{seconds}, {format_bytes(plan.peak_bytes)} of memory"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row as it is printed."""
@@ -81,6 +96,40 @@ def _is_there(session: Session, row: _Row) -> bool:
     row.state = "skipped"
     row.facts = {"reference": f"{row.job.name}@{row.job.version}"}
     return True
+
+
+def _plan(session: Session, rows: Sequence[_Row]) -> None:
+    """Finds out what each job needs by itself; one that cannot be trained has failed."""
+    with track(session.out, "loading the bases") as meter:
+        from conceptry.trainer.plans import plan_jobs
+
+        jobs = [row.job for row in rows if row.job is not None]
+        plans = plan_jobs(
+            jobs, named_bases=session.registry.bases(), on_event=follow_training(meter, session.out)
+        )
+    for row, plan in zip(rows, plans, strict=True):
+        if isinstance(plan, ConceptryError):
+            row.state, row.error = "failed", plan
+        else:
+            row.plan, row.facts = plan, describe_plan(plan)
+
+
+def describe_plan(plan: TrainPlan) -> dict[str, Any]:
+    """Returns what a job will do and need, as it is printed with ``--json``."""
+    resident = plan.resident
+    return {
+        "pictures": plan.pictures,
+        "steps": plan.steps,
+        "image_steps": plan.image_steps,
+        "seconds": None if plan.seconds is None else round(plan.seconds, 1),
+        "peak_bytes": plan.peak_bytes,
+        "free_bytes": plan.free_bytes,
+        "base_bytes": resident.base_bytes,
+        "trained_bytes": resident.total_bytes - resident.base_bytes,
+        "sample_bytes": plan.sample_bytes,
+        "samples_at_once": plan.samples_at_once,
+        "fits": plan.fits,
+    }
 
 
 def _run(
@@ -139,7 +188,14 @@ def _report(session: Session, rows: Sequence[_Row]) -> None:
     failed = [row for row in rows if row.state == "failed"]
     lines = [row.facts["reference"] for row in rows if row.state == "trained"]
     lines += [f"{row.label}: {row.error}" for row in failed]
-    lines += [f"{row.label}: would be trained" for row in rows if row.state == "waiting"]
+    plans = [row.plan for row in rows if row.plan is not None]
+    lines += [row.describe_waiting() for row in rows if row.state == "waiting"]
+    if plans:
+        known = [plan.seconds for plan in plans if plan.seconds is not None]
+        lines.append(
+            f"each by itself: about {format_seconds(sum(known))} in all, "
+            f"{format_bytes(max(plan.peak_bytes for plan in plans))} of memory at most"
+        )
     lines.append(
         f"{count_things(counts['trained'], 'concept')} trained, {counts['skipped']} there already, "
         f"{counts['failed']} failed"

@@ -42,8 +42,14 @@ def jobs(base: Path, tmp_path: Path) -> Path:
 def test_one_bad_job_is_named_the_others_are_published_and_again_nothing_is_done_twice(
     run: Run, jobs: Path
 ) -> None:
-    planned = run("train", "--jobs", str(jobs), "--dry-run", "--json").document
-    assert (planned["waiting"], planned["trained"]) == (3, 0)
+    planned = run("train", "--jobs", str(jobs), "--dry-run", "--json", code=1).document
+    assert (planned["waiting"], planned["trained"], planned["failed"]) == (2, 0, 1)
+    assert "is no folder of pictures" in planned["jobs"][1]["message"]
+    for row in (planned["jobs"][0], planned["jobs"][2]):
+        assert (row["pictures"], row["steps"], row["image_steps"], row["fits"]) == (2, 2, 4, True)
+        assert row["seconds"] is not None
+        assert row["peak_bytes"] > row["base_bytes"] > 0
+    assert run("list", "-q").out == ""
 
     first = run("train", "--jobs", str(jobs), "--json", code=1).document
     assert [row["state"] for row in first["jobs"]] == ["trained", "failed", "trained"]
@@ -62,6 +68,32 @@ def test_a_share_of_the_jobs_is_trained_by_one_machine(run: Run, jobs: Path) -> 
     assert "no share of the jobs" in run("train", "--jobs", str(jobs), "--shard", "3/2", code=2).err
     assert "give them with --jobs FILE" in run("train", "lora", "--shard", "1/2", code=2).err
     assert "belongs into the file" in run("train", "--jobs", str(jobs), "--seed", "3", code=2).err
+
+
+@pytest.mark.slow
+def test_a_run_is_watched_and_made_again_from_the_store(run: Run, base: Path, tmp_path: Path) -> None:
+    words = (
+        "train",
+        "textual_inversion",
+        "--images",
+        str(paint_pictures(tmp_path / "imp")),
+        "--base",
+        str(base),
+    )
+    words += ("--placeholder", "<imp>", "--superclass", "creature", "--steps", "4", "--precision", "float32")
+    words += ("--set", "batch_size=2", "--title", "Imp", "--workdir", str(tmp_path / "work"))
+    done = run(*words, "--name", "me/imp", "--previews", "--curves", "--verbose")
+    assert (tmp_path / "work" / "previews.png").is_file()
+    assert (tmp_path / "work" / "curves.png").is_file()
+    assert "previews.png" in done.err
+    again = run("train", "--like", "me/imp@0.1.0", "--name", "me/again", "--title", "Imp", "--json")
+    assert again.document["reference"] == "me/again@0.1.0"
+    one, two = (run("show", f"me/{name}", "--json").document for name in ("imp", "again"))
+    assert [file["sha256"] for file in two["manifest"]["builds"][0]["parts"][0]["files"]] == [
+        file["sha256"] for file in one["manifest"]["builds"][0]["parts"][0]["files"]
+    ]
+    assert "are of one job" in run("train", "--jobs", "jobs.toml", "--previews", code=2).err
+    assert "--like takes" in run("train", "--like", "nowhere.safetensors", "--name", "me/x", code=2).err
 
 
 def test_a_plan_says_what_a_job_needs_and_trains_nothing(run: Run, base: Path, tmp_path: Path) -> None:
