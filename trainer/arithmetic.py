@@ -41,7 +41,10 @@ class OperationCounter(TorchDispatchMode):
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """Returns the operations a second of large matrix products on ``device``: the best of some rounds."""
     side = _SIDES.get(device.type, _USUAL_SIDE)
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(
+        0
+    )  # chance belongs to the run; equal numbers would multiply too fast
+    left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=own) for _ in range(2))
     best = 0.0
     for _ in range(_ROUNDS):
         _wait(device)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from measuring import describe_machine
 
 from conceptry.errors import ConceptryError
+from conceptry.trainer.arithmetic import measure_ceiling
 from conceptry.trainer.doctor import plan_run
 from conceptry.trainer.events import ignore
 from conceptry.trainer.jobs import TrainJob, make_job
@@ -112,22 +113,6 @@ def write_job(
             "settings": settings,
         }
     )
-
-
-def measure_ceiling(device: torch.device) -> float:
-    """Returns the TFLOP a second of large products in the precision that training computes in."""
-    side = 8192 if device.type == "cuda" else 512
-    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
-    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    best = 0.0
-    for _ in range(8):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(4):
-            left @ right
-        wait(device)
-        best = max(best, 4 * 2 * side**3 / (time.perf_counter() - started) / TERA)
-    return best
 
 
 def wait(device: torch.device) -> None:
@@ -246,7 +231,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not given.small:
         parser.error("there is no accelerator here; --small runs narrow networks on the processor")
-    ceiling = measure_ceiling(device)
+    ceiling = measure_ceiling(device, torch.bfloat16 if device.type == "cuda" else torch.float32) / TERA
     print(f"{device}: {ceiling:.2f} TFLOP/s of matrix products")
     shapes = SMALL if given.small else SHAPES
     document = {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from conceptry.cli.output import Output
+from conceptry.cli.progress import follow_training
+from conceptry.trainer.events import TrainEvent
 from tests.cli.conftest import Run
 from tests.trainer.runs import paint_pictures
 
@@ -68,6 +72,25 @@ def test_a_share_of_the_jobs_is_trained_by_one_machine(run: Run, jobs: Path) -> 
     assert "no share of the jobs" in run("train", "--jobs", str(jobs), "--shard", "3/2", code=2).err
     assert "give them with --jobs FILE" in run("train", "lora", "--shard", "1/2", code=2).err
     assert "belongs into the file" in run("train", "--jobs", str(jobs), "--seed", "3", code=2).err
+
+
+def test_progress_says_steps_a_second_and_the_share_of_the_limit() -> None:
+    class Kept:
+        said: ClassVar[list[str]] = []
+
+        def phase(self, text: str) -> None:
+            self.said.append(text)
+
+        def update(self, done: float, total: float, detail: str = "") -> None:
+            self.said.append(detail)
+
+    show = follow_training(Kept(), Output(mode="human", verbose=False))
+    for step, seconds, share in ((1, 5.0, None), (11, 9.0, 0.314)):
+        show(TrainEvent(kind="step", step=step, total=20, loss=0.125, seconds=seconds, share=share))
+    assert Kept.said == [
+        "step 1 of 20, loss 0.1250",
+        "step 11 of 20, loss 0.1250, 2.5 steps/s, 31% of the device's limit",
+    ]
 
 
 @pytest.mark.slow
