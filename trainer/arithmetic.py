@@ -16,7 +16,7 @@ _ROUNDS: Final = 8
 _PRODUCTS: Final = 4
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the multiplications and additions of matrix products and convolutions while it is entered.
 
     What is computed stays as it is. ``operations`` counts a multiplication and an addition as two, backward passes
@@ -24,7 +24,7 @@ class OperationCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(

@@ -95,16 +95,10 @@ def test_progress_says_steps_a_second_and_the_share_of_the_limit() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_watched_and_made_again_from_the_store(run: Run, base: Path, tmp_path: Path) -> None:
-    words = (
-        "train",
-        "textual_inversion",
-        "--images",
-        str(paint_pictures(tmp_path / "imp")),
-        "--base",
-        str(base),
-    )
-    words += ("--placeholder", "<imp>", "--superclass", "creature", "--steps", "4", "--precision", "float32")
-    words += ("--set", "batch_size=2", "--title", "Imp", "--workdir", str(tmp_path / "work"))
+    words = ["train", "textual_inversion", "--images", str(paint_pictures(tmp_path / "imp"))]
+    words += ["--base", str(base), "--placeholder", "<imp>", "--superclass", "creature", "--steps", "4"]
+    words += ["--precision", "float32", "--set", "batch_size=2", "--title", "Imp"]
+    words += ["--workdir", str(tmp_path / "work")]
     done = run(*words, "--name", "me/imp", "--previews", "--curves", "--verbose")
     assert (tmp_path / "work" / "previews.png").is_file()
     assert (tmp_path / "work" / "curves.png").is_file()
