@@ -114,6 +114,8 @@ bench: $(INSTALLED_DEV)
 # summary. The results go to docs/toybench/, the table and the plots beside them.
 PIECE_SECONDS ?= 2400
 SHARDS ?= 2
+# By another name: `make -n` runs every line that has the usual one, which would be hours.
+SELF = $(MAKE)
 BENCHMARK = OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/concepts benchmark-methods --verbose --out docs/toybench
 benchmark-methods: $(INSTALLED)
 	running=; status=0; \
@@ -122,7 +124,7 @@ benchmark-methods: $(INSTALLED)
 			--seconds $(PIECE_SECONDS) & running="$$running $$!"; \
 	done; \
 	for process in $$running; do wait $$process || status=1; done; \
-	$(MAKE) --no-print-directory benchmark-summary && exit $$status
+	$(SELF) --no-print-directory benchmark-summary && exit $$status
 
 # Tables, plots and pages of what is measured so far.
 benchmark-summary: $(INSTALLED)
