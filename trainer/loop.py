@@ -23,6 +23,7 @@ from conceptry.trainer.compiling import compiled_blocks
 from conceptry.trainer.context import Batch, TrainingContext
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.exhaustion import explain_exhaustion, is_exhaustion
+from conceptry.trainer.faults import explain_fault
 from conceptry.trainer.interrupts import StopRequest, catch_interrupt
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.objectives import weighted_error
@@ -191,9 +192,12 @@ def _catch_failure(
         raise
     except ConceptryError as error:
         results[place] = error
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_exhaustion(error):
-            raise
+            if len(runs) == 1:
+                raise
+            results[place] = explain_fault(error)  # one fault must not cost the neighbours their work
+            return
         if keep:
             runs[place].keep()
         explained = explain_exhaustion(error, runs[place].context.job, together=len(runs))
@@ -222,11 +226,11 @@ def _run_steps(runs: Sequence[Run], group: Group, results: dict[int, LoopResult 
 def _try_step(runs: Sequence[Run], group: Group) -> list[Tensor]:
     try:
         return _run_step(runs, group)
-    except (RuntimeError, MemoryError) as error:
-        if not is_exhaustion(error):
-            raise
+    except Exception as error:
         for run in runs:
             run.keep()
+        if not is_exhaustion(error):
+            raise
         raise explain_exhaustion(error, runs[0].context.job, together=len(runs)) from error
 
 

@@ -21,6 +21,7 @@ from conceptry.trainer.distribution import find_team
 from conceptry.trainer.doctor import check_fit, count_samples
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.exhaustion import is_exhaustion
+from conceptry.trainer.faults import explain_fault, release_frames
 from conceptry.trainer.folders import claimed, locate_home
 from conceptry.trainer.jobs import TrainJob, find_repeated
 from conceptry.trainer.learners import Learner
@@ -119,40 +120,89 @@ def _group_by_base(jobs: Sequence[Numbered]) -> list[list[int]]:
 def _train_on_base(jobs: Sequence[Numbered], options: ManyOptions, conclude: Conclude) -> None:
     try:
         opened = open_base(jobs[0][1], options.base, named=options.named_bases)
-    except ConceptryError as error:
+    except Exception as fault:  # noqa: BLE001  # whatever it is, it is of the jobs of this base alone
+        error = explain_fault(fault)
         for place, job in jobs:
             conclude(place, JobOutcome(job=job, error=error))
         return
+    work = _Work(opened, dict(jobs), options, conclude)
     with prepared(opened.pipeline), deterministic(opened.device):
         for start in range(0, len(jobs), max(1, options.together)):
-            chunk = jobs[start : start + max(1, options.together)]
-            stages = dict(_iter_stages(chunk, opened, options, conclude))
-            for places in _bundle(stages):
-                _train_bundle({place: stages[place] for place in places}, options, conclude)
+            _train_chunk([place for place, _ in jobs[start : start + max(1, options.together)]], work)
 
 
-def _iter_stages(
-    jobs: Sequence[Numbered], opened: OpenBase, options: ManyOptions, conclude: Conclude
-) -> Iterator[tuple[int, Stage]]:
-    home = locate_home()
-    for place, job in jobs:
-        folder = choose_folder(job, options.workdir or home)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The jobs of one base: what makes them ready, and tells what became of them."""
+
+    opened: OpenBase
+    jobs: Mapping[int, TrainJob]
+    options: ManyOptions
+    conclude: Conclude
+
+    def stage(self, place: int) -> Stage | None:
+        """Returns the job ready to train; None where it cannot be, which is told."""
+        job, options, home = self.jobs[place], self.options, locate_home()
         try:
             stage = prepare_run(
                 job,
                 read_pictures(job, _name_events(job, options.on_event)),
-                opened,
-                folder=folder,
+                self.opened,
+                folder=choose_folder(job, options.workdir or home),
                 cache_folder=options.cache_folder or home / "cache",
                 on_event=_name_events(job, options.on_event),
             )
             with stage.learner.attached():  # what cannot be attached must not stop its neighbours later
                 pass
             check_fit(stage.context, stage.learner)
-        except ConceptryError as error:
-            conclude(place, JobOutcome(job=job, error=error))
+        except Exception as error:  # noqa: BLE001  # no job stops another
+            self.fail(place, error)
+            return None
+        return stage
+
+    def stage_all(self, places: Sequence[int]) -> dict[int, Stage]:
+        """Returns those of some jobs that can be made ready."""
+        staged = ((place, self.stage(place)) for place in places)
+        return {place: stage for place, stage in staged if stage is not None}
+
+    def finish(self, place: int, stage: Stage, loop: LoopResult | ConceptryError) -> None:
+        """Tells the concept of a run, or why there is none."""
+        try:
+            if isinstance(loop, ConceptryError):
+                raise loop
+            result = finish_run(stage, loop)
+        except Exception as error:  # noqa: BLE001  # no job stops another
+            self.fail(place, error)
         else:
-            yield place, stage
+            self.conclude(place, JobOutcome(job=self.jobs[place], result=result))
+
+    def fail(self, place: int, error: Exception) -> None:
+        """Tells why a job has no concept."""
+        self.conclude(place, JobOutcome(job=self.jobs[place], error=explain_fault(error)))
+
+
+def _train_chunk(places: Sequence[int], work: _Work) -> None:
+    waiting: dict[int, Stage] = {}
+    for place in places:
+        _begin_one(place, waiting, work)
+    for bundle in _bundle(waiting):
+        _train_bundle({place: waiting.pop(place) for place in bundle}, work, resume=work.options.resume)
+
+
+def _begin_one(place: int, waiting: dict[int, Stage], work: _Work) -> None:
+    """Makes a job ready; one that shares nothing is trained at once.
+
+    It may have a copy of all the base's weights: that is gone before the next one makes its own.
+    """
+    stage = work.stage(place)
+    if stage is None:
+        return
+    if can_share(stage.learner):
+        waiting[place] = stage
+        return
+    alone = {place: stage}
+    del stage
+    _train_bundle(alone, work, resume=work.options.resume)
 
 
 def _name_events(job: TrainJob, on_event: OnEvent) -> OnEvent:
@@ -170,22 +220,20 @@ def can_share(learner: Learner) -> bool:
 
 
 def _bundle(stages: Mapping[int, Stage]) -> list[list[int]]:
-    """Returns which jobs share their batches: those that can, with equal precision, up to a size; others alone."""
+    """Returns which of the jobs that can share their batches do: those of equal precision, up to a size."""
     shared: dict[Any, list[int]] = {}
     for place, stage in stages.items():
         context = stage.context
-        key: Any = ("alone", place)
-        if can_share(stage.learner):
-            twice = context.job.settings.gradient_checkpointing
-            shapes = {bucket.mean.shape[1:] for bucket in context.buckets} if twice else None
-            # Activations are computed anew as the last batch of a step was: then all of a step must be one batch.
-            key = (
-                context.autocast_dtype,
-                context.job.settings.base_precision,
-                context.job.settings.offload_base,
-                context.job.settings.compile,
-                twice and (context.job.job.method, str(shapes)),
-            )
+        twice = context.job.settings.gradient_checkpointing
+        shapes = {bucket.mean.shape[1:] for bucket in context.buckets} if twice else None
+        # Activations are computed anew as the last batch of a step was: then all of a step must be one batch.
+        key = (
+            context.autocast_dtype,
+            context.job.settings.base_precision,
+            context.job.settings.offload_base,
+            context.job.settings.compile,
+            twice and (context.job.job.method, str(shapes)),
+        )
         shared.setdefault(key, []).append(place)
     return [part for places in shared.values() for part in _divide(places, stages)]
 
@@ -209,47 +257,52 @@ def _divide(places: Sequence[int], stages: Mapping[int, Stage]) -> Iterator[list
     yield part
 
 
-def _train_bundle(stages: Mapping[int, Stage], options: ManyOptions, conclude: Conclude) -> None:
-    loops: dict[int, LoopResult | ConceptryError] = {}
-    for place, stage in stages.items():
-        try:
-            with claimed(stage.folder):
-                begin(stage, resume=options.resume)
-        except ConceptryError as error:
-            loops[place] = error
-    going = {place: stage for place, stage in stages.items() if place not in loops}
-    loops |= _run_bundle(going, resume=options.resume)
-    for place, stage in stages.items():
-        conclude(place, _finish(stage, loops[place]))
+def _train_bundle(bundle: dict[int, Stage], work: _Work, *, resume: bool) -> None:
+    """Trains jobs in one batch and takes them out of ``bundle`` as they end.
 
-
-def _finish(stage: Stage, loop: LoopResult | ConceptryError) -> JobOutcome:
-    job = stage.context.job.job
+    After a failure of all they are made ready anew and go on from their checkpoints: where memory was short half of
+    them at once, and so on; after anything else one by one, so that it ends the job alone whose fault it is.
+    """
+    _begin_all(bundle, work, resume=resume)
+    if not bundle:
+        return
     try:
-        if isinstance(loop, ConceptryError):
-            raise loop
-        return JobOutcome(job=job, result=finish_run(stage, loop))
-    except ConceptryError as error:
-        return JobOutcome(job=job, error=error)
-
-
-def _run_bundle(stages: Mapping[int, Stage], *, resume: bool) -> dict[int, LoopResult | ConceptryError]:
-    """Returns how each run went; where memory is short, half of them share a batch, and so on."""
-    if not stages:
-        return {}
-    try:
-        return _run_at_once(stages, resume=resume)
+        loops = _run_at_once(bundle, resume=resume)
     except InterruptedByUserError:
         raise
-    except ConceptryError as error:
-        if len(stages) == 1 or error.__cause__ is None or not is_exhaustion(error.__cause__):
-            return dict.fromkeys(stages, error)
-    places = list(stages)
-    half = len(places) // 2
-    found: dict[int, LoopResult | ConceptryError] = {}
-    for part in (places[:half], places[half:]):
-        found |= _run_bundle({place: stages[place] for place in part}, resume=True)
-    return found
+    except Exception as error:  # noqa: BLE001  # no job stops another
+        places = list(bundle)
+        bundle.clear()
+        if len(places) == 1:
+            work.fail(places[0], error)
+            return
+        parts = _part_after(error, places)
+        release_frames(error)
+    else:
+        for place in list(bundle):
+            work.finish(place, bundle.pop(place), loops.pop(place))
+        return
+    for part in parts:
+        _train_bundle(work.stage_all(part), work, resume=True)
+
+
+def _begin_all(bundle: dict[int, Stage], work: _Work, *, resume: bool) -> None:
+    """Begins all jobs of ``bundle``, and takes out of it those that cannot be."""
+    for place, stage in list(bundle.items()):
+        try:
+            with claimed(stage.folder):
+                begin(stage, resume=resume)
+        except Exception as error:  # noqa: BLE001  # no job stops another
+            del bundle[place]
+            work.fail(place, error)
+
+
+def _part_after(error: Exception, places: Sequence[int]) -> list[Sequence[int]]:
+    """Returns which jobs are tried together after a failure of all of them."""
+    if error.__cause__ is not None and is_exhaustion(error.__cause__):
+        half = len(places) // 2
+        return [places[:half], places[half:]]
+    return [[place] for place in places]
 
 
 def _run_at_once(stages: Mapping[int, Stage], *, resume: bool) -> dict[int, LoopResult | ConceptryError]:

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from conceptry.errors import TrainingError, UsageError
-from conceptry.trainer import loop, staging
+from conceptry.trainer import loop, many, staging
 from conceptry.trainer.exhaustion import is_exhaustion
 from conceptry.trainer.jobs import make_job
+from conceptry.trainer.textual_inversion import TextualInversion
 from conceptry.trainer.training import train
-from tests.fakes.pipelines import make_pipeline
+from tests.fakes.pipelines import assert_same, make_pipeline, snapshot
 from tests.trainer.runs import write_job
+from tests.trainer.test_many import measure_difference, run_many, write_jobs
 
 
 def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> staging.TrainResult:
@@ -43,9 +45,9 @@ def test_what_the_allocator_of_a_processor_says_is_known_as_no_memory_left() -> 
         (staging, "load_pipeline"),
         (staging, "encode_pictures"),
         (loop, "measure_fixed_loss"),
-        (loop, "_run_step"),
+        pytest.param(loop, "_run_step", marks=pytest.mark.slow),
         (loop, "_offer_best"),
-        (staging, "judge_learner"),
+        pytest.param(staging, "judge_learner", marks=pytest.mark.slow),
     ],
 )
 def test_no_memory_left_is_explained_wherever_it_happens(
@@ -63,7 +65,7 @@ def test_no_memory_left_is_explained_wherever_it_happens(
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_run_that_ends_far_above_its_start_is_refused_and_can_be_looked_at(
     keep: str, tmp_path: Path
 ) -> None:
@@ -86,6 +88,69 @@ def test_pictures_too_small_for_the_denoiser_are_refused_with_the_least_side(tmp
     with pytest.raises(UsageError, match="resolution_pixels") as caught:
         run(tmp_path, settings={"resolution_pixels": 1})
     assert caught.value.where == "settings.resolution_pixels"
+
+
+# --- many ----------------------------------------------------------------------------------------------------------
+
+
+class Broken(Exception):
+    """What nobody expects."""
+
+
+FAULTS: dict[str, tuple[Any, str, int]] = {
+    "staging": (many, "check_fit", 0),
+    "start": (loop, "measure_fixed_loss", 0),
+    "step": (TextualInversion, "condition", 2),
+    "update": (TextualInversion, "finish_step", 1),
+    "finish": (TextualInversion, "draft", 0),
+}
+"""Where a fault is: what meets it, and after how many calls that went well."""
+
+
+def fail_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three jobs meets a fault of the program, its neighbours do not."""
+    owner, name, calls = FAULTS[where]
+    real = getattr(owner, name)
+    seen = iter(range(1000))
+
+    def fail(first: Any, *rest: Any) -> Any:
+        context = getattr(first, "context", first)
+        counts = where != "step" or torch.is_grad_enabled()
+        if str(context.job.job.name) == "tests/imp-1" and counts and next(seen) >= calls:
+            raise Broken("nobody thought of this")
+        return real(first, *rest)
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "step",
+        *(pytest.param(where, marks=pytest.mark.slow) for where in ("staging", "start", "update", "finish")),
+    ],
+)
+def test_a_fault_of_the_program_in_one_job_ends_that_job_alone(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_pipeline()
+    jobs = write_jobs(tmp_path, ["textual_inversion"] * 3, steps=4)
+    alone = [
+        train(job, base=base, workdir=tmp_path / f"apart-{place}", cache_folder=tmp_path / "cache")
+        for place, job in enumerate(jobs)
+        if place != 1
+    ]
+    before = snapshot(base)
+    fail_in(where, monkeypatch)
+    first, second, third = run_many(tmp_path, jobs, base=base)
+    assert_same(before, snapshot(base))
+    assert isinstance(second.error, TrainingError)
+    assert "Broken: nobody thought of this" in second.error.message
+    assert second.error.hint
+    for mine, theirs in zip((first, third), alone, strict=True):
+        assert mine.result is not None, mine.error
+        assert mine.result.steps == 4
+        assert measure_difference(mine.result.folder, theirs.folder) < 1e-5
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
