@@ -81,6 +81,22 @@ class PictureFolder:
         return Digest.of_bytes(canonical_json(rows))
 
 
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What a run says of its pictures once they are encoded; they themselves are gone."""
+
+    names: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    instance: Any | None
+    digest: Digest
+
+    @classmethod
+    def of(cls, folder: PictureFolder) -> PictureFacts:
+        """Returns the facts of a folder that was read."""
+        names = tuple(picture.name for picture in folder.pictures)
+        return cls(names, folder.skipped, folder.instance, folder.digest)
+
+
 def scan_pictures(folder: Path) -> PictureFolder:
     """Returns the pictures of ``folder``: EXIF orientation applied, transparency put over white, captions beside.
 

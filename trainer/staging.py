@@ -28,7 +28,7 @@ from conceptry.trainer.distribution import check_team, find_team
 from conceptry.trainer.events import NOBODY, OnEvent, Onlooker, TrainEvent
 from conceptry.trainer.exhaustion import explained_exhaustion
 from conceptry.trainer.finish import RECORD_NAME, judge_learner, write_concept
-from conceptry.trainer.images import PictureFolder, join_folders, scan_pictures
+from conceptry.trainer.images import PictureFacts, PictureFolder, join_folders, scan_pictures
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
 from conceptry.trainer.latents import encode_pictures, read_resolution
 from conceptry.trainer.learners import Learner
@@ -78,7 +78,7 @@ class Stage:
     context: TrainingContext
     learner: Learner
     checkpoints: CheckpointFolder
-    pictures: PictureFolder
+    pictures: PictureFacts
     folder: Path
     """Where checkpoints and the result go."""
 
@@ -119,13 +119,14 @@ def prepare_run(
     started = time.perf_counter()
     resolved = resolve(job, find_pipeline_family(base.pipeline))
     context = replace(_make_context(resolved, base, pictures, cache_folder, on_event), watch=watch)
+    facts = PictureFacts.of(pictures)
     return Stage(
         context=context,
         learner=_prepare_learner(context),
         checkpoints=CheckpointFolder(
-            folder / "checkpoints", _digest_job(resolved, pictures, context.identity)
+            folder / "checkpoints", _digest_job(resolved, facts.digest, context.identity)
         ),
-        pictures=pictures,
+        pictures=facts,
         folder=folder,
         started=started,
     )
@@ -288,11 +289,11 @@ def _warn_of_long_prompts(context: TrainingContext) -> None:
         context.warn(f"{text[:60]!r} has {count} tokens, the base reads {limit}: its end is cut off")
 
 
-def _digest_job(resolved: ResolvedJob, pictures: PictureFolder, identity: BaseIdentity) -> Digest:
+def _digest_job(resolved: ResolvedJob, data: Digest, identity: BaseIdentity) -> Digest:
     prints = {name: [str(found.layout), list(found.weights)] for name, found in identity.fingerprints.items()}
     parts = {
         "recipe": str(resolved.recipe),
-        "data": str(pictures.digest),
+        "data": str(data),
         "base": prints,
         "seed": resolved.job.seed,
     }
@@ -300,14 +301,14 @@ def _digest_job(resolved: ResolvedJob, pictures: PictureFolder, identity: BaseId
 
 
 def _make_record(
-    context: TrainingContext, pictures: PictureFolder, loop: LoopResult, seconds: float
+    context: TrainingContext, pictures: PictureFacts, loop: LoopResult, seconds: float
 ) -> dict[str, Any]:
     """Returns the facts of ``train.json``: clock, machine, duration, paths; no manifest names them."""
     return {
         "schema": 1,
         "job": context.job.job.model_dump(mode="json"),
         "settings": context.job.settings.model_dump(mode="json"),
-        "pictures": [picture.name for picture in pictures.pictures],
+        "pictures": list(pictures.names),
         "skipped": {skipped.name: skipped.reason for skipped in pictures.skipped},
         "prompts": [[pair.concept for pair in row] for row in context.prompts],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -83,6 +83,7 @@ def train(
             on_event=on_event,
             watch=looking or NOBODY,
         )
+        del pictures  # photographs at their full size, which nobody needs any more
         check_fit(stage.context, stage.learner)
         device = stage.context.device
         with claimed(folder), _naming(workdir), closing(looking) if looking else nullcontext():

@@ -63,7 +63,7 @@ def test_the_running_mean_of_perfusion_follows_all_pieces_of_a_batch(tmp_path: P
         torch.testing.assert_close(other, moved[0], rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize(("pieces", "largest"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("pieces", "largest"), [pytest.param(1, 4, marks=pytest.mark.slow), (3, 2)])
 def test_no_measure_of_a_run_computes_more_samples_at_once_than_a_piece_has(
     pieces: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

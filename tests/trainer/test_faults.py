@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 
 from conceptry.errors import TrainingError, UsageError
 from conceptry.trainer import loop, many, staging
+from conceptry.trainer.dreambooth import DreamBooth
+from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.exhaustion import is_exhaustion
+from conceptry.trainer.images import Picture
 from conceptry.trainer.jobs import make_job
 from conceptry.trainer.textual_inversion import TextualInversion
 from conceptry.trainer.training import train
@@ -151,6 +155,24 @@ def test_a_fault_of_the_program_in_one_job_ends_that_job_alone(
         assert mine.result is not None, mine.error
         assert mine.result.steps == 4
         assert measure_difference(mine.result.folder, theirs.folder) < 1e-5
+
+
+def test_of_many_jobs_only_the_ones_in_work_are_in_memory(tmp_path: Path) -> None:
+    copies: list[int] = []
+    pictures: list[int] = []
+
+    def count(event: TrainEvent) -> None:
+        if event.kind == "step":
+            objects = gc.get_objects()
+            copies.append(sum(type(one) is DreamBooth for one in objects))
+            pictures.append(sum(type(one) is Picture for one in objects))
+
+    gc.collect()
+    jobs = write_jobs(tmp_path, ["dreambooth", "textual_inversion", "dreambooth"], steps=1)
+    outcomes = run_many(tmp_path, jobs, on_event=count)
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert copies == [1, 1, 0]
+    assert pictures == [0, 0, 0]
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
