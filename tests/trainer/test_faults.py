@@ -50,7 +50,7 @@ def test_what_the_allocator_of_a_processor_says_is_known_as_no_memory_left() -> 
         (staging, "encode_pictures"),
         (loop, "measure_fixed_loss"),
         pytest.param(loop, "_run_step", marks=pytest.mark.slow),
-        (loop, "_offer_best"),
+        pytest.param(loop, "_offer_best", marks=pytest.mark.slow),
         pytest.param(staging, "judge_learner", marks=pytest.mark.slow),
     ],
 )
@@ -69,7 +69,14 @@ def test_no_memory_left_is_explained_wherever_it_happens(
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.slow)])
+def test_what_is_a_hundredth_above_its_start_is_no_divergence_and_a_fifth_is() -> None:
+    staging._refuse_diverged(0.20, 0.202)
+    with pytest.raises(TrainingError, match="worse than the base"):
+        staging._refuse_diverged(0.20, 0.24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_run_that_ends_far_above_its_start_is_refused_and_can_be_looked_at(
     keep: str, tmp_path: Path
 ) -> None:
@@ -111,29 +118,39 @@ FAULTS: dict[str, tuple[Any, str, int]] = {
 """Where a fault is: what meets it, and after how many calls that went well."""
 
 
-def fail_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three jobs meets a fault of the program, its neighbours do not."""
-    owner, name, calls = FAULTS[where]
+def fail_in(where: str, monkeypatch: pytest.MonkeyPatch, *, calls: int | None = None) -> None:
+    """The second job meets a fault of the program, its neighbours do not."""
+    owner, name, good = FAULTS[where]
     real = getattr(owner, name)
     seen = iter(range(1000))
 
     def fail(first: Any, *rest: Any) -> Any:
         context = getattr(first, "context", first)
         counts = where != "step" or torch.is_grad_enabled()
-        if str(context.job.job.name) == "tests/imp-1" and counts and next(seen) >= calls:
+        if (
+            str(context.job.job.name) == "tests/imp-1"
+            and counts
+            and next(seen) >= (good if calls is None else calls)
+        ):
             raise Broken("nobody thought of this")
         return real(first, *rest)
 
     monkeypatch.setattr(owner, name, fail)
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "step",
-        *(pytest.param(where, marks=pytest.mark.slow) for where in ("staging", "start", "update", "finish")),
-    ],
-)
+def test_a_job_beside_one_that_meets_a_fault_in_their_step_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_in("step", monkeypatch, calls=0)
+    good, bad = run_many(tmp_path, write_jobs(tmp_path, ["textual_inversion"] * 2, steps=1))
+    assert bad.result is None
+    assert "Broken: nobody thought of this" in str(bad.error)
+    assert good.result is not None
+    assert good.result.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", list(FAULTS))
 def test_a_fault_of_the_program_in_one_job_ends_that_job_alone(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +174,7 @@ def test_a_fault_of_the_program_in_one_job_ends_that_job_alone(
         assert measure_difference(mine.result.folder, theirs.folder) < 1e-5
 
 
+@pytest.mark.slow
 def test_of_many_jobs_only_the_ones_in_work_are_in_memory(tmp_path: Path) -> None:
     copies: list[int] = []
     pictures: list[int] = []
