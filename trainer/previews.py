@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,13 +59,23 @@ def draw_preview(run: Run) -> Image.Image:
         OSError: if the file cannot be written.
     """
     context, learner = run.context, run.learner
-    with run.state.averaged(), learner.absent():
+    with run.state.averaged(), _detached(learner):
         folder = Path(tempfile.mkdtemp(prefix=".preview-", dir=_make(run.checkpoints.folder.parent)))
         try:
             concept = _write(context, learner, run.state.step, folder)
             return draw_sheet(context.pipeline, concept, list_prompts(context))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _detached(learner: Learner) -> Iterator[None]:
+    """Takes all of the concept out, also words that stay where the base alone is asked (``Learner.absent``)."""
+    learner.detach()
+    try:
+        yield
+    finally:
+        learner.attach()
 
 
 def _make(folder: Path) -> Path:
