@@ -49,6 +49,10 @@ class GlobalLock:
         self._strengths: tuple[float, ...] = ()
         self._mixed: dict[str | None, Tensor] = {}
 
+    def watch(self) -> None:
+        """Watches the text encoders from now on."""
+        self._log.watch()
+
     def close(self) -> None:
         """Watches the text encoders no longer."""
         self._log.close()

@@ -181,10 +181,9 @@ class HypernetworkPatch(Patch):
                     )
                 # Self-attention reads something else in each step: to keep that would be memory for nothing.
                 rows.append((layer, network, self._tables if id(attention) in readers else None))
-        self._handles += [
-            layer.register_forward_pre_hook(_make_hook(network, self, tables))
-            for layer, network, tables in rows
-        ]
+        for layer, network, tables in rows:
+            hook = _make_hook(network, self, tables)
+            self._handles.append(layer.register_forward_pre_hook(hook))
 
     def _take_out(self) -> None:
         self._tables.clear()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from conceptry.composer.hooks import Patch, Probing
 from conceptry.composer.pipelines import UNET, Pipeline, get_component, iter_cross_attention
@@ -58,16 +59,17 @@ class LayeredPatch(Patch):
         if stack is None:
             stack = vars(self._denoiser)[_STACK] = _Stack(self._pipeline, self._denoiser, attentions)
         stack.patches.append(self)
-        stack.forget()
+        stack.put_in()
 
     def _take_out(self) -> None:
         stack = vars(self._denoiser).get(_STACK)
-        if stack is None or self not in stack.patches:
+        if stack is None:
             return
-        stack.patches.remove(self)
+        if self in stack.patches:
+            stack.patches.remove(self)
         stack.forget()
         if not stack.patches:
-            stack.remove()
+            stack.take_out()
             del vars(self._denoiser)[_STACK]
 
 
@@ -86,8 +88,17 @@ class _Stack:
         self._context: weakref.ref[Tensor] | None = None
         self._version: tuple[int, bool] = (0, False)
         self._contexts: dict[str, Tensor] = {}
-        self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
-        for path, attention in attentions.items():
+        self._denoiser, self._attentions = denoiser, attentions
+        self._handles: list[RemovableHandle] = []
+
+    def put_in(self) -> None:
+        """Puts the hooks in, unless they are; the stack is noted before, so that they are found again."""
+        self.forget()
+        if self._handles:
+            return
+        self._log.watch()
+        self._handles.append(self._denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True))
+        for path, attention in self._attentions.items():
             for projection in (attention.to_k, attention.to_v):
                 # Before a hypernetwork's, whose outcome is no text encoding any more.
                 hook = self._make_hook(path)
@@ -96,7 +107,7 @@ class _Stack:
     def forget(self) -> None:
         self._context, self._contexts = None, {}
 
-    def remove(self) -> None:
+    def take_out(self) -> None:
         self._log.close()
         for handle in self._handles:
             handle.remove()

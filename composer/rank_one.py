@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from conceptry.composer.global_locks import GlobalLock
 from conceptry.composer.gram import Coefficients, RankOneEdit, solve_coefficients
@@ -127,7 +128,7 @@ class _Stack:
     def __init__(self, pipeline: Pipeline, denoiser: nn.Module, layers: Mapping[str, Any]) -> None:
         self._patches: list[RankOnePatch] = []
         self._pipeline, self._denoiser, self._layers = pipeline, denoiser, layers
-        self._handles = [denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True)]
+        self._handles: list[RemovableHandle] = []
         self._solved: dict[bool, _Solved] = {}
         self._tables = Tables()
         self._supers: tuple[tuple[int, int] | None, list[Tensor | None]] = (None, [])
@@ -136,8 +137,11 @@ class _Stack:
     def add(self, patch: RankOnePatch) -> None:
         self._patches.append(patch)
         self._forget()
+        if not self._handles:
+            self._handles.append(self._denoiser.register_forward_pre_hook(self._look_ahead, with_kwargs=True))
         if self._lock is None and any(edit.key_lock == "global" for edit in patch.edits):
             self._lock = GlobalLock(self._pipeline, self._denoiser, tuple(self._layers))
+            self._lock.watch()
             for path, attention in self._layers.items():
                 # Before a hypernetwork's, whose outcome is no text encoding any more.
                 hook = self._make_lock_hook(path)

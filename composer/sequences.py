@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from conceptry.composer.emphasis import Reweighing, find_weights, weigh_states
 from conceptry.composer.hooks import Probing, probing
@@ -42,14 +43,19 @@ Match = tuple[Encoded, int]
 
 
 class SequenceLog:
-    """Remembers what each text encoder of a pipeline encoded while it watches."""
+    """Remembers what each text encoder of a pipeline encoded while it watches, from ``watch`` to ``close``."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.encoders = list_text_encoders(pipeline)
         self._seen: dict[str, deque[Encoded]] = {
             encoder.component: deque(maxlen=RECENT_SEQUENCES) for encoder in self.encoders
         }
-        self._handles = [handle for encoder in self.encoders for handle in self._watch(encoder)]
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self) -> None:
+        """Watches from now on."""
+        for encoder in self.encoders:
+            self._watch(encoder)
 
     def close(self) -> None:
         """Watches no longer."""
@@ -57,7 +63,7 @@ class SequenceLog:
             handle.remove()
         self._handles.clear()
 
-    def _watch(self, encoder: TextEncoder) -> Iterator[Any]:
+    def _watch(self, encoder: TextEncoder) -> None:
         pending: list[Tensor] = []
 
         def keep_ids(_: nn.Module, args: Any, options: dict[str, Any]) -> None:
@@ -73,8 +79,9 @@ class SequenceLog:
                     self._seen[encoder.component].append(Encoded(row, last, weights))
 
         # Before all others: the patches put harmless ids in the place of theirs.
-        yield encoder.inner.register_forward_pre_hook(keep_ids, with_kwargs=True, prepend=True)
-        yield encoder.inner.register_forward_hook(record)
+        inner = encoder.inner
+        self._handles.append(inner.register_forward_pre_hook(keep_ids, with_kwargs=True, prepend=True))
+        self._handles.append(inner.register_forward_hook(record))
 
     def match(self, row: Float[Tensor, "positions context"]) -> tuple[Match, ...]:
         """Returns the sequence and the hidden state that each encoder's columns of ``row`` come from; nothing for
