@@ -111,13 +111,16 @@ def find_common(measured: Mapping[str, Collection[str]]) -> tuple[str, ...]:
     sets = sorted(
         {frozenset(own) for own in measured.values() if own}, key=lambda one: (len(one), sorted(one))
     )
-    candidates = {one & other for one, other in combinations_with_replacement(sets, 2)} - {frozenset()}
+    candidates: list[frozenset[str]] = [
+        one & other for one, other in combinations_with_replacement(sets, 2) if one & other
+    ]
 
     def weigh(subjects: frozenset[str]) -> tuple[int, int, list[str]]:
         holders = sum(1 for own in measured.values() if subjects <= set(own))
         return (holders * len(subjects), len(subjects), sorted(subjects))
 
-    return tuple(sorted(max(candidates, key=weigh))) if candidates else ()
+    best = max(candidates, key=weigh, default=frozenset[str]())
+    return tuple(sorted(best))
 
 
 def _find_fronts(rows: Mapping[str, Sequence[ResultRow]], subjects: Sequence[str]) -> set[str]:

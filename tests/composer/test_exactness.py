@@ -422,9 +422,11 @@ def test_calls_that_would_break_what_is_inside_are_refused_and_work_again_after(
             assert "detach" in str(caught.value.hint)
     changing = concepts.keys() - {"embedding"}
     for kind in changing:
-        with attach(Composition(concepts[kind]), pipeline):
-            with pytest.raises(IncompatibleError, match="fuse_qkv_projections"):
-                pipeline.fuse_qkv_projections()
+        with (
+            attach(Composition(concepts[kind]), pipeline),
+            pytest.raises(IncompatibleError, match="fuse_qkv_projections"),
+        ):
+            pipeline.fuse_qkv_projections()
     pipeline.fuse_qkv_projections()
     for kind in changing:
         with pytest.raises(IncompatibleError, match="fused into one layer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_figures_by_subject_are_paired_and_can_be_sure() -> None:
 
 def test_seconds_are_those_of_the_processor() -> None:
     def take(method: str, wall: float, processor: float | None) -> list[ResultRow]:
-        seconds = {"training_seconds": wall, "training_processor_seconds": processor}
+        seconds: dict[str, Any] = {"training_seconds": wall, "training_processor_seconds": processor}
         return spread(method, 0.9 if method == "pivotal" else 0.5, **seconds)
 
     waited = judge("adding-textual-inversion", *take("pivotal", 200.0, 28.0), *take("lora", 30.0, 28.0))
