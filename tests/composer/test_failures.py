@@ -308,7 +308,14 @@ def strike_everywhere(case: Case, *, undone: bool) -> None:
             case.run(Strike(place, lasts=True), undone=False)
 
 
-@pytest.mark.parametrize("name", ["fuse", "replace", "set_strengths", "detach"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fuse",
+        "detach",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("replace", "set_strengths")),
+    ],
+)
 def test_out_of_memory_at_any_sum_or_copy_is_undone_and_a_second_try_works(
     name: str, pipeline: Any, tmp_path: Path
 ) -> None:

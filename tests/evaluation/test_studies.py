@@ -56,7 +56,7 @@ def test_the_figures_of_studies_answer_their_claims(tmp_path: Path) -> None:
     moves = study_moves(bench, subjects, str)
     assert set(moves) == {*MATRICES, OTHER}
     assert min(value for row in moves.values() for value in row.values()) > 0
-    assert all(set(row) == {"cat-1"} for row in moves.values())
+    assert all(set(row) == {subjects[0].id} for row in moves.values())
     short, long = follow_training(bench, subjects[0], lengths=(1, 2), pictures=1)
     assert (short.steps, long.steps) == (1, 2)
     assert short.fixed_loss != long.fixed_loss

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from conceptry.trainer.events import ignore
@@ -35,6 +36,13 @@ FAST: dict[str, dict[str, Any]] = {
     "textual_inversion_dreambooth": {"learning_rates": {"embedding": 5e-3, "weights": 1e-3}},
 }
 METHODS = ("textual_inversion", "perfusion", "lora", "dreambooth")
+
+
+def some_slowly(*slow: str) -> list[Any]:
+    """Return the methods; those named are tried by ``make slow`` only."""
+    return [pytest.param(method, marks=pytest.mark.slow) if method in slow else method for method in METHODS]
+
+
 """One for each way to change a base; test_methods.py has what is made of them."""
 
 

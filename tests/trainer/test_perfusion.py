@@ -78,7 +78,7 @@ def close(found: Any, expected: Any) -> bool:
     return bool(torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-4 * scale))
 
 
-@pytest.mark.parametrize("shape", ["sd1", "sdxl"])
+@pytest.mark.parametrize("shape", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_globally_locked_keys_are_trained_locally_and_used_globally(shape: Shape, tmp_path: Path) -> None:
     """The saved file answers as the learner did in use, or ``train`` would have refused it."""
     pipeline = make_pipeline(shape)

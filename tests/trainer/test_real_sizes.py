@@ -15,7 +15,7 @@ from conceptry.trainer.settings import resolve_settings
 from conceptry.trainer.training import TrainResult, train
 from tests.fakes.pipelines import assert_same, snapshot
 from tests.trainer.real_shapes import make_meta_sdxl, make_narrow_sdxl, make_sd15
-from tests.trainer.runs import METHODS, write_job
+from tests.trainer.runs import METHODS, some_slowly, write_job
 
 GIB = 2**30
 
@@ -39,7 +39,7 @@ def narrow_sdxl() -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some_slowly("perfusion", "dreambooth"))
 def test_all_methods_train_on_sdxl_with_every_block_layer_and_head(
     method: str, narrow_sdxl: Any, tmp_path: Path
 ) -> None:

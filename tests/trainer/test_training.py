@@ -28,7 +28,7 @@ from conceptry.formats.tensors import read_tensors
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.training import TrainResult, train
 from tests.fakes.pipelines import assert_same, make_pipeline, render, snapshot
-from tests.trainer.runs import METHODS, paint_pictures, write_job
+from tests.trainer.runs import METHODS, paint_pictures, some_slowly, write_job
 
 Shape = Literal["sd1", "sd2", "sdxl"]
 PLAIN = {"lora", "dreambooth"}
@@ -76,7 +76,7 @@ def test_the_finished_concept_changes_pictures_with_its_word_and_the_base_is_as_
     assert_same(before, snapshot(pipeline))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some_slowly("perfusion", "dreambooth"))
 def test_the_same_job_and_seed_give_the_same_bytes_and_another_seed_others(
     method: str, tmp_path: Path
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped_in_the_memory_layout_that
     assert pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some_slowly("dreambooth"))
 def test_the_loss_on_fixed_samples_falls(method: str, tmp_path: Path) -> None:
     result = run(method, tmp_path, base=open_toybox(), steps=12, settings={"batch_size": 8})
     assert result.fixed_loss_after < result.fixed_loss_before
@@ -390,7 +390,7 @@ def test_a_real_interrupt_saves_the_state_at_a_whole_step(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some_slowly("perfusion"))
 def test_accumulated_gradients_are_those_of_the_whole_batch(method: str, tmp_path: Path) -> None:
     losses: dict[int, list[float]] = {1: [], 4: []}
     for pieces, seen in losses.items():
