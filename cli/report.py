@@ -102,7 +102,7 @@ def _examine(session: Session, concept: Concept, given: dict[str, Any]) -> Exami
 
 
 def _report_benchmark(session: Session, folder: Path | None) -> str:
-    from conceptry.cli.benchmark import judge_results, read_all
+    from conceptry.cli.benchmark_summary import judge_results, read_all
     from conceptry.evaluation.bench_page import make_benchmark_page
     from conceptry.evaluation.bench_results import locate_groups, read_groups
 

@@ -41,9 +41,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """Returns the operations a second of large matrix products on ``device``: the best of some rounds."""
     side = _SIDES.get(device.type, _USUAL_SIDE)
-    own = torch.Generator(device).manual_seed(
-        0
-    )  # chance belongs to the run; equal numbers would multiply too fast
+    # Chance belongs to the run; equal numbers would multiply too fast.
+    own = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=own) for _ in range(2))
     best = 0.0
     for _ in range(_ROUNDS):

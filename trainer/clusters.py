@@ -19,7 +19,7 @@ from conceptry.concepts import open_concept
 from conceptry.errors import ConceptryError, InterruptedByUserError, MissingExtraError, TrainingError
 from conceptry.trainer.finish import RECORD_NAME
 from conceptry.trainer.folders import locate_home
-from conceptry.trainer.jobs import TrainJob, find_repeated, make_job
+from conceptry.trainer.jobs import TrainJob, find_repeated, group_by_base, make_job
 from conceptry.trainer.many import JobOutcome, ManyOptions, train_many
 from conceptry.trainer.staging import TrainResult
 
@@ -98,12 +98,7 @@ def _cluster() -> Iterator[Any]:
 
 
 def _iter_parts(jobs: Sequence[TrainJob], together: int, left_out: Container[int] = ()) -> Iterator[_Part]:
-    groups: dict[tuple[str, str], list[int]] = {}
-    for place, job in enumerate(jobs):
-        if place in left_out:
-            continue
-        groups.setdefault((job.base, job.device), []).append(place)
-    for places in groups.values():
+    for places in group_by_base(jobs, left_out):
         for start in range(0, len(places), max(1, together)):
             part = tuple(places[start : start + max(1, together)])
             yield _Part(part, [_write_job(jobs[place]) for place in part])

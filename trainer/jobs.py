@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -197,6 +197,15 @@ def find_repeated(jobs: Sequence[TrainJob]) -> dict[int, UsageError]:
             )
         seen.add(made)
     return found
+
+
+def group_by_base(jobs: Sequence[TrainJob], left_out: Container[int] = ()) -> list[list[int]]:
+    """Returns the places of jobs that can use one open base: those of one base on one device, in their order."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, job in enumerate(jobs):
+        if place not in left_out:
+            groups.setdefault((job.base, job.device), []).append(place)
+    return list(groups.values())
 
 
 def read_job(path: Path) -> TrainJob:

@@ -21,19 +21,17 @@ from conceptry.errors import ConceptryError, InterruptedByUserError, StoreError,
 from conceptry.trainer.checkpoints import CheckpointFolder
 from conceptry.trainer.compiling import compiled_blocks
 from conceptry.trainer.context import Batch, TrainingContext
-from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.exhaustion import explain_exhaustion, is_exhaustion
 from conceptry.trainer.faults import explain_fault
+from conceptry.trainer.fixed_loss import count_at_once, measure_error, measure_fixed_loss
 from conceptry.trainer.interrupts import StopRequest, catch_interrupt
 from conceptry.trainer.learners import Learner
-from conceptry.trainer.objectives import weighted_error
+from conceptry.trainer.loss_reports import REPORT_EVERY_STEPS, LossReporter
 from conceptry.trainer.optimizers import set_rates
 from conceptry.trainer.preparation import checkpointed_gradients, plain_attention
 from conceptry.trainer.quantization import packed_base
 from conceptry.trainer.states import TrainingState
 
-REPORT_EVERY_STEPS: Final = 20
-FIXED_SAMPLES: Final = 16
 _STOP_SET: Final = -2
 
 
@@ -81,7 +79,7 @@ class Run:
     first_step: int = 0
     seconds: float = 0.0
     flat_losses: list[Tensor] = field(default_factory=list)
-    reporter: _LossReporter = field(init=False)
+    reporter: LossReporter = field(init=False)
 
     def start(self) -> None:
         """Makes the state, or reads it from the newest checkpoint; the learner is attached."""
@@ -96,7 +94,7 @@ class Run:
             self.state.fixed_loss_before = measure_fixed_loss(self.context, self.learner)
             self.context.watch.note_measure(0, self.state.fixed_loss_before)
         self.first_step = self.state.step
-        self.reporter = _LossReporter(self.context, settings.steps)
+        self.reporter = LossReporter(self.context, settings.steps)
 
     def save(self) -> None:
         """Writes a checkpoint; of several processes the leading one does."""
@@ -368,62 +366,10 @@ def _measure_flatness(run: Run) -> None:
         return
     batch = run.context.draw_fixed_batch(stop.settings.samples, noise=_STOP_SET)
     pieces = run.context.job.settings.accumulation_steps > 1
-    at_once = _count_at_once(run.context) if pieces else stop.settings.samples
-    run.flat_losses.append(_measure_error(run.learner, batch, at_once))
+    at_once = count_at_once(run.context) if pieces else stop.settings.samples
+    run.flat_losses.append(measure_error(run.learner, batch, at_once))
     on_processor = run.context.device.type == "cpu"
     if on_processor or len(run.flat_losses) >= REPORT_EVERY_STEPS:
         losses = torch.stack(run.flat_losses).double().tolist()
         stop.add(run.context.team.agree(losses, run.context.device))
         run.flat_losses.clear()
-
-
-@torch.no_grad()
-def measure_fixed_loss(context: TrainingContext, learner: Learner) -> float:
-    """Returns the loss on samples that are the same in every call, of noise that training never draws."""
-    error = _measure_error(learner, context.draw_fixed_batch(FIXED_SAMPLES), _count_at_once(context))
-    (loss,) = context.team.agree([float(error)], context.device)
-    return loss
-
-
-def _count_at_once(context: TrainingContext) -> int:
-    """Returns how many samples a piece of a step has, for which alone a job that accumulates has memory."""
-    settings = context.job.settings
-    return math.ceil(settings.batch_size / min(settings.accumulation_steps, settings.batch_size))
-
-
-def _measure_error(learner: Learner, batch: Batch, at_once: int) -> Tensor:
-    """Returns the error of a batch, of which at most ``at_once`` samples are computed at once."""
-    size = len(batch.prompts)
-    if at_once >= size:
-        return weighted_error(learner.predict(batch), batch.target, batch.weights, batch.mask)
-    errors = [
-        weighted_error(learner.predict(piece), piece.target, piece.weights, piece.mask) * len(piece.prompts)
-        for piece in batch.split(math.ceil(size / at_once))
-    ]
-    return torch.stack(errors).sum() / size
-
-
-class _LossReporter:
-    """Reports each step; the loss is read back from an accelerator only now and then, so that it never waits."""
-
-    def __init__(self, context: TrainingContext, total: int) -> None:
-        self._context = context
-        self._total = total
-        self._pending: list[Tensor] = []
-        self._shown: float | None = None
-        self._started = time.perf_counter()
-
-    def add(self, loss: Tensor, step: int) -> bool:
-        """Returns whether the losses known so far are finite."""
-        self._pending.append(loss)
-        if loss.device.type == "cpu" or len(self._pending) >= REPORT_EVERY_STEPS or step == self._total:
-            value = float(torch.stack(self._pending).mean())
-            self._pending.clear()
-            if not math.isfinite(value):
-                return False
-            self._shown = value if self._shown is None else 0.9 * self._shown + 0.1 * value
-        seconds = time.perf_counter() - self._started
-        self._context.on_event(
-            TrainEvent(kind="step", step=step, total=self._total, loss=self._shown, seconds=seconds)
-        )
-        return True

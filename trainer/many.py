@@ -23,7 +23,7 @@ from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.exhaustion import is_exhaustion
 from conceptry.trainer.faults import explain_fault, release_frames
 from conceptry.trainer.folders import claimed, locate_home
-from conceptry.trainer.jobs import TrainJob, find_repeated
+from conceptry.trainer.jobs import TrainJob, find_repeated, group_by_base
 from conceptry.trainer.learners import Learner
 from conceptry.trainer.loop import Alone, Group, LoopResult, Run, run_together
 from conceptry.trainer.objectives import weighted_error
@@ -101,20 +101,13 @@ def train_many(jobs: Sequence[TrainJob], options: ManyOptions | None = None) -> 
     repeated = find_repeated(jobs)
     for place, error in repeated.items():
         conclude(place, JobOutcome(job=jobs[place], error=error))
-    for places in _group_by_base([one for one in enumerate(jobs) if one[0] not in repeated]):
+    for places in group_by_base(jobs, repeated):
         _train_on_base([(place, jobs[place]) for place in places], options, conclude)
     return [outcomes[place] for place in range(len(jobs))]
 
 
 Numbered = tuple[int, TrainJob]
 Conclude = Callable[[int, JobOutcome], None]
-
-
-def _group_by_base(jobs: Sequence[Numbered]) -> list[list[int]]:
-    groups: dict[tuple[str, str], list[int]] = {}
-    for place, job in jobs:
-        groups.setdefault((job.base, job.device), []).append(place)
-    return list(groups.values())
 
 
 def _train_on_base(jobs: Sequence[Numbered], options: ManyOptions, conclude: Conclude) -> None:

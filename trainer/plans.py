@@ -12,7 +12,7 @@ from conceptry.errors import ConceptryError
 from conceptry.trainer.doctor import TrainPlan, check_fit, plan_run
 from conceptry.trainer.events import OnEvent, TrainEvent, ignore
 from conceptry.trainer.folders import locate_home
-from conceptry.trainer.jobs import TrainJob, resolve
+from conceptry.trainer.jobs import TrainJob, group_by_base, resolve
 from conceptry.trainer.precision import deterministic
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.staging import OpenBase, choose_folder, open_base, prepare_run, read_pictures
@@ -69,10 +69,7 @@ def plan_jobs(
         on_event: is told which job is looked at, and of pictures that are skipped.
     """
     found: dict[int, TrainPlan | ConceptryError] = {}
-    groups: dict[tuple[str, str], list[int]] = {}
-    for place, job in enumerate(jobs):
-        groups.setdefault((job.base, job.device), []).append(place)
-    for places in groups.values():
+    for places in group_by_base(jobs):
         try:
             opened = open_base(jobs[places[0]], base, named=named_bases)
         except ConceptryError as error:

@@ -51,6 +51,7 @@ from conceptry.toybox.vocabulary import BACKGROUNDS, CLASSES, POSITIONS, STYLES
 from conceptry.trainer.jobs import resolve
 from conceptry.trainer.methods import TRAINERS
 from conceptry.trainer.settings import resolve_settings
+from tests.evaluation.lessons import make_lesson
 from tests.evaluation.models import save_models
 from tests.evaluation.rows import gather
 from tests.fakes.concepts import make_rank_one
@@ -150,20 +151,7 @@ def test_every_method_of_the_trainer_takes_part_and_spends_the_same_budget(tmp_p
     ids = [method.id for method in list_methods(SUITE)]
     assert {row.id for row in TRAINERS} <= set(ids)
     assert len(ids) == len(set(ids))
-    lesson = Lesson(
-        subject_id="cup-20",
-        pipeline=None,
-        family=FamilyId("toybox"),
-        images=tmp_path,
-        superclass="cup",
-        subject="object",
-        seed=1,
-        sample_passes=SUITE.sample_passes,
-        placeholder="<toy>",
-        plain_word="sks",
-        workdir=tmp_path,
-        cache=tmp_path,
-    )
+    lesson = make_lesson(tmp_path, workdir=tmp_path)
     own = plan_job(replace(lesson, sample_passes=0), TRAINERS[0], {})
     assert own.steps == resolve_settings(TRAINERS[0].id, FamilyId("toybox"), {}).steps
     for row in TRAINERS:

@@ -26,6 +26,7 @@ from conceptry.trainer import training
 from conceptry.trainer.jobs import ResolvedJob, TrainJob, resolve
 from conceptry.trainer.methods import TRAINERS
 from conceptry.trainer.words import init_rows
+from tests.evaluation.lessons import make_lesson
 from tests.fakes.concepts import make_rank_one
 from tests.fakes.pipelines import make_pipeline
 
@@ -35,20 +36,7 @@ TOYBOX = FamilyId("toybox")
 
 @pytest.fixture
 def lesson(tmp_path: Path) -> Lesson:
-    return Lesson(
-        subject_id="cup-20",
-        pipeline=None,
-        family=TOYBOX,
-        images=tmp_path,
-        superclass="cup",
-        subject="object",
-        seed=1,
-        sample_passes=SUITE.sample_passes,
-        placeholder="<toy>",
-        plain_word="sks",
-        workdir=tmp_path / "work",
-        cache=tmp_path,
-    )
+    return make_lesson(tmp_path, workdir=tmp_path / "work")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An empty registry, and one concept that can be published into it."""
+"""An empty registry, one concept that can be published into it, and a Hub to push it to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from conceptry.names import RemoteName
 from conceptry.registry import Registry
 from tests.registry.folders import write_folder
+from tests.simulators.hub.server import Hub
+from tests.simulators.hub.use import ADDRESS, use_hub
 
 IN_MEMORY = Path("/dev/shm")
 NEEDED_BYTES = 256 << 20
@@ -37,3 +40,19 @@ def registry(tmp_path: Path) -> Registry:
 def imp(tmp_path: Path) -> Path:
     """Give a folder that can be published as ``me/imp@1.0.0``."""
     return write_folder(tmp_path / "imp")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Give a running double of the Hub, empty, to which this process is logged in."""
+    with use_hub(tmp_path / "hub", monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture
+def pushed(registry: Registry, imp: Path, hub: Hub) -> Registry:
+    """Give a registry whose concept lies on the Hub."""
+    registry.add_remote(RemoteName("hub"), ADDRESS)
+    registry.publish(imp)
+    registry.push("me/imp", RemoteName("hub"))
+    return registry

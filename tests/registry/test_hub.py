@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
@@ -32,27 +31,11 @@ from tests.registry.folders import CONTENTS, make_document, temporaries_below, w
 from tests.simulators.hub.faults import Fault
 from tests.simulators.hub.repositories import Entry, Repository
 from tests.simulators.hub.server import Hub
-from tests.simulators.hub.use import ADDRESS, USER, point_client, use_hub
+from tests.simulators.hub.use import ADDRESS, USER, point_client
 
 HUB = RemoteName("hub")
 BLOB = Digest.of_bytes(CONTENTS)
 REPOSITORY = "alice/me.imp"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Give a running double of the Hub, empty, to which this process is logged in."""
-    with use_hub(tmp_path / "hub", monkeypatch) as running:
-        yield running
-
-
-@pytest.fixture
-def pushed(registry: Registry, imp: Path, hub: Hub) -> Registry:
-    """Give a registry whose concept lies on the Hub."""
-    registry.add_remote(HUB, ADDRESS)
-    registry.publish(imp)
-    registry.push("me/imp", HUB)
-    return registry
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ from conceptry.registry.wire import Watch
 from conceptry.sources import parse_source
 from tests.registry.folders import write_folder
 from tests.simulators.hub.server import Hub
-from tests.simulators.hub.use import ADDRESS, use_hub
 
 IMP = ConceptName("me", "imp")
 HUB = RemoteName("hub")
@@ -250,22 +249,6 @@ def test_what_a_remote_cannot_do_is_known_before_it_is_asked(
 
 
 # --- the Hub -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Give a running double of the Hub, empty, to which this process is logged in."""
-    with use_hub(tmp_path / "hub", monkeypatch) as running:
-        yield running
-
-
-@pytest.fixture
-def pushed(registry: Registry, imp: Path, hub: Hub) -> Registry:
-    """Give a registry whose concept lies on the Hub."""
-    registry.add_remote(HUB, ADDRESS)
-    registry.publish(imp)
-    registry.push("me/imp", HUB)
-    return registry
 
 
 def test_tag_on_the_hub_that_somebody_moved_meanwhile_is_a_conflict(pushed: Registry, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from conceptry.trainer.context import Batch
+from conceptry.trainer.fixed_loss import measure_fixed_loss
 from conceptry.trainer.learners import Learner
-from conceptry.trainer.loop import measure_fixed_loss
 from conceptry.trainer.perfusion import Perfusion
 from conceptry.trainer.preparation import prepared
 from conceptry.trainer.prior import ClassLatents

@@ -11,7 +11,7 @@ import torch
 
 from conceptry.errors import InterruptedByUserError, MissingExtraError, TrainingError
 from conceptry.formats.tensors import read_tensors
-from conceptry.trainer import loop
+from conceptry.trainer import fixed_loss, loop
 from conceptry.trainer.events import TrainEvent
 from conceptry.trainer.stopping import BestValues, is_flat
 from conceptry.trainer.training import TrainResult, train
@@ -35,7 +35,7 @@ def run(folder: Path, method: str = "textual_inversion", **changes: Any) -> Trai
 def spoil_losses(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
     """The n-th measure of the loss on held-out noise answers what ``values`` say."""
     counts = iter(range(1000))
-    real = loop.measure_fixed_loss
+    real = fixed_loss.measure_fixed_loss
 
     def measure(*args: Any) -> float:
         return values.get(next(counts), real(*args))
