@@ -22,6 +22,8 @@ _BOX: Final = re.compile(
     rf"({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER})(?:~({_NUMBER}))?",
     re.ASCII,
 )
+_BOUNDS: Final = {"less_than_equal": ("le", "at most"), "greater_than_equal": ("ge", "at least")}
+"""What pydantic calls a bound that a number is beyond, under which name it gives it, and what we say."""
 
 
 class _OfConcept(TextType):
@@ -115,9 +117,15 @@ class PartType(_OfConcept):
 
 
 def explain_refusal(error: ValueError) -> str:
-    """Returns the first thing that a model refused, in its own words."""
+    """Returns the first thing that a model refused: a number out of its bounds with its place, else its own words."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
         return str(error)
-    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+    first = error.errors(include_url=False)[0]
+    if first["type"] in _BOUNDS:
+        bound, words = _BOUNDS[first["type"]]
+        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+        place = "".join(parts).lstrip(".")
+        return f"{place} is {first['input']:g}, it may be {words} {first['ctx'][bound]:g}"
+    return str(first["msg"]).removeprefix("Value error, ")

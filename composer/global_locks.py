@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from conceptry.composer.gram import RankOneEdit
-from conceptry.composer.layered import has_layers
+from conceptry.composer.layered import find_layers, has_layers
 from conceptry.composer.pipelines import Pipeline, TextEncoder, split_word
 from conceptry.composer.presence import context_version, find_source, mark_source
 from conceptry.composer.sequences import Match, SequenceLog
@@ -119,8 +119,11 @@ class GlobalLock:
         ]
         places = torch.tensor(list(rows), device=context.device)
         whole = torch.cat(parts, dim=-1).to(context)
+        # The other rows are as the layer reads them without a lock: some may have vectors of its own.
+        before = find_layers(self._denoiser, context)
         return {
-            path: context.index_copy(0, places, values) for path, values in zip(paths, whole, strict=True)
+            path: before.get(path, context).index_copy(0, places, values)
+            for path, values in zip(paths, whole, strict=True)
         }
 
     def _list_swaps(self, group: Sequence[RankOneEdit]) -> list[dict[int, int]]:

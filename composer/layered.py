@@ -78,6 +78,16 @@ def has_layers(denoiser: nn.Module) -> bool:
     return _STACK in vars(denoiser)
 
 
+def find_layers(denoiser: nn.Module, context: Tensor) -> Mapping[str | None, Tensor]:
+    """Returns what layers read in place of ``context``, by their paths; nothing where all read it as it is.
+
+    Raises:
+        IncompatibleError: if the encoding was not made while the patches were attached.
+    """
+    stack = vars(denoiser).get(_STACK)
+    return {} if stack is None else stack.find_contexts(context)
+
+
 class _Stack:
     """All layered patches on one denoiser, what prompts they saw, and the hooks that serve them."""
 
@@ -117,18 +127,18 @@ class _Stack:
         # Outside of the layers: one whose activations are computed twice must do the same twice.
         context = options.get("encoder_hidden_states")
         if isinstance(context, Tensor):
-            self._find_contexts(context)
+            self.find_contexts(context)
 
     def _make_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def give_own(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             # What was made of another encoding is read as it is: whoever made it minded the layers.
             known = Probing.active or find_source(args[0]) is not args[0]
-            contexts = {} if known else self._find_contexts(args[0])
+            contexts = {} if known else self.find_contexts(args[0])
             return None if path not in contexts else (contexts[path], *args[1:])
 
         return give_own
 
-    def _find_contexts(self, context: Tensor) -> Mapping[str, Tensor]:
+    def find_contexts(self, context: Tensor) -> Mapping[str, Tensor]:
         """Returns each layer's encodings for this context: one tensor is read by all layers, and in all steps."""
         version = (0 if context.is_inference() else context._version, torch.is_grad_enabled())
         if self._context is None or self._context() is not context or version != self._version:

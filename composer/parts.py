@@ -34,6 +34,7 @@ from conceptry.composer.pipelines import (
 from conceptry.composer.plan import PlannedMember
 from conceptry.composer.rank_one import RankOneEdit, RankOnePatch
 from conceptry.composer.report import Applied
+from conceptry.composer.standins import read_original
 from conceptry.composer.tensors import to_torch
 from conceptry.composer.tokens import TokenPatch, TokenRows, check_width
 from conceptry.composer.unpacking import iter_bases
@@ -222,11 +223,12 @@ def _add_rows(
 def find_anchor(
     concept: Concept, placeholder: str, encoder: TextEncoder, pipeline: Pipeline
 ) -> Tensor | None:
-    """Returns the row of the superclass's last token, in fp32; None where no superclass is known."""
+    """Returns the base's row of the superclass's last token, in fp32; None where no superclass is known."""
     tokens = concept.manifest.tokens
     superclass = next((token.superclass for token in tokens if token.placeholder == placeholder), None)
     ids = split_word(pipeline, superclass, encoder.tokenizer_name) if superclass else []
-    return encoder.table.weight[ids[-1]].detach().float() if ids else None
+    # Not what a text encoder that is attached shows in its place: concepts mean the same in any order.
+    return read_original(encoder.table.weight)[ids[-1]].float() if ids else None
 
 
 def _gather_rank_one(found: Gathered, part: Part, pipeline: Pipeline) -> None:

@@ -42,7 +42,7 @@ def read_projections(pipeline: Any, path: str = LAYER) -> Iterator[dict[str, Ten
             handle.remove()
 
 
-def draw(pipeline: Any, prompt: str, **options: Any) -> None:
+def draw(pipeline: Any, prompt: str | list[str], **options: Any) -> None:
     more = {"height": 16, "width": 16, "num_inference_steps": 1, "guidance_scale": 3.0, **options}
     pipeline(prompt, output_type="latent", **more)
 
@@ -141,6 +141,22 @@ def test_a_word_with_vectors_for_each_layer_keeps_them_in_the_keys(
             found[path] = seen["keys"][-1]
     for path, keys in expected.items():
         assert torch.allclose(found[path], keys, atol=1e-5)
+
+
+def test_words_with_vectors_for_each_layer_keep_them_in_prompts_beside_the_locked_one(
+    sd1: Any, tmp_path: Path
+) -> None:
+    layered = make_layered(tmp_path / "p", sd1)
+    concept = make_rank_one(tmp_path / "r", sd1, key_lock="global")
+    prompts = ["a cat on a <p>", PROMPT]
+    with attach(Composition(layered), sd1), read_projections(sd1) as alone:
+        draw(sd1, prompts[:1])
+    with attach(Composition(concept), sd1), read_projections(sd1) as locked:
+        draw(sd1, prompts[1:])
+    with attach(Composition(concept, layered), sd1), read_projections(sd1) as found:
+        draw(sd1, prompts)
+    assert torch.allclose(found["keys"][-2], alone["keys"][-1], atol=1e-5)
+    assert torch.allclose(found["keys"][-1], locked["keys"][-1], atol=1e-5)
 
 
 def test_prompts_without_the_word_keep_every_bit(sd1: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from conceptry.composer import Composition, attach, fuse
 from conceptry.composer.attach import Attachment
-from conceptry.concepts import Concept
+from conceptry.composer.full import FullPatch
+from conceptry.composer.pipelines import list_text_encoders
+from conceptry.concepts import Concept, WeightedConcept
 from tests.composer.test_failures import Strike
-from tests.fakes.concepts import make_full, make_hypernetwork
+from tests.fakes.concepts import make_embedding, make_full, make_hypernetwork
 from tests.fakes.forwards import make_calm_pipeline, run_components
 from tests.fakes.kinds import KIND_BY_ID, find_word, make_kind
 
@@ -32,7 +35,7 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
         assert torch.equal(found[name], value), name
 
 
-def run_anew(pipeline: Any, *concepts: Concept, prompt: str) -> dict[str, Tensor]:
+def run_anew(pipeline: Any, *concepts: Concept | WeightedConcept, prompt: str) -> dict[str, Tensor]:
     with attach(Composition(*concepts), pipeline):
         return run_components(pipeline, prompt)
 
@@ -123,3 +126,23 @@ def test_any_sequence_of_changes_ends_in_the_bits_of_what_is_put_in_anew(
 ) -> None:
     made = [one for kind, row in concepts.items() if put is attach or KIND_BY_ID[kind].fusable for one in row]
     run_changes(calm, twin, made, put=put, seed=seed)
+
+
+def test_half_of_a_word_lies_between_it_and_the_row_of_the_base_whatever_is_attached(
+    calm: Any, tmp_path: Path
+) -> None:
+    word = make_embedding(tmp_path / "e", calm)
+    (encoder, *_) = list_text_encoders(calm)
+    name = next(name for name, one in calm.text_encoder.named_parameters() if one is encoder.table.weight)
+    tuned = FullPatch(calm.text_encoder, {name: encoder.table.weight.detach() + 0.1})
+    found = []
+    for tuned_first in (True, False):
+        with ExitStack() as stack:
+            if tuned_first:
+                stack.enter_context(tuned)
+            stack.enter_context(attach(Composition(word * 0.5), calm))
+            if not tuned_first:
+                stack.enter_context(tuned)
+            found.append(run_components(calm, "a <e>"))
+    assert_same_bits(*found)
+    assert not torch.equal(found[0]["answer"], run_anew(calm, word * 0.5, prompt="a <e>")["answer"])
