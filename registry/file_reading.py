@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from conceptry.registry.operations import FileOperations, current_operations
 from conceptry.registry.os_errors import explain_os_error
 
 CHUNK_BYTES: Final = 1 << 20
+
+_PAUSE_SECONDS: Final = 0.01
 
 
 def look_at(path: Path | str) -> os.stat_result | None:
@@ -60,6 +63,30 @@ def read_small_file(path: Path | str, limit_bytes: int) -> bytes | None:
         return None
     except OSError as error:
         raise explain_os_error("read", path, error) from error
+
+
+def read_once_whole(
+    path: Path, limit_bytes: int, *, is_whole: Callable[[bytes], bool], patience_seconds: float
+) -> bytes | None:
+    """Returns the bytes of a small file, which somebody may be writing at this moment; None if there is none.
+
+    Where files have no second names, a new file is called so before it is whole, and may be written to as long. The
+    bytes are not whole if nobody finished them in ``patience_seconds``, or nobody can: a crash cut them short.
+
+    Raises:
+        StoreError: if the file cannot be read.
+    """
+    deadline = time.monotonic() + patience_seconds
+    data = read_small_file(path, limit_bytes)
+    while data is not None and not is_whole(data) and _is_writable(path) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+        data = read_small_file(path, limit_bytes)
+    return data
+
+
+def _is_writable(path: Path) -> bool:
+    status = look_at(path)
+    return status is not None and bool(status.st_mode & stat.S_IWUSR)
 
 
 def _read_pieces(operations: FileOperations, descriptor: int, count: int) -> bytes:

@@ -11,8 +11,10 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from conceptry.registry.os_errors import explain_os_errors
 BLOB_MODE: Final = 0o444
 STATE_MODE: Final = 0o644
 
+_PAUSES_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -151,7 +154,7 @@ def write_file(
 
 def replace_name(source: Path, target: Path) -> None:
     """Gives a closed file another name, replacing what had it. Raises OSError."""
-    current_operations().rename(source, target)
+    _insist(partial(current_operations().rename, source, target))
 
 
 def give_new_name(source: Path, target: Path) -> bool:
@@ -191,7 +194,7 @@ def remove_file(path: Path) -> bool:
     """Returns True once ``path`` is gone, False if it was not there. Raises StoreError."""
     with explain_os_errors("remove", path):
         try:
-            current_operations().unlink(path)
+            _insist(partial(current_operations().unlink, path))
         except FileNotFoundError:
             return False
         sync_folder(path.parent)
@@ -233,11 +236,21 @@ def connect_database(path: Path, mode: DatabaseMode, *, timeout_seconds: float) 
     return current_operations().connect(path, mode, timeout_seconds=timeout_seconds)
 
 
+def _insist(change: Callable[[], None]) -> None:
+    """Does it, for a moment again and again where others keep a file from being moved only by reading it."""
+    for seconds in () if current_operations().capabilities.moves_open_files else _PAUSES_SECONDS:
+        try:
+            return change()
+        except PermissionError:
+            time.sleep(seconds)
+    return change()
+
+
 def _name_new(source: Path, target: Path, *, named_by_contents: bool) -> bool:
     operations = current_operations()
     try:
         if operations.capabilities.new_name_by == "rename":
-            operations.rename_new(source, target)
+            _insist(partial(operations.rename_new, source, target))
         else:
             operations.link(source, target)
     except FileExistsError:

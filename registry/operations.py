@@ -57,6 +57,9 @@ class Capabilities:
     removes_read_only: bool
     """Whether a file without permission to write can be removed."""
 
+    moves_open_files: bool
+    """Whether a file can be renamed, replaced and removed while somebody has it open."""
+
     prefixes_long_paths: bool
     r"""Whether paths beyond 260 characters must begin with ``\\?\``."""
 
@@ -67,6 +70,7 @@ PLATFORMS: Final[dict[str, Capabilities]] = {
         new_name_by="link",
         has_owners=True,
         removes_read_only=True,
+        moves_open_files=True,
         prefixes_long_paths=False,
     ),
     "nt": Capabilities(
@@ -74,6 +78,7 @@ PLATFORMS: Final[dict[str, Capabilities]] = {
         new_name_by="rename",
         has_owners=False,
         removes_read_only=False,
+        moves_open_files=False,
         prefixes_long_paths=True,
     ),
 }

@@ -22,15 +22,19 @@ from conceptry.errors import (
     suggest_nearest,
 )
 from conceptry.names import ConceptName, Reference, Version, parse_namespace
-from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.file_reading import names_in, read_once_whole, read_small_file
 from conceptry.registry.files import BLOB_MODE, move_file, remove_file, write_file
 from conceptry.registry.paths import Layout, read_version_file_name
 
 Origin = Literal["published", "pulled"]
 T = TypeVar("T")
 
+READING_SECONDS: Final = 0.25
+"""For how long who reads a line waits for somebody who writes it."""
+
 _LIMIT_BYTES: Final = 256
 _TRIES: Final = 3
+_WRITING_SECONDS: Final = 2.0
 _CUT_SHORT: Final = re.compile(rb"sha256:[0-9a-f]{0,64}(?: [a-z]{0,9})?")
 _LINE: Final = re.compile(r"sha256:([0-9a-f]{64}) (published|pulled)\n", re.ASCII)
 
@@ -56,6 +60,10 @@ def read_version(layout: Layout, name: ConceptName, version: Version) -> Version
     if data is None:
         return None
     ref = _parse_line(data)
+    if ref is None and _is_cut_short(data):
+        path = layout.version(name, version)
+        data = read_once_whole(path, _LIMIT_BYTES, is_whole=_is_whole, patience_seconds=READING_SECONDS)
+        ref = _parse_line(data or b"")
     if ref is None:
         raise IntegrityError(
             f"the reference {name}@{version} is damaged",
@@ -101,17 +109,17 @@ def write_version(layout: Layout, name: ConceptName, version: Version, ref: Vers
 def _put_cut_short_aside(layout: Layout, name: ConceptName, version: Version) -> bool:
     """Returns whether the name of a version is free: it was, or what a crash had cut short there is gone.
 
-    Where files have no second names, it may be another who has the file open. So it is moved, and looked at where
-    nobody else finds it: if it was completed in that moment it comes back, and if not, its writer sees that the name
-    holds something else by now, and that the version is not his.
+    Where files have no second names, it may be another who has the file open, and is waited for. Then it is moved, and
+    looked at where nobody else finds it: if it was completed in that moment it comes back, and if not, its writer sees
+    that the name holds something else by now, and that the version is not his.
 
     Raises:
         StoreError: if the store cannot be written.
     """
     path = layout.version(name, version)
-    data = read_small_file(path, _LIMIT_BYTES)
-    if data is not None and not _is_cut_short(data):
-        return False
+    data = read_once_whole(path, _LIMIT_BYTES, is_whole=_is_whole, patience_seconds=_WRITING_SECONDS)
+    if data is None or not _is_cut_short(data):
+        return data is None
     aside = layout.trashed_version(name, version, time.time_ns())
     if not move_file(path, aside):
         return True
@@ -121,6 +129,10 @@ def _put_cut_short_aside(layout: Layout, name: ConceptName, version: Version) ->
         return True  # a third one has it: what was completed stays in the trash
     remove_file(aside)
     return is_cut_short
+
+
+def _is_whole(data: bytes) -> bool:
+    return not _is_cut_short(data)
 
 
 def _is_cut_short(data: bytes) -> bool:

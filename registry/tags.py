@@ -15,10 +15,10 @@ from typing import Final
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, IntegrityError
 from conceptry.names import LATEST, ConceptName, Tag, Version, parse_tag, parse_version
-from conceptry.registry.file_reading import names_in, read_small_file
+from conceptry.registry.file_reading import names_in, read_once_whole, read_small_file
 from conceptry.registry.files import BLOB_MODE, move_file, write_file
 from conceptry.registry.paths import Layout
-from conceptry.registry.refs import Resolved, parse_names, read_version
+from conceptry.registry.refs import READING_SECONDS, Resolved, parse_names, read_version
 
 _LIMIT_BYTES: Final = 256
 # Moves of the first format have no time.
@@ -103,7 +103,8 @@ def _list_moves(layout: Layout, name: ConceptName, tag: Tag) -> list[int]:
 
 def _read_move(layout: Layout, name: ConceptName, tag: Tag, number: int) -> TagMove:
     path = layout.tag_move(name, tag, number)
-    match = _LINE.fullmatch((read_small_file(path, _LIMIT_BYTES) or b"").decode("ascii", "replace"))
+    data = read_once_whole(path, _LIMIT_BYTES, is_whole=_is_whole, patience_seconds=READING_SECONDS)
+    match = _LINE.fullmatch((data or b"").decode("ascii", "replace"))
     if match is None:
         raise IntegrityError(
             f"the tag {name}:{tag} is damaged",
@@ -111,3 +112,7 @@ def _read_move(layout: Layout, name: ConceptName, tag: Tag, number: int) -> TagM
             hint=f"name a version: {name}@1.2.3",
         )
     return TagMove(number, parse_version(match[1]), Digest.parse(match[2]), match[3])
+
+
+def _is_whole(data: bytes) -> bool:
+    return data.endswith(b"\n")

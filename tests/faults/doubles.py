@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Final
 
-from conceptry.registry.operations import PLATFORMS, FileOperations
+from conceptry.registry.operations import PLATFORMS, DatabaseMode, FileOperations
 
 MOST_CHARS: Final = 260
 MOST_PREFIXED_CHARS: Final = 32_767
@@ -155,6 +156,7 @@ class NetworkShare(FileOperations):
         self._seen: dict[str, tuple[float, list[str]]] = {}
         self._looked: dict[tuple[str, str], tuple[float, os.stat_result | None]] = {}
         self._written: dict[int, Path] = {}
+        self._changes = 0
         sys.addaudithook(self._notice)
 
     def lock(self, descriptor: int) -> bool:
@@ -166,8 +168,10 @@ class NetworkShare(FileOperations):
         text, now = str(folder), time.monotonic()
         known = self._seen.get(text)
         if known is None or now - known[0] > self.CACHE_SECONDS:
+            changes = self._changes
             known = now, super().names(folder)
-            self._seen[text] = known
+            if changes == self._changes:
+                self._seen[text] = known
         return list(known[1])
 
     def status(self, path: Path | str) -> os.stat_result:
@@ -248,15 +252,22 @@ class NetworkShare(FileOperations):
         with self._changing(path):
             super().make_symbolic_link(target, path)
 
+    def connect(self, path: Path, mode: DatabaseMode, *, timeout_seconds: float) -> sqlite3.Connection:
+        """Opens an SQLite file, which may be made by that."""
+        with self._changing(path):
+            return super().connect(path, mode, timeout_seconds=timeout_seconds)
+
     def _look(self, way: str, path: Path | str, ask: Callable[[Any], os.stat_result]) -> os.stat_result:
         key, now = (way, str(path)), time.monotonic()
         known = self._looked.get(key)
         if known is None or now - known[0] > self.CACHE_SECONDS:
+            changes = self._changes
             try:
                 known = now, ask(path)
             except FileNotFoundError:
                 known = now, None
-            self._looked[key] = known
+            if changes == self._changes:  # what another thread changed meanwhile, this machine knows
+                self._looked[key] = known
         if known[1] is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return known[1]
@@ -271,6 +282,7 @@ class NetworkShare(FileOperations):
             self._forget(*paths)
 
     def _forget(self, *paths: Path) -> None:
+        self._changes += 1
         for path in paths:
             self._seen.pop(str(path.parent), None)
             for known in (path, path.parent):
@@ -283,5 +295,6 @@ class NetworkShare(FileOperations):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES):
             return
+        self._changes += 1
         self._seen.clear()
         self._looked.clear()

@@ -1,11 +1,16 @@
-"""A network share seen from two machines: what one did not see yet never makes it overwrite or lose anything."""
+"""A network share seen from two machines: what one did not see yet never makes it overwrite or lose anything.
+
+And files that Windows does not let be moved while somebody reads them.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +18,14 @@ import pytest
 
 from conceptry.digests import Digest
 from conceptry.errors import ConflictError, NotFoundError, StoreError
-from conceptry.names import ConceptName, RemoteName, Tag, parse_version
-from conceptry.registry import Registry
+from conceptry.names import ConceptName, Reference, RemoteName, Tag, parse_version
+from conceptry.registry import Registry, files, refs
+from conceptry.registry.files import give_new_name, remove_file, replace_name
 from conceptry.registry.operations import use_operations
 from conceptry.registry.paths import Layout
-from conceptry.registry.refs import VersionRef, read_version, write_version
-from tests.faults.doubles import NetworkShare
+from conceptry.registry.refs import Resolved, VersionRef, read_version, write_version
+from conceptry.registry.tags import move_tag, read_tag
+from tests.faults.doubles import NetworkShare, WindowsRules
 from tests.registry.folders import write_folder
 
 STUDIO = RemoteName("studio")
@@ -141,7 +148,15 @@ class Interrupted(NetworkShare):
             act()
 
 
-def test_version_that_two_write_at_once_without_second_names_is_one_of_them(tmp_path: Path) -> None:
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes what is not whole for cut short after a moment."""
+    monkeypatch.setattr(refs, "_WRITING_SECONDS", 0.05)
+
+
+def test_version_that_two_write_at_once_without_second_names_is_one_of_them(
+    tmp_path: Path, short_wait: None
+) -> None:
     layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
     first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
     told: list[bool] = []
@@ -157,7 +172,33 @@ def test_version_that_two_write_at_once_without_second_names_is_one_of_them(tmp_
         assert not list((tmp_path / "share" / "trash").rglob("*-*"))
 
 
-def test_version_that_is_completed_while_another_takes_it_for_cut_short_stays(tmp_path: Path) -> None:
+def test_version_that_another_is_still_writing_is_waited_for(tmp_path: Path) -> None:
+    layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
+    first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
+    begun = threading.Event()
+
+    def dawdle() -> None:
+        begun.set()
+        time.sleep(0.1)
+
+    with use_operations(Interrupted(dawdle, before="write")), ThreadPoolExecutor() as pool:
+        told = pool.submit(write_version, layout, IMP, version, first)
+        assert begun.wait(10)
+        assert read_version(layout, IMP, version) == first
+        assert told.result()
+    begun.clear()
+    with use_operations(Interrupted(dawdle, before="write")), ThreadPoolExecutor() as pool:
+        later = parse_version("1.1.0")
+        told = pool.submit(write_version, layout, IMP, later, first)
+        assert begun.wait(10)
+        with pytest.raises(ConflictError):
+            write_version(layout, IMP, later, second)
+        assert told.result()
+
+
+def test_version_that_is_completed_while_another_takes_it_for_cut_short_stays(
+    tmp_path: Path, short_wait: None
+) -> None:
     layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
     first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
     path = layout.version(IMP, version)
@@ -175,7 +216,7 @@ def test_version_that_is_completed_while_another_takes_it_for_cut_short_stays(tm
 
 
 def test_version_that_fails_without_second_names_does_not_take_the_one_of_another_away(
-    tmp_path: Path,
+    tmp_path: Path, short_wait: None
 ) -> None:
     layout, version = Layout(tmp_path / "share"), parse_version("1.0.0")
     first, second = (VersionRef(Digest.of_bytes(data), "published") for data in (b"first", b"second"))
@@ -198,3 +239,56 @@ def test_version_that_fails_without_second_names_does_not_take_the_one_of_anothe
             write_version(layout, IMP, version, first)
         assert told == [True]
     assert read_version(layout, IMP, version) == second
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_file_that_others_keep_from_being_moved_by_reading_it_is_moved_once_they_are_done(
+    tmp_path: Path, is_new: bool
+) -> None:
+    path, temporary = tmp_path / "catalog.json", tmp_path / "temporary"
+    with use_operations(WindowsRules()) as rules:
+        if not is_new:
+            path.write_bytes(b"old")
+        temporary.write_bytes(b"new")
+        descriptor = rules.open(temporary if is_new else path)
+        reader = threading.Timer(0.1, rules.close, [descriptor])
+        reader.start()
+        if is_new:
+            assert give_new_name(temporary, path)
+        else:
+            replace_name(temporary, path)
+        reader.join()
+    assert path.read_bytes() == b"new"
+
+
+def test_file_that_others_never_stop_reading_is_said_to_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_PAUSES_SECONDS", (0.01,))
+    path = tmp_path / "file"
+    path.touch()
+    with use_operations(WindowsRules()) as rules:
+        descriptor = rules.open(path)
+        with pytest.raises(StoreError, match="used by another process"):
+            remove_file(path)
+        rules.close(descriptor)
+        assert remove_file(path)
+
+
+def test_move_of_a_tag_that_another_is_still_writing_is_waited_for(tmp_path: Path) -> None:
+    layout, version, tag = Layout(tmp_path / "share"), parse_version("1.0.0"), Tag("stable")
+    to = Resolved(Reference(IMP, version), Digest.of_bytes(b"first"))
+    begun = threading.Event()
+
+    class Dawdling(NetworkShare):
+        def create(self, path: Path) -> int:
+            descriptor = super().create(path)
+            if path.parent.name == tag:
+                begun.set()
+                time.sleep(0.1)
+            return descriptor
+
+    with use_operations(Dawdling()), ThreadPoolExecutor() as pool:
+        told = pool.submit(move_tag, layout, IMP, tag, to, expected=None)
+        assert begun.wait(10)
+        assert read_tag(layout, IMP, tag) == told.result()

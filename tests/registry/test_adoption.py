@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from conceptry.errors import InvalidFileError, NotFoundError, UsageError
 from conceptry.registry import Registry
@@ -41,7 +41,7 @@ def models(tmp_path: Path) -> Path:
 
 def write_embedding(path: Path, seed: int = 0) -> Path:
     row = np.random.default_rng(seed).standard_normal((2, 768)).astype(np.float32)
-    save_file({"emb_params": row}, path)
+    path.write_bytes(save({"emb_params": row}))
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from conceptry.errors import IntegrityError
 from conceptry.formats.picture_notes import Mention
@@ -30,7 +30,7 @@ MOST_PREVIEW_BYTES = 8 << 20
 
 def write_embedding(path: Path, seed: int = 0) -> Path:
     row = np.random.default_rng(seed).standard_normal((2, 768)).astype(np.float32)
-    save_file({"emb_params": row}, path)
+    path.write_bytes(save({"emb_params": row}))
     return path
 
 
@@ -81,7 +81,7 @@ def test_file_that_lies_elsewhere_now_is_known_by_its_digest_and_no_other_is(
 def test_file_that_was_copied_elsewhere_before_it_was_hashed_keeps_its_name(
     registry: Registry, models: Path
 ) -> None:
-    save_file({"emb_params": np.zeros((3, 768), np.float32)}, models / EASY)
+    (models / EASY).write_bytes(save({"emb_params": np.zeros((3, 768), np.float32)}))
     registry.adopt(models)
     (models / "sub").mkdir()
     shutil.copy(models / EASY, models / "sub" / "simple.safetensors")
