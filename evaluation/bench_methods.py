@@ -124,6 +124,11 @@ def list_methods(suite: Suite) -> tuple[BenchMethod, ...]:
     return (*own, *others)
 
 
+def list_table(suite: Suite) -> tuple[BenchMethod, ...]:
+    """Returns those of ``list_methods`` that stand in a complete table, and the guests."""
+    return tuple(method for method in list_methods(suite) if method.id not in suite.apart)
+
+
 @cache
 def load_studies() -> Mapping[str, Any]:
     """Returns the trainings that claims ask for and that no table ranks, and the subjects they are run on."""
@@ -337,6 +342,7 @@ __all__ = [
     "find_method",
     "list_methods",
     "list_studies",
+    "list_table",
     "load_studies",
     "plan_job",
     "use_gate",

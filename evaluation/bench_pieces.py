@@ -13,8 +13,8 @@ from conceptry.evaluation import loss_study, moved_weights
 from conceptry.evaluation.bench_files import locked
 from conceptry.evaluation.bench_methods import (
     BenchMethod,
-    list_methods,
     list_studies,
+    list_table,
     load_studies,
 )
 from conceptry.evaluation.bench_multi import load_multi_suite, measure_groups
@@ -57,7 +57,7 @@ def run_everything(bench: Bench, shard: Shard, on_step: OnStep) -> Iterator[Resu
         InterruptedByUserError: after Ctrl-C; what is kept stays.
     """
     suite, folder = bench.suite, bench.options.out
-    ours = shard.choose(list_methods(suite))
+    ours = shard.choose(list_table(suite))
     yield from bench.run(ours, suite.subjects, on_step)
     named = {subject.id: subject for subject in suite.subjects}
     subjects = [named[id] for id in load_studies()["subjects"]]
@@ -81,7 +81,7 @@ def run_studies(
 
 def write_all_figures(bench: Bench, shard: Shard, subjects: Sequence[BenchSubject], on_step: OnStep) -> None:
     """Writes the figures that claims ask for, of the methods that this part measures."""
-    ours = {method.id for method in shard.choose(list_methods(bench.suite))}
+    ours = {method.id for method in shard.choose(list_table(bench.suite))}
     for row in FIGURE_STUDIES:
         if row.method in ours:
             write_figures(bench, row, subjects[: row.subjects], on_step)

@@ -294,10 +294,10 @@ def list_commits(results: ResultFile) -> list[str]:
 
 
 def is_complete(results: ResultFile) -> bool:
-    """Returns whether each of the project's own methods and variants has a full row of every subject of the suite."""
+    """Returns whether each of the project's own methods of the table has a full row of every subject of the suite."""
     suite = load_suite()
     done = {(row.method, row.subject) for row in choose_rows(results.rows)[0]}
-    named = (*TRAINER_BY_ID, *(variant.id for variant in suite.variants))
+    named = {*TRAINER_BY_ID, *(variant.id for variant in suite.variants)} - suite.apart
     return all((method, subject.id) in done for method in named for subject in suite.subjects)
 
 

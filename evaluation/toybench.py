@@ -27,6 +27,7 @@ EARLIER_DIGESTS: Final[Mapping[str, str]] = MappingProxyType(
 )
 MIN_OWN_PICTURES: Final = 4
 _MARK: Final = "@"
+_METHODS: Final = ("variants", "apart")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,9 @@ class Suite:
     plain_word: str
     subjects: tuple[BenchSubject, ...]
     variants: tuple[Variant, ...]
+    apart: frozenset[str]
+    """Methods of the trainer that are measured by name only, and that no complete table needs."""
+
     prompts: Mapping[Subject, tuple[Prompt, ...]]
 
     def find_subject(self, id: str) -> BenchSubject:
@@ -116,6 +120,7 @@ def load_suite() -> Suite:
             )
             for row in document["variants"]
         ),
+        apart=frozenset(document["apart"]),
         prompts={
             subject: tuple(parse_prompt(row) for row in document["prompts"][table])
             for subject, table in tables.items()
@@ -124,8 +129,10 @@ def load_suite() -> Suite:
 
 
 def digest_suite(document: Mapping[str, Any]) -> Digest:
-    """Returns the identity of what is taught and asked, with which budget; not of the variants that are compared."""
-    return Digest.of_bytes(canonical_json({name: document[name] for name in document if name != "variants"}))
+    """Returns the identity of what is taught and asked, with which budget; not of the methods that are compared."""
+    return Digest.of_bytes(
+        canonical_json({name: document[name] for name in document if name not in _METHODS})
+    )
 
 
 def unify_digest(digest: str) -> str:

@@ -133,7 +133,8 @@ def test_a_further_variant_voids_no_row_and_another_prompt_voids_all() -> None:
     document = tomllib.loads(files("conceptry.evaluation").joinpath(FILE_NAME).read_text(encoding="utf-8"))
     more = {"id": "lora-rank-2", "method": "lora", "settings": {"rank": 2}}
     assert digest_suite({**document, "variants": [*document["variants"], more]}) == SUITE.digest
-    for name in document.keys() - {"variants"}:
+    assert digest_suite({**document, "apart": []}) == SUITE.digest
+    for name in document.keys() - {"variants", "apart"}:
         assert digest_suite({**document, name: "another"}) != SUITE.digest, name
 
 

@@ -18,7 +18,7 @@ from conceptry.evaluation.bench_conditions import (
     put_row,
     state_conditions,
 )
-from conceptry.evaluation.bench_methods import find_method, list_methods
+from conceptry.evaluation.bench_methods import find_method, list_table
 from conceptry.evaluation.bench_page import make_markdown
 from conceptry.evaluation.bench_results import BaseModelId, merge_results, read_results, write_results
 from conceptry.evaluation.bench_running import Bench, BenchOptions, digest_base
@@ -159,7 +159,7 @@ def test_commit_and_machine_are_those_of_each_row() -> None:
 
 
 def test_a_table_is_complete_where_each_method_has_a_full_row_of_each_subject() -> None:
-    methods = [method.id for method in list_methods(SUITE) if method.origin is None]
+    methods = [method.id for method in list_table(SUITE) if method.origin is None]
     rows = [
         make_row(method, subject.id, 0.5, 0.9, kind=subject.subject)
         for method in methods

@@ -12,7 +12,7 @@ import pytest
 
 from conceptry.errors import TrainingError, UsageError
 from conceptry.evaluation import bench_pieces
-from conceptry.evaluation.bench_methods import list_methods, list_studies, load_studies
+from conceptry.evaluation.bench_methods import list_methods, list_studies, list_table, load_studies
 from conceptry.evaluation.bench_pieces import FigureStudy, run_everything, write_figures
 from conceptry.evaluation.bench_running import Bench, BenchOptions
 from conceptry.evaluation.bench_shards import Shard, parse_shard
@@ -78,8 +78,10 @@ def test_a_piece_measures_every_part_in_its_folder_within_one_budget(
         list(run_everything(bench, Shard(number, 2), str))
     sample = load_studies()["own_defaults"]
     assert {(id, count) for place, id, count, _ in asked if place == "."} == {
-        (id, len(SUITE.subjects)) for id in name(list_methods(SUITE))
+        (id, len(SUITE.subjects)) for id in name(list_table(SUITE))
     }
+    assert SUITE.apart < set(name(list_methods(SUITE)))
+    assert not SUITE.apart & {id for _, id, *_ in asked}
     assert {id for place, id, *_ in asked if place == "studies"} == set(name(list_studies()))
     assert {(id, passes) for place, id, _, passes in asked if place == "own-defaults"} == {
         (id, 0) for id in sample["methods"]
