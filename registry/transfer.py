@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from conceptry.digests import Digest
-from conceptry.errors import IntegrityError, NotFoundError, UsageError
+from conceptry.errors import IntegrityError, NotFoundError, RemoteError, StoreError, UsageError
 from conceptry.manifest import File, Manifest
 from conceptry.names import LATEST, Reference, Tag, Version
 from conceptry.registry.checks import BlobChecks
@@ -19,7 +21,9 @@ from conceptry.registry.reading import explain_damage
 from conceptry.registry.refs import Resolved, describe_conflict
 from conceptry.registry.resolution import resolve_reference
 from conceptry.registry.store import Store
+from conceptry.registry.trash import MOST_RECALLS, recall_if_possible
 
+T = TypeVar("T")
 Member = tuple[str, File]
 
 
@@ -64,7 +68,7 @@ def _push_one(store: Store, reference: Reference, remote: Remote, on_event: OnEv
     sent_bytes = _send(store, remote, version, members, on_event=on_event)
     on_event(Progress(step="manifest", item=str(version.reference), done_bytes=0, total_bytes=len(data)))
     sources = {file.sha256: store.layout.blob(file.sha256) for _, file in members}
-    created = remote.put_manifest(version, data, sources)
+    created = _insist(store, sources, partial(remote.put_manifest, version, data, sources))
     on_event(Progress(step="ref", item=str(version.reference), done_bytes=len(data), total_bytes=len(data)))
     tag = find_explicit_tag(reference)
     if tag is not None:
@@ -103,9 +107,21 @@ def _send(
     missing = [file for _, file in members if not remote.has(version, file)]
     meter = Meter("blob", sum(file.size for file in missing), on_event)
     for file in missing:
-        source = store.layout.blob(file.sha256)
-        remote.put(version, file, source, on_bytes=meter.start(file.path))
+        source, count = store.layout.blob(file.sha256), meter.start(file.path)
+        _insist(store, [file.sha256], partial(remote.put, version, file, source, on_bytes=count))
     return sum(file.size for file in missing)
+
+
+def _insist(store: Store, digests: Iterable[Digest], act: Callable[[], T]) -> T:
+    """Returns what ``act`` gives, which reads blobs by their paths: again if a collection takes one meanwhile."""
+    for _ in range(MOST_RECALLS):
+        try:
+            return act()
+        except (StoreError, RemoteError) as error:
+            is_gone = isinstance(error.__cause__, FileNotFoundError)
+            if not is_gone or not all(recall_if_possible(store.layout, "blob", one) for one in digests):
+                raise
+    return act()
 
 
 def receive_file(store: Store, source: Source, *, place: str, meter: Meter) -> None:

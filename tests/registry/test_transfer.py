@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from conceptry.digests import Digest, canonical_json
-from conceptry.errors import ConflictError, IntegrityError, InvalidManifestError, UsageError
+from conceptry.errors import ConflictError, IntegrityError, InvalidManifestError, StoreError, UsageError
 from conceptry.manifest import File
 from conceptry.names import RemoteName, Tag
 from conceptry.registry import Registry
 from conceptry.registry.directory import DirectoryRemote
 from conceptry.registry.events import Progress
+from conceptry.registry.operations import FileOperations, use_operations
 from conceptry.registry.protocol import RemoteVersion
 from tests.registry.folders import CONTENTS, files_below, make_document, temporaries_below, write_folder
 
@@ -82,6 +83,53 @@ def test_pull_without_a_remote_says_how(second: Registry) -> None:
     with pytest.raises(UsageError, match="names no remote") as caught:
         second.pull("me/imp")
     assert caught.value.exit_code == 2
+
+
+def test_blob_that_a_collection_takes_while_it_is_sent_is_brought_back_and_sent(
+    registry: Registry, imp: Path, studio: Path
+) -> None:
+    registry.publish(imp)
+    layout = registry.store.layout
+    blob, trashed = layout.blob(BLOB), layout.trashed_item("blob", BLOB)
+    trashed.parent.mkdir(parents=True)
+
+    class Collecting(FileOperations):
+        opened = 0
+
+        def open(self, path: Path | str) -> int:
+            if Path(path) == blob:
+                self.opened += 1
+                if self.opened == 2:  # the first time it is checked
+                    blob.replace(trashed)
+            return super().open(path)
+
+    operations = Collecting()
+    with use_operations(operations):
+        assert registry.push("me/imp", studio.as_uri()).created
+    assert operations.opened == 3
+    assert (studio / blob.relative_to(registry.root)).read_bytes() == CONTENTS
+    assert blob.read_bytes() == CONTENTS
+
+
+def test_blob_that_is_gone_for_good_is_said_to_be_missing(
+    registry: Registry, imp: Path, studio: Path
+) -> None:
+    registry.publish(imp)
+    layout = registry.store.layout
+
+    class Losing(FileOperations):
+        opened = 0
+
+        def open(self, path: Path | str) -> int:
+            if Path(path) == layout.blob(BLOB):
+                self.opened += 1
+                if self.opened == 2:
+                    layout.blob(BLOB).unlink()
+            return super().open(path)
+
+    with use_operations(Losing()), pytest.raises(StoreError, match="cannot read"):
+        registry.push("me/imp", studio.as_uri())
+    assert not list(studio.glob("refs/**/*.*.*"))
 
 
 def test_version_with_other_contents_is_not_pushed_over(
