@@ -21,6 +21,8 @@ from conceptry.trainer.masks import find_mask, is_mask, list_lone_masks
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS: Final = 100_000_000
+_BITS_PER_SAMPLE: Final = 258  # the tag of TIFF 6.0
+_USUAL_WHITE: Final = 65535.0
 CAPTIONS_NAME: Final = "captions.jsonl"
 INSTANCE_NAME: Final = "instance.json"
 _ALPHA_MODES: Final = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
@@ -213,16 +215,35 @@ def _load_upright(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
             opened.seek(0)
             opened.load()
             upright = ImageOps.exif_transpose(opened)
+            bits = getattr(opened, "tag_v2", {}).get(_BITS_PER_SAMPLE, (0,))
     notes = (f"is an animation: the first of its {frames} pictures is used",) if frames > 1 else ()
+    if upright.mode.startswith(("I", "F")):
+        image, white = _reduce_depth(upright, bits[0])
+        said = (
+            () if white == _USUAL_WHITE else (f"has no 8 or 16 bits a shade: {white:g} is taken for white",)
+        )
+        return image, (*notes, *said)
     return _flatten(upright), notes
 
 
+def _reduce_depth(image: Image.Image, bits: int) -> tuple[Image.Image, float]:
+    """Returns the picture in 8 bits a channel, and the value that became white.
+
+    Of integers the depth says it where it is known; of floats it is 1 where none is brighter.
+    """
+    values = np.array(image, dtype=np.float32)
+    brightest = float(values.max(initial=0))
+    if image.mode.startswith("F"):
+        white = next((one for one in (1.0, 255.0, _USUAL_WHITE) if brightest <= one), brightest)
+    elif 8 < bits < 16 and brightest < 1 << bits:
+        white = float((1 << bits) - 1)
+    else:
+        white = 255.0 if brightest <= 255 else _USUAL_WHITE
+    shades = (values * (255 / white)).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(shades).convert("RGB"), white
+
+
 def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        values = np.array(image, dtype=np.float32)
-        if values.max(initial=0) > 255:
-            values /= 257  # 16 bits to 8
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
@@ -283,13 +304,20 @@ def _read_text(path: Path) -> str:
         data = path.read_bytes()
         # What editors of Windows call Unicode says so in its first two bytes.
         encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidImagesError(
             f"{path.name} is not UTF-8 text",
             where=path.name,
             hint=f"save it as UTF-8: iconv -f latin1 -t utf-8 {path.name} -o {path.name}.new",
         ) from error
+    if "\0" in text:
+        raise InvalidImagesError(
+            f"{path.name} is not UTF-8 text: every other byte is nothing, as in UTF-16",
+            where=path.name,
+            hint=f"save it as UTF-8: iconv -f utf-16le -t utf-8 {path.name} -o {path.name}.new",
+        )
+    return text
 
 
 def _name_orphans(folder: Path, pictures: list[Picture], captions: dict[str, str]) -> list[Skipped]:

@@ -308,7 +308,9 @@ def _end_diverged(run: Run, what: str) -> None:
     """Ends a run whose numbers are lost: with the best values, where any were better than the first."""
     state, job = run.state, run.context.job
     message = f"{what} is not finite at step {state.step}"
-    hint = "lower the learning rate, or train with --precision float32"
+    hint = "lower the learning rate"
+    if run.context.autocast_dtype is not None:
+        hint += ", or train with --precision float32"
     if not (state.best.tensors and state.best.loss < state.fixed_loss_before):
         raise TrainingError(message, hint=hint)
     run.context.warn(f"{message}: the values of step {state.best.step} are kept; {hint}")

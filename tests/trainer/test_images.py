@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,51 @@ def test_gray_pictures_of_8_and_16_bits_keep_their_shades(tmp_path: Path) -> Non
     assert wide.getpixel((0, 0)) == (0, 0, 0)
     assert wide.getpixel((1, 0)) == (128, 128, 128)
     assert wide.getpixel((0, 1)) == (255, 255, 255)
+
+
+def test_gray_pictures_of_floats_and_of_12_bits_keep_their_shades_and_say_what_is_white(
+    tmp_path: Path,
+) -> None:
+    shades = np.array([[0.0, 0.5], [0.25, 1.0]], dtype=np.float32)
+    Image.fromarray(shades).save(tmp_path / "a.tif")
+    Image.fromarray(shades * 200).save(tmp_path / "b.tif")
+    (tmp_path / "c.tif").write_bytes(make_12_bit_tiff([[0, 2048], [2048, 4095]]))
+
+    floats, bytes_, twelve = scan_pictures(tmp_path).pictures
+
+    assert np.array(floats.image)[..., 0].tolist() == [[0, 128], [64, 255]]
+    assert floats.notes == ("has no 8 or 16 bits a shade: 1 is taken for white",)
+    assert np.array(bytes_.image)[..., 0].tolist() == [[0, 100], [50, 200]]
+    assert np.array(twelve.image)[..., 0].tolist() == [[0, 128], [128, 255]]
+    assert twelve.notes == ("has no 8 or 16 bits a shade: 4095 is taken for white",)
+
+
+def make_12_bit_tiff(rows: list[list[int]]) -> bytes:
+    """Returns a TIFF of two columns, whose two samples of 12 bits a row are packed into three bytes."""
+    pixels = b"".join((left << 12 | right).to_bytes(3, "big") for left, right in rows)
+    entries = {
+        256: 2,
+        257: len(rows),
+        258: 12,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: len(rows),
+        279: len(pixels),
+    }
+    ifd = struct.pack("<H", len(entries))
+    ifd += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + ifd + bytes(4)
+
+
+def test_a_caption_in_utf_16_that_does_not_say_so_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a photo", encoding="utf-16-le")
+    with pytest.raises(InvalidImagesError, match="as in UTF-16") as caught:
+        scan_pictures(tmp_path)
+    assert caught.value.where == "a.txt"
+    assert "utf-16le" in (caught.value.hint or "")
 
 
 def test_instance_json_is_kept_as_it_is_and_never_used(tmp_path: Path) -> None:
