@@ -78,9 +78,12 @@ def read_once_whole(
     """
     deadline = time.monotonic() + patience_seconds
     data = read_small_file(path, limit_bytes)
-    while data is not None and not is_whole(data) and _is_writable(path) and time.monotonic() < deadline:
-        time.sleep(_PAUSE_SECONDS)
-        data = read_small_file(path, limit_bytes)
+    is_over = False
+    while data is not None and not is_whole(data) and not is_over:
+        is_over = not _is_writable(path) or time.monotonic() > deadline
+        if not is_over:
+            time.sleep(_PAUSE_SECONDS)
+        data = read_small_file(path, limit_bytes)  # once more when it is over: it may just have been finished
     return data
 
 

@@ -20,6 +20,7 @@ from conceptry.digests import Digest
 from conceptry.errors import ConflictError, NotFoundError, StoreError
 from conceptry.names import ConceptName, Reference, RemoteName, Tag, parse_version
 from conceptry.registry import Registry, files, refs
+from conceptry.registry.file_reading import read_once_whole
 from conceptry.registry.files import give_new_name, remove_file, replace_name
 from conceptry.registry.operations import use_operations
 from conceptry.registry.paths import Layout
@@ -292,3 +293,18 @@ def test_move_of_a_tag_that_another_is_still_writing_is_waited_for(tmp_path: Pat
         told = pool.submit(move_tag, layout, IMP, tag, to, expected=None)
         assert begun.wait(10)
         assert read_tag(layout, IMP, tag) == told.result()
+
+
+def test_line_that_is_finished_between_two_looks_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "line"
+    path.touch()
+
+    class Finishing(NetworkShare):
+        def status(self, path: Path | str) -> os.stat_result:
+            Path(path).write_bytes(b"whole\n")
+            Path(path).chmod(0o444)
+            return super().status(path)
+
+    with use_operations(Finishing()):
+        found = read_once_whole(path, 99, is_whole=lambda data: data.endswith(b"\n"), patience_seconds=10)
+    assert found == b"whole\n"
