@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from conceptry.digests import Digest
 from conceptry.errors import IntegrityError
@@ -23,6 +24,9 @@ from conceptry.registry.paths import Layout
 from conceptry.written_files import FileStamp
 
 CountBytes = Callable[[int], None]
+
+_LARGE_BYTES: Final = 8 << 20
+"""From here on a thread that hashes beside the one that writes saves more than it costs."""
 
 
 def ignore_bytes(count: int) -> None:
@@ -61,11 +65,12 @@ def add_blob(
         StoreError: if the disk refuses; nothing is kept.
     """
     with write_new_file(layout.temporary()) as file:
-        for chunk in chunks:
-            file.write(chunk)
-            on_bytes(len(chunk))
-            if file.size_bytes > size_bytes:
-                break
+        counted = _count(chunks, size_bytes, on_bytes)
+        if size_bytes < _LARGE_BYTES:
+            for chunk in counted:
+                file.write(chunk)
+        else:
+            file.write_large(counted)
         check_received(file.digest, file.size_bytes, digest=digest, size_bytes=size_bytes)
         commit_blob(layout, file, digest, size_bytes)
 
@@ -117,6 +122,17 @@ def _is_untouched(source: Path, written: FileStamp) -> bool:
         and status.st_nlink == 1
         and FileStamp.of(status) == written
     )
+
+
+def _count(chunks: Iterable[bytes], size_bytes: int, on_bytes: CountBytes) -> Iterator[bytes]:
+    """Yields the chunks up to the first one that is too much."""
+    total = 0
+    for chunk in chunks:
+        yield chunk
+        total += len(chunk)
+        on_bytes(len(chunk))
+        if total > size_bytes:
+            break
 
 
 def commit_blob(layout: Layout, file: NewFile, digest: Digest, size_bytes: int) -> None:
