@@ -178,7 +178,13 @@ def _choose(
     suite: Suite, shard: Shard, given: Mapping[str, Any]
 ) -> tuple[Sequence[BenchMethod], Sequence[BenchSubject]]:
     """Returns what is to be measured: the named methods and subjects, else all of the suite or of one of its parts."""
-    from conceptry.evaluation.bench_methods import choose_methods, list_methods, list_studies, load_studies
+    from conceptry.evaluation.bench_methods import (
+        choose_methods,
+        list_methods,
+        list_studies,
+        list_table,
+        load_studies,
+    )
     from conceptry.evaluation.bench_multi import load_multi_suite
 
     methods, subjects = given["methods"], given["subjects"]
@@ -195,7 +201,13 @@ def _choose(
         subjects = subjects or ([] if given["images"] else sample["subjects"])
     elif given["together"]:
         methods = methods or load_multi_suite().methods
-    ours = {method.id for method in shard.choose(list_methods(suite)) + shard.choose(list_studies())}
+    apart = [method for method in list_methods(suite) if method.id in suite.apart]
+    parts = (
+        list_table(suite),
+        apart,
+        list_studies(),
+    )  # each split by itself, so that the table's split is one
+    ours = {method.id for part in parts for method in shard.choose(part)}
     named = choose_methods(suite, methods)
     return tuple(one for one in named if one.id in ours), choose_subjects(suite, subjects, given["images"])
 

@@ -329,8 +329,8 @@ def _read_gate(gate: Mapping[str, float]) -> Any:
 
 
 def choose_methods(suite: Suite, ids: Sequence[str]) -> tuple[BenchMethod, ...]:
-    """Returns the methods called so, all of them for no name. Raises UsageError."""
-    return tuple(find_method(id, suite) for id in ids) if ids else list_methods(suite)
+    """Returns the methods called so, those of the table for no name. Raises UsageError."""
+    return tuple(find_method(id, suite) for id in ids) if ids else list_table(suite)
 
 
 __all__ = [

@@ -65,13 +65,8 @@ def add_blob(
         StoreError: if the disk refuses; nothing is kept.
     """
     with write_new_file(layout.temporary()) as file:
-        counted = _count(chunks, size_bytes, on_bytes)
-        if size_bytes < _LARGE_BYTES:
-            for chunk in counted:
-                file.write(chunk)
-        else:
-            file.write_large(counted)
-        check_received(file.digest, file.size_bytes, digest=digest, size_bytes=size_bytes)
+        found = _write(file, _count(chunks, size_bytes, on_bytes), is_large=size_bytes >= _LARGE_BYTES)
+        check_received(found, file.size_bytes, digest=digest, size_bytes=size_bytes)
         commit_blob(layout, file, digest, size_bytes)
 
 
@@ -122,6 +117,21 @@ def _is_untouched(source: Path, written: FileStamp) -> bool:
         and status.st_nlink == 1
         and FileStamp.of(status) == written
     )
+
+
+def _write(file: NewFile, chunks: Iterable[bytes], *, is_large: bool) -> Digest:
+    """Returns the digest of what was written; that of a large file is computed meanwhile."""
+    if not is_large:
+        for chunk in chunks:
+            file.write(chunk)
+        return file.digest
+    from conceptry.formats.hashing import BackgroundHash
+
+    with BackgroundHash() as hasher:
+        for chunk in chunks:
+            hasher.update(chunk)
+            file.write_unhashed(chunk)
+    return hasher.digest()
 
 
 def _count(chunks: Iterable[bytes], size_bytes: int, on_bytes: CountBytes) -> Iterator[bytes]:

@@ -12,8 +12,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ BLOB_MODE: Final = 0o444
 STATE_MODE: Final = 0o644
 
 _PAUSES_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-_MOST_WAITING: Final = 4
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -78,20 +76,8 @@ class NewFile:
         self._hasher.update(data)
         self.write_unhashed(data)
 
-    def write_large(self, chunks: Iterable[bytes]) -> None:
-        """Appends all chunks, which another thread hashes meanwhile. Raises OSError, and what ``chunks`` raises."""
-        from concurrent.futures import Future, ThreadPoolExecutor  # small files need none
-
-        waiting: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="conceptry-hashing") as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(self._hasher.update, chunk))
-                self.write_unhashed(chunk)
-                if len(waiting) > _MOST_WAITING:
-                    waiting.popleft().result()
-
     def write_unhashed(self, data: bytes | memoryview) -> None:
-        """Appends ``data`` whose digest nobody will ask for: ``digest`` says nothing from then on. Raises OSError."""
+        """Appends ``data`` that others hash, if anybody: ``digest`` says nothing from then on. Raises OSError."""
         rest = memoryview(data)
         self.size_bytes += len(rest)
         while rest:

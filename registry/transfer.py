@@ -68,7 +68,7 @@ def _push_one(store: Store, reference: Reference, remote: Remote, on_event: OnEv
     sent_bytes = _send(store, remote, version, members, on_event=on_event)
     on_event(Progress(step="manifest", item=str(version.reference), done_bytes=0, total_bytes=len(data)))
     sources = {file.sha256: store.layout.blob(file.sha256) for _, file in members}
-    created = _insist(store, sources, partial(remote.put_manifest, version, data, sources))
+    created = _send_again(store, sources, partial(remote.put_manifest, version, data, sources))
     on_event(Progress(step="ref", item=str(version.reference), done_bytes=len(data), total_bytes=len(data)))
     tag = find_explicit_tag(reference)
     if tag is not None:
@@ -108,11 +108,11 @@ def _send(
     meter = Meter("blob", sum(file.size for file in missing), on_event)
     for file in missing:
         source, count = store.layout.blob(file.sha256), meter.start(file.path)
-        _insist(store, [file.sha256], partial(remote.put, version, file, source, on_bytes=count))
+        _send_again(store, [file.sha256], partial(remote.put, version, file, source, on_bytes=count))
     return sum(file.size for file in missing)
 
 
-def _insist(store: Store, digests: Iterable[Digest], act: Callable[[], T]) -> T:
+def _send_again(store: Store, digests: Iterable[Digest], act: Callable[[], T]) -> T:
     """Returns what ``act`` gives, which reads blobs by their paths: again if a collection takes one meanwhile."""
     for _ in range(MOST_RECALLS):
         try:

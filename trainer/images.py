@@ -231,7 +231,7 @@ def _reduce_depth(image: Image.Image, bits: int) -> tuple[Image.Image, float]:
 
     Of integers the depth says it where it is known; of floats it is 1 where none is brighter.
     """
-    values = np.array(image, dtype=np.float32)
+    values = np.nan_to_num(np.array(image, dtype=np.float32), posinf=0.0, neginf=0.0)  # no number is black
     brightest = float(values.max(initial=0))
     if image.mode.startswith("F"):
         white = next((one for one in (1.0, 255.0, _USUAL_WHITE) if brightest <= one), brightest)

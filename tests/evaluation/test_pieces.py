@@ -12,7 +12,13 @@ import pytest
 
 from conceptry.errors import TrainingError, UsageError
 from conceptry.evaluation import bench_pieces
-from conceptry.evaluation.bench_methods import list_methods, list_studies, list_table, load_studies
+from conceptry.evaluation.bench_methods import (
+    choose_methods,
+    list_methods,
+    list_studies,
+    list_table,
+    load_studies,
+)
 from conceptry.evaluation.bench_pieces import FigureStudy, run_everything, write_figures
 from conceptry.evaluation.bench_running import Bench, BenchOptions
 from conceptry.evaluation.bench_shards import Shard, parse_shard
@@ -81,6 +87,8 @@ def test_a_piece_measures_every_part_in_its_folder_within_one_budget(
         (id, len(SUITE.subjects)) for id in name(list_table(SUITE))
     }
     assert SUITE.apart < set(name(list_methods(SUITE)))
+    assert name(choose_methods(SUITE, ())) == name(list_table(SUITE))
+    assert name(choose_methods(SUITE, sorted(SUITE.apart))) == sorted(SUITE.apart)
     assert not SUITE.apart & {id for _, id, *_ in asked}
     assert {id for place, id, *_ in asked if place == "studies"} == set(name(list_studies()))
     assert {(id, passes) for place, id, _, passes in asked if place == "own-defaults"} == {

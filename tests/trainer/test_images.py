@@ -145,7 +145,7 @@ def test_gray_pictures_of_floats_and_of_12_bits_keep_their_shades_and_say_what_i
     tmp_path: Path,
 ) -> None:
     shades = np.array([[0.0, 0.5], [0.25, 1.0]], dtype=np.float32)
-    Image.fromarray(shades).save(tmp_path / "a.tif")
+    Image.fromarray(np.where(shades == 0, np.nan, shades)).save(tmp_path / "a.tif")
     Image.fromarray(shades * 200).save(tmp_path / "b.tif")
     (tmp_path / "c.tif").write_bytes(make_12_bit_tiff([[0, 2048], [2048, 4095]]))
 
